@@ -1,0 +1,1 @@
+"""Control by model-predictive diffusion."""
