@@ -1,0 +1,165 @@
+"""The two diffusion models: the planner and the dynamics model.
+
+A trajectory x is (B, H, d + m): row k holds the normalised latent z_k and the action u_k that is taken there.
+The present latent z_0 is known: it is held clean at every noise level (`hold_present`) in training and in sampling.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.unet import LevelEmbedding, TemporalUNet, check_horizon
+from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
+
+
+def hold_present(x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """x (B, H, c) with the first row's latent replaced by z_0 (B, d)."""
+    held = x.clone()
+    held[:, 0, : present.shape[-1]] = present
+    return held
+
+
+class Planner(ModelMixin, ConfigMixin):
+    """Joint diffusion of states and actions, conditioned on the target: draws what a good episode looks like from z_0.
+
+    Args:
+        latent_dim, action_dim, horizon: d, m, H.
+        condition_dim: number of targets (1: return_to_go; 2: with cost_to_go).
+        prediction: "epsilon", "sample" or "v_prediction".
+        dropout: probability of dropping the condition in training, for classifier-free guidance (Ho and Salimans 2022).
+        first_action_weight: weight of the loss on u_0, the action that will be executed.
+
+    Raises:
+        InputError: for a horizon or a prediction type that cannot be.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        horizon: int = 32,
+        condition_dim: int = 1,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4),
+        embedding: int = 64,
+        prediction: str = "v_prediction",
+        dropout: float = 0.25,
+        first_action_weight: float = 10.0,
+    ) -> None:
+        super().__init__()
+        check_horizon(horizon, multipliers)
+        check_prediction(prediction)
+        self.level = LevelEmbedding(embedding)
+        self.condition = nn.Sequential(
+            nn.Linear(condition_dim + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.unet = TemporalUNet(
+            latent_dim + action_dim, latent_dim + action_dim, width, multipliers, embedding
+        )
+
+    def forward(
+        self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,) 1 or 0 (unconditional) -> prediction like x."""
+        keep = keep[:, None].to(x.dtype)
+        embedding = self.level(levels) + self.condition(torch.cat([condition * keep, keep], -1))
+        return self.unet(x, embedding)
+
+    def draw(
+        self, batch: int, schedule: NoiseSchedule, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
+        c = self.config
+        return {
+            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
+            "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
+            "keep": (torch.rand(batch, generator=generator) >= c["dropout"]).float(),
+        }
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
+    ) -> dict[str, torch.Tensor]:
+        """Denoising loss of a batch of windows: latents (B, H, d), actions (B, H, m), mask (B, H), condition (B, c)."""
+        clean = torch.cat([batch["latents"], batch["actions"]], -1)
+        present = batch["latents"][:, 0]
+        noisy = hold_present(schedule.add_noise(clean, random["noise"], random["levels"]), present)
+        output = self(noisy, random["levels"], batch["condition"], random["keep"])
+        target = schedule.training_target(self.config["prediction"], clean, random["noise"], random["levels"])
+        weight = batch["mask"][..., None].expand_as(clean).clone()
+        weight[:, 0, : present.shape[-1]] = 0  # z_0 is given, not predicted
+        weight[:, 0, present.shape[-1] :] *= self.config["first_action_weight"]
+        return {"loss": weighted_error(output, target, weight)}
+
+
+class Dynamics(ModelMixin, ConfigMixin):
+    """Diffusion of the states given the actions: draws what the system does. It never sees the wish.
+
+    In training the actions carry noise of the same level as the states, drawn independently, since that is what it is
+    shown inside the alternating sampler. Arguments and errors as `Planner`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        horizon: int = 32,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4),
+        embedding: int = 64,
+        prediction: str = "v_prediction",
+    ) -> None:
+        super().__init__()
+        check_horizon(horizon, multipliers)
+        check_prediction(prediction)
+        self.level = LevelEmbedding(embedding)
+        self.unet = TemporalUNet(latent_dim + action_dim, latent_dim, width, multipliers, embedding)
+
+    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d)."""
+        return self.unet(x, self.level(levels))
+
+    def draw(
+        self, batch: int, schedule: NoiseSchedule, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
+        c = self.config
+        return {
+            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
+            "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
+        }
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
+    ) -> dict[str, torch.Tensor]:
+        """Denoising loss on the states of a batch of windows, as `Planner.loss` without the condition."""
+        latents = batch["latents"]
+        d = latents.shape[-1]
+        clean = torch.cat([latents, batch["actions"]], -1)
+        noisy = hold_present(schedule.add_noise(clean, random["noise"], random["levels"]), latents[:, 0])
+        output = self(noisy, random["levels"])
+        target = schedule.training_target(
+            self.config["prediction"], latents, random["noise"][..., :d], random["levels"]
+        )
+        weight = batch["mask"][..., None].expand_as(latents).clone()
+        weight[:, 0] = 0
+        return {"loss": weighted_error(output, target, weight)}
+
+
+def weighted_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of each window's weighted mean squared error.
+
+    Normalised window by window, so that the mean over processes equals the mean over the whole batch.
+    """
+    error = (weight * (output - target) ** 2).flatten(1).sum(1)
+    return (error / weight.flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def check_prediction(prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise InputError(f"prediction: must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")

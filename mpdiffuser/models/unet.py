@@ -1,0 +1,105 @@
+"""A U-Net over time with feature-wise modulation, the denoiser's body (Janner et al. 2022; Perez et al. 2018)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mpdiffuser.errors import InputError
+
+
+class LevelEmbedding(nn.Module):
+    """Noise levels (B,) -> (B, dim): sinusoids, then a two-layer perceptron."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2) / (dim // 2 - 1))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, levels: torch.Tensor) -> torch.Tensor:
+        angles = levels[:, None].to(self.frequencies.dtype) * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], -1))
+
+
+def conv_block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(8, outputs))
+
+
+class ResidualBlock(nn.Module):
+    """(B, inputs, H) -> (B, outputs, H), modulated by an embedding (B, E)."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int) -> None:
+        super().__init__()
+        self.first = conv_block(inputs, outputs, kernel)
+        self.second = conv_block(outputs, outputs, kernel)
+        self.film = nn.Linear(embedding, 2 * outputs)
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.activation = nn.SiLU()
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.film(embedding)[..., None].chunk(2, 1)
+        hidden = self.activation(self.first(x) * (1 + scale) + shift)
+        return self.activation(self.second(hidden)) + self.skip(x)
+
+
+class TemporalUNet(nn.Module):
+    """Trajectories (B, H, inputs) and an embedding (B, E) -> (B, H, outputs).
+
+    Args:
+        inputs, outputs: channels.
+        width: channels of the first level, a multiple of 8 (the group norm's groups).
+        multipliers: width of each level relative to `width`; H must be divisible by 2^(levels - 1).
+        embedding: E.
+        kernel: odd.
+
+    Raises:
+        InputError: if the width is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4),
+        embedding: int = 64,
+        kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        if width % 8:
+            raise InputError(f"width: must be a multiple of 8, found {width}")
+        widths = [width * m for m in multipliers]
+        block = lambda a, b: ResidualBlock(a, b, embedding, kernel)  # noqa: E731
+        self.enter = nn.Conv1d(inputs, width, 1)
+        self.down = nn.ModuleList([block(a, b) for a, b in zip([width, *widths[:-1]], widths)])
+        self.shrink = nn.ModuleList([nn.Conv1d(c, c, 3, stride=2, padding=1) for c in widths[:-1]])
+        self.middle = block(widths[-1], widths[-1])
+        self.grow = nn.ModuleList([nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in widths[:0:-1]])
+        self.up = nn.ModuleList([block(c + skip, skip) for c, skip in zip(widths[:0:-1], widths[-2::-1])])
+        self.leave = nn.Sequential(conv_block(width, width, kernel), nn.SiLU(), nn.Conv1d(width, outputs, 1))
+        nn.init.zeros_(self.leave[-1].weight)
+        nn.init.zeros_(self.leave[-1].bias)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        hidden = self.enter(x.transpose(1, 2))
+        skips = []
+        for i, block in enumerate(self.down):
+            hidden = block(hidden, embedding)
+            if i < len(self.shrink):
+                skips.append(hidden)
+                hidden = self.shrink[i](hidden)
+        hidden = self.middle(hidden, embedding)
+        for grow, block in zip(self.grow, self.up):
+            hidden = block(torch.cat([grow(hidden), skips.pop()], 1), embedding)
+        return self.leave(hidden).transpose(1, 2)
+
+
+def check_horizon(horizon: int, multipliers: Sequence[int]) -> None:
+    """Raises InputError unless the U-Net can halve the horizon as often as it has levels."""
+    factor = 2 ** (len(multipliers) - 1)
+    if horizon < 2 * factor or horizon % factor:
+        raise InputError(
+            f"horizon: must be a multiple of {factor}, at least {2 * factor}, for {len(multipliers)} U-Net levels; found {horizon}"
+        )

@@ -1,0 +1,120 @@
+"""The noise schedule: how much of the clean trajectory is left at each noise level.
+
+Forward process (Ho et al. 2020): x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 + sigma_t^2 = 1, alpha_t^2 = alpha-bar_t.
+Level 0 is the least noisy trained level, level T - 1 the noisiest; level -1 stands for clean data.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from mpdiffuser.errors import InputError
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+GRIDS = ("uniform", "logsnr", "quadratic")
+
+
+class NoiseSchedule(SchedulerMixin, ConfigMixin):
+    """Cosine (Nichol and Dhariwal 2021, eq. 17) or linear betas over T levels. Stateless: safe to share between models.
+
+    Args:
+        num_levels: T.
+        betas: "cosine" or "linear".
+
+    Raises:
+        InputError: for an unknown kind of betas or T < 1.
+    """
+
+    config_name = "schedule_config.json"
+
+    @register_to_config
+    def __init__(self, num_levels: int = 100, betas: str = "cosine") -> None:
+        if num_levels < 1:
+            raise InputError(f"schedule.num_levels: must be at least 1, found {num_levels}")
+        if betas == "cosine":
+            time = torch.arange(num_levels + 1, dtype=torch.float64) / num_levels
+            alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+            beta = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+        elif betas == "linear":
+            beta = torch.linspace(1e-4, 0.02, num_levels, dtype=torch.float64) * (1000 / num_levels)
+            beta = beta.clamp(max=0.999)
+        else:
+            raise InputError(f"schedule.betas: must be 'cosine' or 'linear', found {betas!r}")
+        self.alpha_bar = torch.cumprod(1 - beta, 0)
+        self.alphas = self.alpha_bar.sqrt().float()
+        self.sigmas = (1 - self.alpha_bar).sqrt().float()
+
+    def coefficients(self, levels: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha_t and sigma_t of levels (B,), shaped (B, 1, ..., 1) with `dims` dimensions."""
+        shape = (-1, *[1] * (dims - 1))
+        alphas, sigmas = self.alphas.to(levels.device), self.sigmas.to(levels.device)
+        return alphas[levels].view(shape), sigmas[levels].view(shape)
+
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """x_t from x_0 and epsilon, both (B, ...), at levels (B,)."""
+        alpha, sigma = self.coefficients(levels, clean.dim())
+        return alpha * clean + sigma * noise
+
+    def training_target(
+        self, prediction: str, clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor
+    ) -> torch.Tensor:
+        """What a network of this prediction type is asked for; v = alpha epsilon - sigma x_0 (Salimans and Ho 2022)."""
+        if prediction == "epsilon":
+            return noise
+        if prediction == "sample":
+            return clean
+        alpha, sigma = self.coefficients(levels, clean.dim())
+        return alpha * noise - sigma * clean
+
+    def to_clean(
+        self, prediction: str, output: torch.Tensor, noisy: torch.Tensor, levels: torch.Tensor
+    ) -> torch.Tensor:
+        """The estimate of x_0 that a network's output stands for; the inverse of `training_target`."""
+        if prediction == "sample":
+            return output
+        alpha, sigma = self.coefficients(levels, noisy.dim())
+        if prediction == "epsilon":
+            return (noisy - sigma * output) / alpha
+        return alpha * noisy - sigma * output
+
+    def grid(self, steps: int, kind: str = "logsnr") -> list[int]:
+        """Noise levels to visit, falling from T - 1, without the final clean level.
+
+        Args:
+            steps: how many, 1..T.
+            kind: "uniform" in t, "logsnr" (uniform in log(alpha / sigma)), or "quadratic" (denser near the data).
+
+        Raises:
+            InputError: for steps outside 1..T or an unknown kind.
+        """
+        total = self.config["num_levels"]
+        if not 1 <= steps <= total:
+            raise InputError(f"sampler.steps: must lie in 1..{total} (the schedule's levels), found {steps}")
+        if kind not in GRIDS:
+            raise InputError(f"sampler.grid: must be one of {', '.join(GRIDS)}, found {kind!r}")
+        if steps == 1:
+            return [total - 1]
+        fraction = torch.linspace(0, 1, steps, dtype=torch.float64)
+        if kind == "uniform":
+            wanted = (1 - fraction) * (total - 1)
+        elif kind == "quadratic":
+            wanted = (1 - fraction) ** 2 * (total - 1)
+        else:
+            logsnr = torch.logit(self.alpha_bar) / 2
+            points = logsnr[-1] + fraction * (logsnr[0] - logsnr[-1])
+            wanted = (logsnr[None] - points[:, None]).abs().argmin(1).double()
+        return _distinct(wanted.round().long().tolist(), total)
+
+
+def _distinct(levels: Sequence[int], total: int) -> list[int]:
+    """Strictly falling levels in 0..total-1, moved as little as a sweep from either end allows."""
+    result = list(levels)
+    for i in range(1, len(result)):
+        result[i] = min(result[i], result[i - 1] - 1)
+    for i in range(len(result)):  # the first pass may have fallen below 0 at the end
+        result[i] = max(result[i], len(result) - 1 - i)
+    assert result[0] < total
+    return result
