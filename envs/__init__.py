@@ -1,0 +1,11 @@
+"""Simulators and data: dm_control tasks, rendering, collection, experts.
+
+Importing this package chooses MuJoCo's rendering back-end, which must happen before mujoco or dm_control is imported.
+A value of MUJOCO_GL set by the user is kept.
+"""
+
+import os
+import sys
+
+if sys.platform.startswith("linux"):
+    os.environ.setdefault("MUJOCO_GL", "egl")

@@ -1,0 +1,245 @@
+"""dm_control tasks as Gymnasium environments that give frames, states or both."""
+
+import difflib
+import importlib.metadata
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+import envs  # noqa: F401  chooses MUJOCO_GL before mujoco is imported
+
+import mujoco  # isort: skip
+from dm_control import suite  # isort: skip
+
+from envs.rendering import MODES, Renderer
+from mpdiffuser.errors import InputError
+
+OBSERVATIONS = ("frames", "states", "both")
+TASKS = {f"{domain}_{task}": (domain, task) for domain, task in sorted(suite.ALL_TASKS)}
+
+# What a domain's `initialize_episode` writes into the model: state that MuJoCo does not count as state.
+MODEL_STATE: dict[str, dict[str, Any]] = {
+    "finger": {"site_pos": "target", "site_size": "target"},
+    "fish": {"geom_pos": "target"},
+    "manipulator": {"body_pos": slice(None), "body_quat": slice(None)},
+    "point_mass": {"wrap_prm": slice(None)},
+    "reacher": {"geom_pos": "target"},
+    "stacker": {"body_pos": "target"},
+    "swimmer": {"geom_pos": "target", "light_pos": "target_light"},
+}
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+def find_task(task: str) -> tuple[str, str]:
+    """(domain, task) of a name such as "ball_in_cup_catch".
+
+    Raises:
+        InputError: on an unknown name; lists those nearest to it.
+    """
+    if task not in TASKS:
+        near = difflib.get_close_matches(str(task), TASKS, 5, 0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
+        raise InputError(f"task={task!r}: no such dm_control task; {hint}")
+    return TASKS[task]
+
+
+def load_suite(task: str, time_limit: float | None = None) -> Any:
+    """The dm_control environment of a task name; time_limit in seconds."""
+    domain, name = find_task(task)
+    try:
+        return suite.load(domain, name, task_kwargs={} if time_limit is None else {"time_limit": time_limit})
+    except AttributeError as error:
+        versions = {package: importlib.metadata.version(package) for package in ("dm_control", "mujoco")}
+        raise InputError(
+            f"dm_control {versions['dm_control']} does not fit mujoco {versions['mujoco']} ({error}); "
+            "install a pair that does: pip install 'dm_control<1.0.51' 'mujoco<3.18'"
+        ) from error
+
+
+class DMControlEnv(gymnasium.Env):
+    """A dm_control task.
+
+    Args:
+        task: "<domain>_<task>", e.g. "cartpole_swingup".
+        observation: "frames", Box uint8 (size, size, 3); "states", Box float32 (o,), dm_control's observations one
+            after the other; "both", Dict of the two.
+        action_repeat: control steps per decision; a step's reward is the sum over them.
+        size: pixels a side.
+        time_limit: seconds of simulated time per episode; None: the task's own (1000 control steps).
+        rendering: "fast" or "full", see envs.rendering.
+        camera: index of the model's camera.
+
+    Actions are Box(-1, 1), scaled to the task's range and clipped to it. An episode ends by truncation at the time
+    limit, or by termination where the task says so. `info["physics"]` is `get_physics()`.
+
+    Raises:
+        InputError: on a bad argument, seed or action.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: str = "cartpole_swingup",
+        observation: str = "states",
+        action_repeat: int = 1,
+        size: int = 64,
+        time_limit: float | None = None,
+        rendering: str = "fast",
+        camera: int = 0,
+    ) -> None:
+        for option, value, allowed in (("observation", observation, OBSERVATIONS), ("rendering", rendering, MODES)):
+            if value not in allowed:
+                raise InputError(f"{option}={value!r}: unknown; choose one of {', '.join(allowed)}")
+        if not isinstance(action_repeat, int) or action_repeat < 1:
+            raise InputError(f"action_repeat={action_repeat!r}: must be a whole number of at least 1")
+        if time_limit is not None and not time_limit > 0:
+            raise InputError(f"time_limit={time_limit!r}: must be a positive number of seconds")
+        self.task, self.observation, self.action_repeat = task, observation, action_repeat
+        self.size, self.rendering, self.camera = size, rendering, camera
+        self.render_mode = "rgb_array"
+        self._env = load_suite(task, time_limit)
+        self.physics, self._task = self._env.physics, self._env.task
+        self._substeps = round(self._env.control_timestep() / self.physics.timestep())
+        self._step_limit = self._env._step_limit  # control steps; not public, but the one place that knows it
+        self._steps = 0
+        self._renderer: Renderer | None = None
+        self._scratch = mujoco.MjData(self.model)
+        self._init_spaces()
+
+    def _init_spaces(self) -> None:
+        spec = self._env.action_spec()
+        self._center = (np.asarray(spec.maximum, np.float64) + spec.minimum) / 2
+        self._half_range = (np.asarray(spec.maximum, np.float64) - spec.minimum) / 2
+        self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
+        dimension = sum(int(np.prod(s.shape)) for s in self._env.observation_spec().values())
+        kinds: dict[str, spaces.Space] = {
+            "frames": spaces.Box(0, 255, (self.size, self.size, 3), np.uint8),
+            "states": spaces.Box(-np.inf, np.inf, (dimension,), np.float32),
+        }
+        self.observation_space = spaces.Dict(kinds) if self.observation == "both" else kinds[self.observation]
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        return self.physics.model.ptr
+
+    @property
+    def data(self) -> mujoco.MjData:
+        return self.physics.data.ptr
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        """Start an episode; `seed` (0 to 2**32 - 1) seeds the task's own generator, None lets it run on."""
+        if seed is not None:
+            if not 0 <= seed < 2**32:
+                raise InputError(f"seed={seed}: must be between 0 and 2**32 - 1")
+            self._task.random.seed(seed)
+        super().reset(seed=seed)
+        self._env.reset()
+        self._steps = 0
+        return self._observe(), {"physics": self.get_physics()}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
+        reward, terminated, truncated = 0.0, False, False
+        control = self._control(action)
+        for _ in range(self.action_repeat):
+            self._advance(control)
+            reward += float(self._task.get_reward(self.physics))
+            self._steps += 1
+            truncated = self._steps >= self._step_limit
+            terminated = not truncated and self._task.get_termination(self.physics) is not None
+            if truncated or terminated:
+                break
+        return self._observe(), reward, terminated, truncated, {"physics": self.get_physics()}
+
+    def _control(self, action: np.ndarray) -> np.ndarray:
+        """Action in [-1, 1] to the task's units."""
+        action = np.asarray(action, np.float64)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise InputError(f"action {action}: must be {self.action_space.shape} finite numbers")
+        return self._center + self._half_range * np.clip(action, -1, 1)
+
+    def _advance(self, control: np.ndarray) -> None:
+        self._task.before_step(control, self.physics)
+        self.physics.step(self._substeps)
+        self._task.after_step(self.physics)
+
+    def _observe(self) -> Observation:
+        if self.observation == "frames":
+            return self.render()
+        states = self._task.get_observation(self.physics).values()
+        flat = np.concatenate([np.ravel(value) for value in states]).astype(np.float32)
+        return {"frames": self.render(), "states": flat} if self.observation == "both" else flat
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """The frame of the present state, (size, size, 3) uint8."""
+        if self._renderer is None:
+            self._renderer = Renderer(self.model, self.size, self.camera, self.rendering, share=self.task)
+        return self._renderer.render(self.data)
+
+    def _model_state(self) -> list[tuple[Any, Any]]:
+        """(array, rows) of what the task keeps in the model."""
+        fields = MODEL_STATE.get(TASKS[self.task][0], {})
+        return [(getattr(self.physics.named.model, field), rows) for field, rows in fields.items()]
+
+    def get_physics(self) -> np.ndarray:
+        """The whole state, (p,) float64: MuJoCo's mjSTATE_FULLPHYSICS (time first), then the solver's warm start,
+        then what the task keeps in the model (a target's position). Exception: quadruped_escape's terrain.
+        """
+        parts = [_get_state(self.model, self.data, kind) for kind in _STATE_KINDS]
+        return np.concatenate([*parts, *(np.ravel(array[rows]) for array, rows in self._model_state())])
+
+    def set_physics(self, state: np.ndarray) -> None:
+        """Go to a state of `get_physics`, of this or another environment of the same task.
+
+        The step count follows the state's time, so the time limit keeps its meaning.
+        """
+        state = np.asarray(state, np.float64)
+        sizes = [mujoco.mj_stateSize(self.model, kind) for kind in _STATE_KINDS]
+        sizes += [np.size(array[rows]) for array, rows in self._model_state()]
+        if state.shape != (sum(sizes),) or not np.isfinite(state).all():
+            raise InputError(f"physics of {self.task}: {sum(sizes)} finite numbers needed, found shape {state.shape}")
+        full, warm_start, *rest = np.split(state, np.cumsum(sizes)[:-1])
+        for (array, rows), values in zip(self._model_state(), rest, strict=True):
+            array[rows] = values.reshape(np.shape(array[rows]))
+        self.data.ctrl[:] = 0
+        mujoco.mj_setState(self.model, self.data, full, _STATE_KINDS[0])
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward moves the solver's warm start, on which the next step depends in its last bits
+        mujoco.mj_setState(self.model, self.data, warm_start, _STATE_KINDS[1])
+        self._steps = round(self.data.time / self._env.control_timestep())
+
+    def peek(self, actions: np.ndarray) -> Observation:
+        """Observations after each of the actions (K, m), K leading; the simulator is left exactly as it was."""
+        mujoco.mj_copyData(self._scratch, self.model, self.data)
+        seen = []
+        for action in np.asarray(actions):
+            control = self._control(action)
+            for _ in range(self.action_repeat):
+                self._advance(control)
+            seen.append(self._observe())
+        mujoco.mj_copyData(self.data, self.model, self._scratch)
+        return stack(seen)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+_STATE_KINDS = (int(mujoco.mjtState.mjSTATE_FULLPHYSICS), int(mujoco.mjtState.mjSTATE_WARMSTART))
+
+
+def _get_state(model: mujoco.MjModel, data: mujoco.MjData, kind: int) -> np.ndarray:
+    state = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, state, kind)
+    return state
+
+
+def stack(observations: list[Observation]) -> Observation:
+    """Observations of one environment or many, stacked along a new first axis."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)  # type: ignore[arg-type]
