@@ -63,9 +63,7 @@ class Episodes:
         offsets = np.asarray(self.offsets)
         rows = next(iter(lengths.values()))
         if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows:
-            raise InputError(
-                f"{where}offsets must start at 0 and end at the number of rows {rows}; found {offsets}"
-            )
+            raise InputError(f"{where}offsets must start at 0 and end at the number of rows {rows}; found {offsets}")
         if (np.diff(offsets) < 2).any():
             episode = int(np.argmax(np.diff(offsets) < 2))
             raise InputError(f"{where}episode {episode} has no step (an episode of T steps has T + 1 rows)")
@@ -101,9 +99,7 @@ class Episodes:
         """The given episodes, copied into memory."""
         index = np.concatenate([np.arange(self.offsets[e], self.offsets[e + 1]) for e in episodes])
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[episodes])])
-        return type(self)(
-            {key: array[index] for key, array in self.arrays.items()}, offsets, self.info, self.path
-        )
+        return type(self)({key: array[index] for key, array in self.arrays.items()}, offsets, self.info, self.path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -144,9 +140,7 @@ def _open_array(file: Path, spec: Mapping[str, Any]) -> np.ndarray:
     except FileNotFoundError as error:
         raise InputError(f"{file}: missing; the dataset is damaged, collect it again") from error
     except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{file}: truncated or not a .npy file ({error}); collect the dataset again"
-        ) from error
+        raise InputError(f"{file}: truncated or not a .npy file ({error}); collect the dataset again") from error
     found = {"shape": list(array.shape), "dtype": str(array.dtype)}
     if found != dict(spec):
         raise InputError(f"{file}: holds {found}, but meta.json says {dict(spec)}; collect the dataset again")
@@ -211,9 +205,7 @@ class EpisodesWriter:
         np.save(self._partial / "offsets.npy", arrays["offsets"])
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]
-        specs = {
-            key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()
-        }
+        specs = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()}
         meta = {"format": FORMAT, "version": VERSION, "info": self.info, "arrays": specs}
         (self._partial / "meta.json").write_text(json.dumps(meta, indent=1))
         self._partial.rename(self.path)

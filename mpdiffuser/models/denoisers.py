@@ -58,9 +58,7 @@ class Planner(ModelMixin, ConfigMixin):
         self.condition = nn.Sequential(
             nn.Linear(condition_dim + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        self.unet = TemporalUNet(
-            latent_dim + action_dim, latent_dim + action_dim, width, multipliers, embedding
-        )
+        self.unet = TemporalUNet(latent_dim + action_dim, latent_dim + action_dim, width, multipliers, embedding)
 
     def forward(
         self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
@@ -70,9 +68,7 @@ class Planner(ModelMixin, ConfigMixin):
         embedding = self.level(levels) + self.condition(torch.cat([condition * keep, keep], -1))
         return self.unet(x, embedding)
 
-    def draw(
-        self, batch: int, schedule: NoiseSchedule, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
+    def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
         return {
@@ -84,15 +80,17 @@ class Planner(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Denoising loss of a batch of windows: latents (B, H, d), actions (B, H, m), mask (B, H), condition (B, c)."""
+        """Denoising loss of a batch of windows: latents (B, H, d), actions (B, H, m), mask, action_mask (B, H), condition (B, c)."""
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
         present = batch["latents"][:, 0]
         noisy = hold_present(schedule.add_noise(clean, random["noise"], random["levels"]), present)
         output = self(noisy, random["levels"], batch["condition"], random["keep"])
         target = schedule.training_target(self.config["prediction"], clean, random["noise"], random["levels"])
-        weight = batch["mask"][..., None].expand_as(clean).clone()
-        weight[:, 0, : present.shape[-1]] = 0  # z_0 is given, not predicted
-        weight[:, 0, present.shape[-1] :] *= self.config["first_action_weight"]
+        states = batch["mask"][..., None].expand_as(batch["latents"]).clone()
+        actions = batch["action_mask"][..., None].expand_as(batch["actions"]).clone()
+        states[:, 0] = 0  # z_0 is given, not predicted
+        actions[:, 0] *= self.config["first_action_weight"]
+        weight = torch.cat([states, actions], -1)
         return {"loss": weighted_error(output, target, weight)}
 
 
@@ -124,9 +122,7 @@ class Dynamics(ModelMixin, ConfigMixin):
         """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d)."""
         return self.unet(x, self.level(levels))
 
-    def draw(
-        self, batch: int, schedule: NoiseSchedule, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
+    def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
         c = self.config
         return {

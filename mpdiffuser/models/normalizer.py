@@ -45,8 +45,7 @@ class Normalizer(ModelMixin, ConfigMixin):
         return self.normalize(self.low), self.normalize(self.high)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Moves between devices, but never leaves float32: half precision would round large means away."""
-        super()._apply(fn, recurse)
+        """Follows the pipeline between devices, but stays float32: half precision would round large means away."""
         for parameter in self.parameters(recurse=False):
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(fn(parameter.data).device)
         return self

@@ -68,9 +68,7 @@ class Ranker(ModelMixin, ConfigMixin):
         score = running + discounted[..., -1] * out["value"][..., -1]
         return torch.where(score.isfinite(), score, -torch.inf)
 
-    def draw(
-        self, batch: int, schedule: NoiseSchedule, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
+    def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         return {}
 
     def loss(

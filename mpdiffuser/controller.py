@@ -1,0 +1,129 @@
+"""Controllers: observation in, action out. Each serves a batch of environments that step together."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.cloning import BehaviourCloning
+from mpdiffuser.pipeline import MPDiffuserPipeline, Plan
+from mpdiffuser.sampler import SamplerConfig
+
+
+class Acting(Protocol):
+    """What evaluation needs of a controller."""
+
+    def reset(self, seeds: Sequence[int]) -> None: ...
+
+    def act(self, observations: np.ndarray) -> np.ndarray: ...
+
+
+class LatentHistory:
+    """Turns a stream of observations (B, ...) into latents (B, d), encoding only the newest observation.
+
+    At an episode's start the first observation stands in for the missing past, as in training.
+    """
+
+    def __init__(self, encoder: ModelMixin) -> None:
+        self.encoder = encoder
+        self.device = encoder.device
+        self.features: torch.Tensor | None = None
+
+    def reset(self) -> None:
+        self.features = None
+
+    @torch.inference_mode()
+    def __call__(self, observations: np.ndarray) -> torch.Tensor:
+        newest = self.encoder.features(torch.from_numpy(np.ascontiguousarray(observations)).to(self.device))[:, None]
+        if self.features is None:
+            self.features = newest.expand(-1, self.encoder.history, *newest.shape[2:])
+        else:
+            self.features = torch.cat([self.features[:, 1:], newest], 1)
+        return self.encoder(self.features)
+
+
+class Controller:
+    """Model-predictive control with a pipeline.
+
+    Args:
+        pipeline: the loaded pipeline.
+        config: how to draw plans.
+        chunk: actions to execute of each plan before planning again.
+
+    Raises:
+        InputError: if the chunk does not fit the horizon.
+    """
+
+    def __init__(self, pipeline: MPDiffuserPipeline, config: SamplerConfig, chunk: int = 1) -> None:
+        horizon = pipeline.planner.config["horizon"]
+        if not 1 <= chunk < horizon:
+            raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {chunk}")
+        self.pipeline = pipeline
+        self.sampler = pipeline.sampler(config)
+        self.chunk = chunk
+        self.history = LatentHistory(pipeline.encoder)
+        self.reset([0])
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Forget everything; one seed for each environment of the batch."""
+        self.history.reset()
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.plan: Plan | None = None
+        self.latents: torch.Tensor | None = None
+        self.executed = 0
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Observations (B, ...) as the encoder takes them -> actions (B, m) in [-1, 1], always finite."""
+        self.latents = self.history(observations)
+        if self.plan is None or self.executed == self.chunk:
+            self.plan = self.pipeline(self.latents, self.sampler, self.generators, self._shifted())
+            self.executed = 0
+        actions = self.plan.best_actions[:, self.executed]
+        self.executed += 1
+        return np.nan_to_num(actions, nan=0.0, posinf=1.0, neginf=-1.0)
+
+    @property
+    def planned_now(self) -> bool:
+        """Whether the last `act` drew a new plan."""
+        return self.executed == 1
+
+    def _shifted(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The last plan without the executed steps, its end repeated."""
+        if self.plan is None or not self.sampler.config.warm_start:
+            return None
+        shift = lambda x: np.concatenate([x[:, self.executed :], x[:, -1:].repeat(self.executed, 1)], 1)  # noqa: E731
+        assert self.latents is not None
+        device = self.latents.device
+        best = (self.plan.best_latents, self.plan.best_actions)
+        return (torch.from_numpy(shift(best[0])).to(device), torch.from_numpy(shift(best[1])).to(device))
+
+
+class CloningController:
+    """Acts with a behaviour-cloning policy on the same latents."""
+
+    def __init__(self, encoder: ModelMixin, policy: BehaviourCloning) -> None:
+        self.history = LatentHistory(encoder)
+        self.policy = policy
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self.history.reset()
+
+    @torch.inference_mode()
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        return self.policy(self.history(observations)).cpu().numpy()
+
+
+class RandomController:
+    """Uniform random actions (B, m), the floor of every table."""
+
+    def __init__(self, action_dim: int) -> None:
+        self.action_dim = action_dim
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        return np.stack([g.uniform(-1, 1, self.action_dim) for g in self.generators]).astype(np.float32)

@@ -1,0 +1,130 @@
+"""The pipeline: everything that acting needs, in one folder of safetensors and JSON."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.sampler import Sampler, SamplerConfig
+from mpdiffuser.schedule import NoiseSchedule
+
+
+@dataclass
+class Plan:
+    """Candidate plans, in the encoder's own space.
+
+    latents (B, N, H, d), actions (B, N, H, m), scores (B, N), chosen (B,) index of the best candidate, plan_ms the time
+    it took to draw and rank them all.
+    """
+
+    latents: np.ndarray
+    actions: np.ndarray
+    scores: np.ndarray
+    chosen: np.ndarray
+    plan_ms: float
+
+    @property
+    def best_latents(self) -> np.ndarray:
+        """(B, H, d)"""
+        return self.latents[np.arange(len(self.chosen)), self.chosen]
+
+    @property
+    def best_actions(self) -> np.ndarray:
+        """(B, H, m)"""
+        return self.actions[np.arange(len(self.chosen)), self.chosen]
+
+
+class MPDiffuserPipeline(DiffusionPipeline):
+    """Encoder, normalisers, planner, dynamics, ranker, schedule and, for looking, a decoder.
+
+    Args:
+        encoder: observations to latents: `history`, `features(observations)`, `forward(features)` (see `Controller`).
+        latents, actions, condition: fitted normalisers.
+        info: what the pipeline was trained on (task, rendering, ...); JSON.
+    """
+
+    _optional_components = ("decoder",)
+
+    def __init__(
+        self,
+        encoder: ModelMixin,
+        latents: Normalizer,
+        actions: Normalizer,
+        condition: Normalizer,
+        planner: Planner,
+        dynamics: Dynamics,
+        ranker: Ranker,
+        schedule: NoiseSchedule,
+        decoder: ModelMixin | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            encoder=encoder,
+            latents=latents,
+            actions=actions,
+            condition=condition,
+            planner=planner,
+            dynamics=dynamics,
+            ranker=ranker,
+            schedule=schedule,
+            decoder=decoder,
+        )
+        self.register_to_config(info=info or {})
+
+    def sampler(self, config: SamplerConfig) -> Sampler:
+        bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
+        return Sampler(self.planner, self.dynamics, self.schedule, bounds[0], bounds[1], config)
+
+    def target(self, level: float, batch: int) -> torch.Tensor:
+        """The condition (B, c) that asks for return_to_go at `level`: 0 = the least in the data, 1 = the largest."""
+        low, high = self.condition.bounds()
+        return (low + level * (high - low)).expand(batch, -1)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        sampler: Sampler,
+        generators: list[torch.Generator],
+        last: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> Plan:
+        """Draw N candidate plans for each latent, score them, choose.
+
+        Args:
+            latents: z_0, (B, d), in the encoder's own space.
+            sampler: from `sampler(config)`; reused between calls.
+            generators: one a row, so that a row's plan does not depend on the batch it sits in.
+            last: shifted last plan to warm-start from: latents (B, H, d) and actions (B, H, m).
+        """
+        began = time.perf_counter()
+        config, batch, n = sampler.config, len(latents), sampler.config.candidates
+        c = self.planner.config
+        shape = (n, c["horizon"], c["latent_dim"] + c["action_dim"])
+        device = latents.device
+
+        def noise() -> torch.Tensor:
+            return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+        present = self.latents.normalize(latents).repeat_interleave(n, 0)
+        start = None
+        if last is not None and config.warm_start:
+            start = torch.cat([self.latents.normalize(last[0]), self.actions.normalize(last[1])], -1)
+            start = start.repeat_interleave(n, 0)
+        x = sampler(present, self.target(config.target, batch * n), noise, start)
+        d = latents.shape[-1]
+        states = self.latents.denormalize(x[..., :d])
+        actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
+        scores = self.ranker.scores(states, actions)
+        array = lambda tensor: tensor.unflatten(0, (batch, n)).cpu().numpy()  # noqa: E731
+        scores_array = array(scores)
+        return Plan(
+            array(states), array(actions), scores_array, scores_array.argmax(1), 1e3 * (time.perf_counter() - began)
+        )

@@ -1,0 +1,321 @@
+"""One training loop for every model.
+
+Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. They are drawn
+for the whole batch and each process takes its share. So a resumed run continues exactly, and several processes give the
+losses of one process with the same total batch.
+
+    <folder>/log.jsonl
+    <folder>/step_00002000/model/   EMA weights, what users load
+    <folder>/step_00002000/state/   raw weights, optimiser, step: what a resume needs
+    <folder>/last                   name of the newest whole checkpoint
+"""
+
+import json
+import math
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.schedule import NoiseSchedule
+
+
+class Data(Protocol):
+    """Examples drawn by index: `batch(indices)` gives named tensors with the batch first."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Args: steps, batch_size (over all processes), learning_rate (cosine decay to a tenth after `warmup` steps),
+    weight_decay, clip (gradient norm), ema_decay, seed, and every how many steps to log, validate and checkpoint."""
+
+    steps: int = 5000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    clip: float = 1.0
+    ema_decay: float = 0.998
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay") else 1e-12
+            if value < least:
+                raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
+
+
+def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
+    """Positions start : start + count of the endless stream that is epoch after epoch, each its own permutation."""
+    parts = []
+    while count:
+        epoch, offset = divmod(start, size)
+        order = torch.randperm(size, generator=_generator(seed, epoch, 1))
+        parts.append(order[offset : offset + count])
+        start += len(parts[-1])
+        count -= len(parts[-1])
+    return torch.cat(parts)
+
+
+def _generator(seed: int, number: int, stream: int) -> torch.Generator:
+    """An independent generator for each (seed, number, stream); Philox-like mixing by odd 64-bit constants."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+class _Loss(nn.Module):
+    """The model's loss as a forward pass, so that accelerate can wrap it (mixed precision, several processes)."""
+
+    def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.model, self.schedule = model, schedule
+
+    def forward(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.model.loss(batch, random, self.schedule)
+
+
+class Trainer:
+    """Trains `model` (with `draw` and `loss`) on `data`, watches `validation`, checkpoints under `folder`.
+
+    Args:
+        identity: what the run is made of besides the configuration (e.g. the dataset's name); a folder that holds a
+            run of something else is refused.
+
+    Raises:
+        InputError: if the folder holds another run, or the batch cannot be shared among the processes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        data: Data,
+        validation: Data,
+        config: TrainConfig,
+        folder: str | Path,
+        accelerator: Accelerator,
+        schedule: NoiseSchedule | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.model, self.data, self.validation = name, model, data, validation
+        self.config, self.folder, self.accelerator = config, Path(folder), accelerator
+        self.schedule = schedule or NoiseSchedule()
+        self.identity = {"train": asdict(config), "model": _plain(dict(model.config)), **(identity or {})}
+        processes = accelerator.num_processes
+        if config.batch_size % processes:
+            raise InputError(f"{name}.batch_size: {config.batch_size} cannot be shared among {processes} processes")
+        self.share = config.batch_size // processes
+        self.model.to(accelerator.device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+        self.step = 0
+
+    def train(self) -> Any:
+        """Train to the end, or on from the last checkpoint; returns the model with its EMA weights, in eval mode."""
+        resumed = self._resume()
+        if self.step < self.config.steps:
+            self._loop(resumed)
+        self.ema.copy_to(self.parameters)
+        return self.model.eval()
+
+    def _loop(self, resumed: bool) -> None:
+        config, main = self.config, self.accelerator.is_main_process
+        loss_module, self.optimizer = self.accelerator.prepare(_Loss(self.model, self.schedule), self.optimizer)
+        self.model.train()
+        label = f"{self.name}{' (resumed)' if resumed else ''}"
+        bar = tqdm(total=config.steps, initial=self.step, desc=label, disable=not main, mininterval=1, unit="step")
+        clock = {"data_s": 0.0, "update_s": 0.0}
+        with ThreadPoolExecutor(1) as background:
+            upcoming = background.submit(self._batch, self.step)
+            while self.step < config.steps:
+                values = self._update(loss_module, upcoming, background, clock)
+                bar.update()
+                if self.step == 1 or self.step % config.log_every == 0 or self.step == config.steps:
+                    self._log(values, clock, bar)
+                if self.step % config.validate_every == 0 or self.step in (1, config.steps):
+                    self._validate(loss_module)
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    self._save()
+                upcoming = self._next
+        bar.close()
+
+    def _update(
+        self, loss_module: nn.Module, upcoming: Future, background: ThreadPoolExecutor, clock: dict[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """One optimiser step; the next batch is made meanwhile."""
+        began = time.perf_counter()
+        batch, random = (self._to_device(part) for part in upcoming.result())
+        self._next = background.submit(self._batch, self.step + 1)
+        ready = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        values = loss_module(batch, random)
+        self.accelerator.backward(values["loss"])
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.parameters)
+        self.step += 1
+        clock["data_s"] += ready - began
+        clock["update_s"] += time.perf_counter() - ready
+        return {**values, "gradient_norm": norm}
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to a tenth."""
+        config = self.config
+        if step < config.warmup:
+            return config.learning_rate * (step + 1) / config.warmup
+        progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+        return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+
+    def _batch(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """This process's share of batch `step` and of its random numbers."""
+        config = self.config
+        mine = slice(self.accelerator.process_index * self.share, (self.accelerator.process_index + 1) * self.share)
+        indices = data_order(len(self.data), config.seed, step * config.batch_size, config.batch_size)[mine]
+        random = self.model.draw(config.batch_size, self.schedule, _generator(config.seed, step, 2))
+        return self.data.batch(indices), {key: value[mine] for key, value in random.items()}
+
+    def _to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in tensors.items()}
+
+    def _log(self, values: dict[str, torch.Tensor], clock: dict[str, float], bar: tqdm) -> None:
+        reduced = {key: self.accelerator.reduce(v.detach().float(), "mean").item() for key, v in values.items()}
+        if not math.isfinite(reduced["loss"]):
+            raise InputError(
+                f"{self.name}: the loss is {reduced['loss']} at step {self.step}; lower train.learning_rate"
+            )
+        since = max(1, self.step % self.config.log_every or self.config.log_every)
+        times = {key: value / since for key, value in clock.items()}
+        clock.update(dict.fromkeys(clock, 0.0))
+        self._write({**reduced, "learning_rate": self.learning_rate(self.step - 1), **times})
+        bar.set_postfix(loss=f"{reduced['loss']:.4f}", data_ms=f"{1e3 * times['data_s']:.1f}", refresh=False)
+
+    @torch.no_grad()
+    def _validate(self, loss_module: nn.Module) -> None:
+        """Loss of the EMA weights on up to 8 held-out batches, the same ones every time."""
+        size = min(len(self.validation), self.config.batch_size)
+        order = torch.randperm(len(self.validation), generator=_generator(0, 0, 3))
+        self.model.eval()
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        totals: dict[str, float] = {}
+        batches = [order[i : i + size] for i in range(0, min(len(order), 8 * size) - size + 1, size)]
+        for i, indices in enumerate(batches):
+            random = self.model.draw(size, self.schedule, _generator(0, i, 4))
+            values = loss_module(self._to_device(self.validation.batch(indices)), self._to_device(random))
+            for key, value in values.items():
+                totals[f"validation_{key}"] = totals.get(f"validation_{key}", 0.0) + value.item() / len(batches)
+        self.ema.restore(self.parameters)
+        self.model.train()
+        self._write(totals)
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.accelerator.log({f"{self.name}/{key}": value for key, value in values.items()}, step=self.step)
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps({"step": self.step, **values}) + "\n")
+
+    def _save(self) -> None:
+        """Write a checkpoint under a temporary name, rename it, point `last` at it, drop the one before."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            final = self.folder / f"step_{self.step:08d}"
+            partial = final.with_name(final.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "state").mkdir(parents=True)
+            raw = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
+            save_file(raw, partial / "state" / "weights.safetensors")
+            torch.save(self.optimizer.state_dict(), partial / "state" / "optimizer.pt")
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+            self.model.save_pretrained(partial / "model")
+            self.ema.restore(self.parameters)
+            state = {"step": self.step, "ema_step": self.ema.optimization_step, "identity": self.identity}
+            (partial / "state" / "trainer.json").write_text(json.dumps(state, indent=1))
+            partial.rename(final)
+            _write_whole(self.folder / "last", final.name)
+            for old in self.folder.glob("step_*"):
+                if old != final:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> bool:
+        """Continue from the last checkpoint if there is one.
+
+        Raises:
+            InputError: if it belongs to another configuration or dataset.
+        """
+        last = self.folder / "last"
+        if not last.exists():
+            return False
+        checkpoint = self.folder / last.read_text().strip()
+        state = json.loads((checkpoint / "state" / "trainer.json").read_text())
+        different = _differences(state["identity"], self.identity)
+        if different:
+            raise InputError(
+                f"{self.folder}: holds a run with other settings ({'; '.join(different)}); choose another output_dir="
+            )
+        device = str(self.accelerator.device)
+        self.model.load_state_dict(load_file(checkpoint / "state" / "weights.safetensors", device))
+        optimizer = torch.load(checkpoint / "state" / "optimizer.pt", map_location=device, weights_only=True)
+        self.optimizer.load_state_dict(optimizer)
+        averaged = load_file(checkpoint / "model" / "diffusion_pytorch_model.safetensors", device)
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.ema.shadow_params = [averaged[name].clone() for name in names]
+        self.ema.optimization_step = state["ema_step"]
+        self.step = state["step"]
+        self._trim_log()
+        return True
+
+    def _trim_log(self) -> None:
+        """Drop what was logged after the checkpoint, and a torn last line: those steps are run again."""
+        log = self.folder / "log.jsonl"
+        if self.accelerator.is_main_process and log.exists():
+            kept = [
+                line
+                for line in log.read_text().splitlines()
+                if line.endswith("}") and json.loads(line)["step"] <= self.step
+            ]
+            _write_whole(log, "".join(line + "\n" for line in kept))
+
+
+def _plain(value: Any) -> Any:
+    """As it will look after a round trip through JSON, without diffusers' own entries."""
+    return {k: v for k, v in json.loads(json.dumps(value)).items() if not k.startswith("_")}
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    result = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            result += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            result.append(f"{prefix}{key}: {a} there, {b} now")
+    return result
+
+
+def _write_whole(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".partial")
+    temporary.write_text(text)
+    temporary.rename(file)

@@ -1,0 +1,133 @@
+"""Windows: what the models are trained on.
+
+Episode of T = 5 steps (rows z_0..z_5), horizon H = 4; starts run over every step, rows past the end repeat the final
+row and do not count in the loss:
+
+    start 0:  z0 z1 z2 z3      mask 1 1 1 1      action_mask 1 1 1 1
+    start 2:  z2 z3 z4 z5      mask 1 1 1 1      action_mask 1 1 1 0      (no action is taken at the final observation)
+    start 4:  z4 z5 z5 z5      mask 1 1 0 0      action_mask 1 0 0 0
+"""
+
+import numpy as np
+import torch
+
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.models.normalizer import Normalizer
+
+
+def to_go(amounts: np.ndarray, episodes: Episodes, discount: float) -> np.ndarray:
+    """Discounted mean of what is still to come at each row: (1 - g) sum_k g^k amount_k, (M,) float32.
+
+    After a termination nothing more comes. After a truncation the episode would have gone on: the sum over what was
+    seen is scaled by (1 - g) / (1 - g^n), n the number of steps seen, as if the rest had the same mean. So a target
+    means the same early and late in an episode. The final row takes over the value of the last step.
+    """
+    result = np.zeros(len(amounts), np.float64)
+    for e in range(len(episodes)):
+        rows = episodes.rows(e)
+        values = np.asarray(amounts[rows], np.float64)
+        steps = len(values) - 1
+        total = 0.0
+        for t in range(steps - 1, -1, -1):
+            total = values[t] + discount * total
+            result[rows.start + t] = total
+        seen = np.arange(steps, 0, -1)
+        if episodes["terminations"][rows.stop - 2]:
+            result[rows.start : rows.stop - 1] *= 1 - discount
+        else:
+            result[rows.start : rows.stop - 1] /= ((1 - discount**seen) / (1 - discount)) if discount < 1 else seen
+            result[rows.stop - 1] = result[rows.stop - 2]
+    return result.astype(np.float32)
+
+
+class Windows:
+    """Windows of H rows with their condition, drawn by index.
+
+    Args:
+        episodes: with `observations` = latents (M, d).
+        horizon: H.
+        discount: of the return_to_go.
+        latents, actions, condition: fitted normalisers.
+    """
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        horizon: int,
+        discount: float,
+        latents: Normalizer,
+        actions: Normalizer,
+        condition: Normalizer,
+    ) -> None:
+        self.horizon = horizon
+        with torch.no_grad():
+            self.latents = latents.normalize(torch.from_numpy(np.array(episodes["observations"], np.float32)))
+            self.actions = actions.normalize(torch.from_numpy(np.array(episodes["actions"], np.float32)))
+            self.condition = condition.normalize(torch.from_numpy(conditions(episodes, discount)))
+        ends = torch.from_numpy(episodes.offsets[1:] - 1)  # row of the final observation
+        self.last_row = ends[torch.from_numpy(episodes.episode_of_row)]
+        self.starts = torch.from_numpy(step_rows(episodes))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """latents (B, H, d), actions (B, H, m), mask and action_mask (B, H), condition (B, c) of the windows `indices` (B,)."""
+        start = self.starts[indices]
+        last = self.last_row[start][:, None]
+        rows = start[:, None] + torch.arange(self.horizon)
+        clipped = rows.minimum(last)
+        return {
+            "latents": self.latents[clipped],
+            "actions": self.actions[clipped],
+            "mask": (rows <= last).float(),
+            "action_mask": (rows < last).float(),
+            "condition": self.condition[start],
+        }
+
+
+class Steps:
+    """Single decoded steps for the ranker, drawn by index. Arguments as `Windows`."""
+
+    def __init__(self, episodes: Episodes, discount: float) -> None:
+        rows = step_rows(episodes)
+        take = lambda key: torch.from_numpy(np.array(episodes[key][rows], np.float32))  # noqa: E731
+        self.tensors = {
+            "latents": take("observations"),
+            "actions": take("actions"),
+            "rewards": take("rewards"),
+            "continuations": 1 - take("terminations"),
+            "return_to_go": torch.from_numpy(to_go(episodes["rewards"], episodes, discount)[rows]),
+        }
+        if "costs" in episodes:
+            self.tensors["costs"] = take("costs")
+
+    def __len__(self) -> int:
+        return len(self.tensors["rewards"])
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {key: tensor[indices] for key, tensor in self.tensors.items()}
+
+
+def step_rows(episodes: Episodes) -> np.ndarray:
+    """The rows that hold a step, which is all but each episode's final one."""
+    keep = np.ones(episodes.offsets[-1], bool)
+    keep[episodes.offsets[1:] - 1] = False
+    return np.flatnonzero(keep)
+
+
+def conditions(episodes: Episodes, discount: float) -> np.ndarray:
+    """The planner's target at each row, (M, c): return_to_go, and cost_to_go where the data has costs."""
+    columns = [to_go(episodes["rewards"], episodes, discount)]
+    if "costs" in episodes:
+        columns.append(to_go(episodes["costs"], episodes, discount))
+    return np.stack(columns, -1)
+
+
+def split(episodes: Episodes, validation: float, seed: int) -> tuple[Episodes, Episodes]:
+    """Training and held-out episodes; at least one of each (a single episode serves as both)."""
+    count = len(episodes)
+    order = np.random.default_rng(seed).permutation(count)
+    held_out = min(max(1, round(validation * count)), max(1, count - 1))
+    train = order[held_out:] if count > 1 else order
+    return episodes.select(np.sort(train)), episodes.select(np.sort(order[:held_out]))
