@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.metadata
+import logging
 from typing import Any
 
 import gymnasium
@@ -29,6 +30,9 @@ MODEL_STATE: dict[str, dict[str, Any]] = {
     "stacker": {"body_pos": "target"},
     "swimmer": {"geom_pos": "target", "light_pos": "target_light"},
 }
+
+# dm_control's own models use this attribute, and mujoco warns of it at every load
+logging.getLogger("absl").addFilter(lambda record: "settotalmass" not in record.getMessage())
 
 Observation = np.ndarray | dict[str, np.ndarray]
 

@@ -1,0 +1,178 @@
+"""Many environments at once, in worker processes."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector.utils import batch_space
+
+from envs.simulator import Observation
+from mpdiffuser.errors import InputError
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class VectorEnv(gymnasium.vector.VectorEnv):
+    """Copies of one DMControlEnv, shared out over worker processes; each process has one renderer.
+
+    A finished environment ignores further steps (reward 0, last observation, flags as they were) until it is reset.
+    `infos["physics"]` (B, p) is each environment's `get_physics()`.
+
+    Args:
+        num_envs: B.
+        processes: workers; None: one a core, at most B.
+        options: arguments of DMControlEnv.
+
+    Raises:
+        InputError: on a bad argument.
+        RuntimeError: where a worker fails, with the worker's traceback, or dies.
+    """
+
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # noqa: RUF012
+
+    def __init__(self, num_envs: int, processes: int | None = None, **options: Any) -> None:
+        self._workers: list[_Worker] = []
+        for option, value in (("num_envs", num_envs), ("processes", processes)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{option}={value!r}: must be a whole number of at least 1")
+        self.num_envs = num_envs
+        shares = np.array_split(np.arange(num_envs), min(processes or available_cores(), num_envs))
+        self._bounds = [(int(share[0]), int(share[-1]) + 1) for share in shares]
+        try:
+            self._workers = [_Worker(index) for index in range(len(shares))]
+            for worker, (start, stop) in zip(self._workers, self._bounds):
+                worker.send("host", stop - start, options)
+            self.single_observation_space, self.single_action_space = self._receive()[0]
+        except BaseException:
+            self.close()
+            raise
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start episodes.
+
+        Args:
+            seed: one per environment, or s for s, s + 1, ...
+            options: "reset_mask" (B,) bool: only these start anew.
+        """
+        if seed is None or isinstance(seed, int):
+            seed = [None if seed is None else seed + index for index in range(self.num_envs)]
+        seeds = [None if value is None else int(value) for value in seed]
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
+            raise InputError(f"reset of {self.num_envs} environments: found {len(seeds)} seeds and mask {mask.shape}")
+        observations, physics = zip(*self._call("reset", seeds, mask))
+        return _join(observations), {"physics": np.concatenate(physics)}
+
+    def step(  # type: ignore[override]
+        self, actions: np.ndarray
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One decision in every environment; actions (B, m)."""
+        parts = list(zip(*self._call("step", self._batch(actions))))
+        rewards, terminations, truncations, physics = (np.concatenate(part) for part in parts[1:])
+        return _join(parts[0]), rewards, terminations, truncations, {"physics": physics}
+
+    def peek(self, actions: np.ndarray) -> Observation:
+        """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were."""
+        return _join(self._call("peek", self._batch(actions)))
+
+    def gl_name(self) -> str:
+        """Rendering back-end and driver of the workers."""
+        return self._call("gl_name")[0]
+
+    def worker_modules(self) -> list[str]:
+        """Names of all Python modules loaded in the first worker."""
+        return self._call("modules")[0]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def _batch(self, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values)
+        if len(values) != self.num_envs:
+            raise InputError(f"actions: {self.num_envs} rows needed, one an environment; found shape {values.shape}")
+        return values
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Run a method in every worker on its share of the arguments."""
+        if self.closed:
+            raise RuntimeError("this VectorEnv is closed")
+        for worker, (start, stop) in zip(self._workers, self._bounds):
+            worker.send(method, *(argument[start:stop] for argument in arguments))
+        return self._receive()
+
+    def _receive(self) -> list[Any]:
+        replies = [worker.receive() for worker in self._workers]
+        for error, _ in replies:
+            if error is None:
+                continue
+            name, message, trace = error
+            raise (
+                InputError(message) if name == "InputError" else RuntimeError(f"in an environment's process:\n{trace}")
+            )
+        return [result for _, result in replies]
+
+
+class _Worker:
+    def __init__(self, index: int) -> None:
+        ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "envs.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=_environment(index),
+                stdin=subprocess.DEVNULL,
+            )
+
+    def send(self, method: str, *arguments: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # its death is reported by receive
+            self.connection.send((method, arguments))
+
+    def receive(self) -> tuple[Any, Any]:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            status = self.process.wait(timeout=10)
+            return ("death", "", f"process {self.process.pid} died with exit status {status}"), None
+
+    def close(self) -> None:
+        self.connection.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _environment(index: int) -> dict[str, str]:
+    """The worker's environment: this process's import path, one thread, and its share of the GPUs."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    environment = {**os.environ, "PYTHONPATH": path, **threads}
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip().isdigit()]
+    if gpus:
+        environment.setdefault("MUJOCO_EGL_DEVICE_ID", gpus[index % len(gpus)].strip())
+    return environment
+
+
+def _join(parts: Sequence[Observation]) -> Observation:
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}  # type: ignore[index]
+    return np.concatenate(parts)  # type: ignore[arg-type]
