@@ -1,0 +1,135 @@
+"""Training data for the encoder and the decoder, and the caches of what a frozen backbone says."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.windows import step_rows
+from vision.encoder import PixelEncoder
+
+
+def fingerprint(episodes: Episodes) -> str:
+    """A name for the frames of a dataset: its shape, offsets, and 256 frames spread over it."""
+    digest = hashlib.sha256()
+    frames = episodes["frames"]
+    digest.update(json.dumps([frames.shape, episodes.offsets.tolist()]).encode())
+    for row in np.linspace(0, len(frames) - 1, min(256, len(frames))).astype(int):
+        digest.update(np.ascontiguousarray(frames[row]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> np.ndarray:
+    """Features (M, F) float16 of every frame, computed once and memory-mapped.
+
+    The file's name holds all they depend on: the frames, the backbone's kind and its weights.
+    """
+    c = encoder.config
+    kind = f"{c['backbone']}-{c['stride']}-{c['pool']}".replace(":", "_").replace("/", "_")
+    file = folder / f"features-{kind}-{weights_fingerprint(encoder.backbone)}-{fingerprint(episodes)}.npy"
+    if file.exists():
+        print(f"Features: reusing {file}")
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    rows = len(episodes["frames"])
+    out = np.lib.format.open_memmap(partial, "w+", np.float16, (rows, encoder.backbone.dim))
+    with tqdm(total=rows, desc="features", unit="frame") as bar:
+        for start in range(0, rows, batch):
+            out[start : start + batch] = _features(encoder, episodes["frames"][start : start + batch])
+            bar.update(min(batch, rows - start))
+    out.flush()
+    partial.rename(file)
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+@torch.inference_mode()
+def _features(encoder: PixelEncoder, frames: np.ndarray) -> np.ndarray:
+    return encoder.features(torch.from_numpy(np.array(frames)).to(encoder.device)).float().cpu().numpy()
+
+
+def history_rows(episodes: Episodes, rows: np.ndarray, history: int) -> np.ndarray:
+    """Rows (B,) -> (B, history): each row and those before it, the episode's first row standing in for the missing."""
+    first = episodes.offsets[:-1][episodes.episode_of_row[rows]]
+    return np.maximum(rows[:, None] + np.arange(1 - history, 1), first[:, None])
+
+
+@torch.inference_mode()
+def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batch: int = 1024) -> np.ndarray:
+    """Latents (M, d) float32 of every row."""
+    index = history_rows(episodes, np.arange(len(features)), encoder.history)
+    parts = []
+    for start in range(0, len(index), batch):
+        stack = torch.from_numpy(features[index[start : start + batch]].astype(np.float32))
+        parts.append(encoder(stack.to(encoder.device)).cpu().numpy())
+    return np.concatenate(parts)
+
+
+class Transitions:
+    """Consecutive steps for `Representation`: features if given, else frames.
+
+    Args:
+        episodes: the dataset.
+        chosen: indices of the episodes to draw from.
+        history: frames of a latent.
+        features: (M, F), of a frozen backbone.
+        statistics: mean and deviation of states and of rewards; None = of these episodes.
+    """
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        chosen: np.ndarray,
+        history: int,
+        features: np.ndarray | None,
+        statistics: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> None:
+        rows = step_rows(episodes)
+        self.rows = rows[np.isin(episodes.episode_of_row[rows], chosen)]
+        self.index = np.concatenate(
+            [history_rows(episodes, self.rows, history), self.rows[:, None] + 1], 1
+        )  # history frames up to o_t, then o_t+1
+        self.source = features if features is not None else episodes["frames"]
+        self.key = "features" if features is not None else "frames"
+        self.actions = np.array(episodes["actions"][self.rows])
+        targets = {"rewards": np.array(episodes["rewards"][self.rows])}
+        if "observations" in episodes:
+            targets["states"] = np.array(episodes["observations"][self.rows])
+        self.statistics = statistics or {k: (v.mean(0), v.std(0) + 1e-6) for k, v in targets.items()}
+        self.targets = {k: (v - self.statistics[k][0]) / self.statistics[k][1] for k, v in targets.items()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        i = indices.numpy()
+        inputs = self.source[self.index[i]]
+        inputs = inputs.astype(np.float32) if self.key == "features" else inputs
+        targets = {k: torch.from_numpy(v[i].astype(np.float32)) for k, v in self.targets.items()}
+        return {self.key: torch.from_numpy(inputs), "actions": torch.from_numpy(self.actions[i]), **targets}
+
+
+class Pictures:
+    """Latents and their frames, for the decoder."""
+
+    def __init__(self, episodes: Episodes, chosen: np.ndarray, latents: np.ndarray) -> None:
+        self.rows = np.flatnonzero(np.isin(episodes.episode_of_row, chosen))
+        self.frames, self.latents = episodes["frames"], latents
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        rows = self.rows[indices.numpy()]
+        return {"latents": torch.from_numpy(self.latents[rows]), "frames": torch.from_numpy(self.frames[rows])}

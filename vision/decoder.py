@@ -1,0 +1,61 @@
+"""The decoder: latents to pictures, for looking at plans. It does not shape the latents."""
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.normalizer import Normalizer
+
+
+class Decoder(ModelMixin, ConfigMixin):
+    """Latents (B, d) -> frames (B, size, size, 3) uint8.
+
+    Args:
+        latent_dim: d.
+        size: of the frames, 4 times a power of two.
+        width: channels of the last layer.
+    """
+
+    @register_to_config
+    def __init__(self, latent_dim: int, size: int = 64, width: int = 16) -> None:
+        super().__init__()
+        doublings = (size // 4).bit_length() - 1
+        if size != 4 * 2**doublings or doublings < 1:
+            raise InputError(f"decoder.size: must be 8, 16, 32, 64, ...; found {size}")
+        self.latents = Normalizer(latent_dim)
+        channels = [width * 2**i for i in range(doublings, -1, -1)]
+        self.enter = nn.Sequential(
+            nn.Linear(latent_dim, 256),
+            nn.SiLU(),
+            nn.Linear(256, channels[0] * 16),
+            nn.Unflatten(1, (channels[0], 4, 4)),
+        )
+        layers: list[nn.Module] = []
+        for a, b in zip(channels[:-1], channels[1:]):
+            layers += [nn.GroupNorm(8, a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)]
+        self.grow = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], 3, 3, padding=1))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, d) -> (B, 3, size, size), about 0..1."""
+        return self.grow(self.enter(self.latents.normalize(latents))) + 0.5
+
+    @torch.inference_mode()
+    def frames(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, d) -> (B, size, size, 3) uint8."""
+        return (self(latents).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+
+    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {}
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
+    ) -> dict[str, torch.Tensor]:
+        """Batch: latents (B, d), frames (B, size, size, 3) uint8. Pixels that differ from the mean picture count more."""
+        target = batch["frames"].permute(0, 3, 1, 2).float() / 255
+        difference = (target - target.mean(0)).abs().mean(1, keepdim=True)
+        weight = 0.2 + 10 * difference
+        return {"loss": (weight * (self(batch["latents"]) - target).square()).mean()}
