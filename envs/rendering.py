@@ -49,12 +49,16 @@ def _make_current() -> None:
                 raise RuntimeError(f"mujoco offers no GL context for MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}")
             _gl_context = mujoco.GLContext(64, 64)
         except Exception as error:
-            raise InputError(
-                f"MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}: no rendering with this back-end ({error}); "
-                "`python -m envs.doctor` finds one that works and prints how to install it"
-            ) from error
+            raise _no_rendering(error) from error
         atexit.register(_free_all)
     _gl_context.make_current()
+
+
+def _no_rendering(error: Exception) -> InputError:
+    return InputError(
+        f"MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}: no rendering with this back-end ({error}); "
+        "`python -m envs.doctor` finds one that works and prints how to install it"
+    )
 
 
 def _free_all() -> None:
@@ -83,10 +87,15 @@ def _quality(model: mujoco.MjModel, size: int, mode: str) -> Iterator[None]:
 class _Context:
     """A model's meshes and textures on the GPU, with an off-screen buffer of size x size."""
 
+    mjr: mujoco.MjrContext | None = None
+
     def __init__(self, model: mujoco.MjModel, size: int, mode: str) -> None:
         _make_current()
-        with _quality(model, size, mode):
-            self.mjr: mujoco.MjrContext | None = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        try:
+            with _quality(model, size, mode):
+                self.mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except mujoco.FatalError as error:  # glfw without a display fails only here
+            raise _no_rendering(error) from error
         _contexts.add(self)
 
     def free(self) -> None:
