@@ -63,7 +63,7 @@ def examine(back_end: str) -> dict[str, Any]:
         return {"error": f"no frame within {TIMEOUT:.0f} seconds"}
     if run.returncode != 0:
         lines = run.stderr.strip().splitlines() or [f"ended with exit status {run.returncode}"]
-        return {"error": lines[-1]}
+        return {"error": lines[-1].removeprefix("mpdiffuser.errors.InputError: ")}
     outcome = json.loads(run.stdout.strip().splitlines()[-1])
     outcome["frame"] = np.frombuffer(base64.b64decode(outcome["frame"]), np.uint8).reshape(SIZE, SIZE, 3)
     if outcome["contrast"] < 5:

@@ -108,7 +108,8 @@ class DMControlEnv(gymnasium.Env):
         self._env = load_suite(task, time_limit)
         self.physics, self._task = self._env.physics, self._env.task
         self._substeps = round(self._env.control_timestep() / self.physics.timestep())
-        self._step_limit = self._env._step_limit  # control steps; not public, but the one place that knows it
+        self.step_limit = float(self._env._step_limit)  # control steps; not public, but nothing else knows it
+        self.time_limit = self.step_limit * self._env.control_timestep()  # seconds
         self._steps = 0
         self._renderer: Renderer | None = None
         self._scratch = mujoco.MjData(self.model)
@@ -152,7 +153,7 @@ class DMControlEnv(gymnasium.Env):
             self._advance(control)
             reward += float(self._task.get_reward(self.physics))
             self._steps += 1
-            truncated = self._steps >= self._step_limit
+            truncated = self._steps >= self.step_limit
             terminated = not truncated and self._task.get_termination(self.physics) is not None
             if truncated or terminated:
                 break
