@@ -44,6 +44,16 @@ class LatentHistory:
             self.features = torch.cat([self.features[:, 1:], newest], 1)
         return self.encoder(self.features)
 
+    @torch.inference_mode()
+    def ahead(self, observations: np.ndarray) -> torch.Tensor:
+        """Latents (B, K, d) of K observations (B, K, ...) that would follow; the history stays as it is."""
+        assert self.features is not None
+        batch, steps = observations.shape[:2]
+        flat = torch.from_numpy(np.ascontiguousarray(observations)).flatten(0, 1).to(self.device)
+        features = torch.cat([self.features, self.encoder.features(flat).unflatten(0, (batch, steps))], 1)
+        windows = features.unfold(1, self.encoder.history, 1).movedim(-1, 2)  # (B, K + 1, history, ...)
+        return self.encoder(windows[:, 1:])
+
 
 class Controller:
     """Model-predictive control with a pipeline.

@@ -124,10 +124,14 @@ def conditions(episodes: Episodes, discount: float) -> np.ndarray:
     return np.stack(columns, -1)
 
 
-def split(episodes: Episodes, validation: float, seed: int) -> tuple[Episodes, Episodes]:
-    """Training and held-out episodes; at least one of each (a single episode serves as both)."""
-    count = len(episodes)
+def split_indices(count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and held-out episodes; at least one of each (a single episode serves as both)."""
     order = np.random.default_rng(seed).permutation(count)
     held_out = min(max(1, round(validation * count)), max(1, count - 1))
-    train = order[held_out:] if count > 1 else order
-    return episodes.select(np.sort(train)), episodes.select(np.sort(order[:held_out]))
+    return np.sort(order[held_out:] if count > 1 else order), np.sort(order[:held_out])
+
+
+def split(episodes: Episodes, validation: float, seed: int) -> tuple[Episodes, Episodes]:
+    """Training and held-out episodes, as `split_indices`."""
+    train, held_out = split_indices(len(episodes), validation, seed)
+    return episodes.select(train), episodes.select(held_out)

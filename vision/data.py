@@ -37,14 +37,14 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
     """
     c = encoder.config
     kind = f"{c['backbone']}-{c['stride']}-{c['pool']}".replace(":", "_").replace("/", "_")
-    file = folder / f"features-{kind}-{weights_fingerprint(encoder.backbone)}-{fingerprint(episodes)}.npy"
+    file = folder / f"features-{kind}-{weights_fingerprint(encoder.frame_net)}-{fingerprint(episodes)}.npy"
     if file.exists():
         print(f"Features: reusing {file}")
         return np.load(file, mmap_mode="r", allow_pickle=False)
     folder.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     rows = len(episodes["frames"])
-    out = np.lib.format.open_memmap(partial, "w+", np.float16, (rows, encoder.backbone.dim))
+    out = np.lib.format.open_memmap(partial, "w+", np.float16, (rows, encoder.frame_net.dim))
     with tqdm(total=rows, desc="features", unit="frame") as bar:
         for start in range(0, rows, batch):
             out[start : start + batch] = _features(encoder, episodes["frames"][start : start + batch])
@@ -74,6 +74,12 @@ def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batc
         stack = torch.from_numpy(features[index[start : start + batch]].astype(np.float32))
         parts.append(encoder(stack.to(encoder.device)).cpu().numpy())
     return np.concatenate(parts)
+
+
+def encode_frames(encoder: PixelEncoder, episodes: Episodes) -> np.ndarray:
+    """Latents (M, d) float32 of every row, straight from the frames (for a backbone that was trained here)."""
+    features = [_features(encoder, episodes["frames"][i : i + 64]) for i in range(0, len(episodes["frames"]), 64)]
+    return encode(encoder, episodes, np.concatenate(features).astype(np.float16))
 
 
 class Transitions:

@@ -40,29 +40,29 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         if history < 1:
             raise InputError(f"encoder.history: must be at least 1, found {history}")
         self.history = history
-        self.backbone = Backbone(backbone, stride, pool).requires_grad_(trainable)
-        self.projection = nn.Sequential(nn.Linear(self.backbone.dim, projection), nn.LayerNorm(projection), nn.SiLU())
+        self.frame_net = Backbone(backbone, stride, pool).requires_grad_(trainable)
+        self.frame_head = nn.Sequential(nn.Linear(self.frame_net.dim, projection), nn.LayerNorm(projection), nn.SiLU())
         self.head = mlp(history * projection, hidden, latent_dim)
 
     @classmethod
     def pretrained(cls, download: bool = False, **config: Any) -> Self:
         """A new encoder whose backbone has its pretrained weights; raises as `load_pretrained`."""
         encoder = cls(**config)
-        load_pretrained(encoder.backbone, encoder.config["backbone"], download)
+        load_pretrained(encoder.frame_net, encoder.config["backbone"], download)
         return encoder.eval()
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, height, width, 3) uint8 -> features (B, F) of single frames."""
-        return self.backbone(frames)
+        return self.frame_net(frames)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features of consecutive frames (..., history, F), the newest last -> latents (..., d)."""
-        return self.head(self.projection(features).flatten(-2))
+        return self.head(self.frame_head(features).flatten(-2))
 
     def train(self, mode: bool = True) -> Self:
         """The backbone's batch norms keep their statistics, also while it is fine-tuned."""
         super().train(mode)
-        self.backbone.eval()
+        self.frame_net.eval()
         return self
 
 
@@ -94,7 +94,7 @@ class Representation(ModelMixin, ConfigMixin):
     """What trains the encoder: latents must tell the action taken, the next latent, the reward and, if known, the state.
 
     Args:
-        encoder: configuration of a `PixelEncoder`.
+        encoder_config: of a `PixelEncoder`.
         action_dim: m.
         state_dim: of the true states, 0 where the data has none.
         shift: pixels of random shift, used where the backbone is trained (Yarats et al. 2022).
@@ -102,10 +102,10 @@ class Representation(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, encoder: dict[str, Any], action_dim: int, state_dim: int = 0, hidden: int = 256, shift: int = 3
+        self, encoder_config: dict[str, Any], action_dim: int, state_dim: int = 0, hidden: int = 256, shift: int = 3
     ) -> None:
         super().__init__()
-        self.encoder = PixelEncoder(**encoder)
+        self.encoder = PixelEncoder(**encoder_config)
         d = self.encoder.config["latent_dim"]
         self.inverse = mlp(2 * d, hidden, action_dim)
         self.next = mlp(d + action_dim, hidden, d)

@@ -1,0 +1,155 @@
+"""Closed-loop evaluation: many environments at once, listed seeds, and a check of the plans against the simulator."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from mpdiffuser.controller import Acting, Controller
+from mpdiffuser.statistics import summary
+
+AHEAD = (1, 2, 4, 8)
+
+
+class Environments(Protocol):
+    """A batch of B environments with a Gymnasium-like interface."""
+
+    num_envs: int
+
+    def reset(self, *, seed: list[int]) -> tuple[Any, dict]: ...
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]: ...
+
+    def peek(self, actions: np.ndarray) -> Any: ...
+
+
+@dataclass
+class Outcome:
+    """What B episodes gave.
+
+    returns, lengths: (B,). plan_ms: of each plan for the whole batch. distances: steps ahead -> squared distance of
+    planned and realised latents, mean over dimensions, in standard deviations of the data, one entry a probe and
+    environment. film: of the first environment, what `mpdiffuser.video` shows.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    seconds: float
+    plan_ms: list[float] = field(default_factory=list)
+    plan_ms_single: list[float] = field(default_factory=list)
+    distances: dict[int, list[float]] = field(default_factory=dict)
+    film: list[dict[str, Any]] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        result = {
+            **summary(self.returns),
+            "returns": [round(float(r), 3) for r in self.returns],
+            "lengths": [int(n) for n in self.lengths],
+            "seconds": round(self.seconds, 1),
+        }
+        for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1)):
+            times = getattr(self, name)
+            if times:
+                result[name] = {
+                    "median": round(float(np.median(times)), 2),
+                    "p95": round(float(np.percentile(times, 95)), 2),
+                    "batch": batch,
+                }
+        if self.distances:
+            result["feasibility"] = {
+                str(k): {
+                    "mean": float(np.mean(v)),
+                    "standard_error": float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0,
+                }
+                for k, v in self.distances.items()
+            }
+        return result
+
+
+def evaluate(
+    controller: Acting,
+    environments: Environments,
+    seeds: Sequence[int],
+    observation: str | None = None,
+    probe_every: int = 0,
+    film: bool = False,
+    label: str = "evaluate",
+) -> Outcome:
+    """One episode in each environment, all stepped together.
+
+    Args:
+        seeds: one an environment; they seed the controller too.
+        observation: key of what the controller sees, where observations are dictionaries.
+        probe_every: decisions between two checks of the plans (0 = none): the simulator carries out a plan's first
+            steps and is put back, so what is compared is the plan itself and not the replanned future.
+        film: whether to keep frames and plans of the first environment.
+    """
+    see = lambda o: o[observation] if observation else o  # noqa: E731
+    began = time.perf_counter()
+    observations, _ = environments.reset(seed=list(seeds))
+    controller.reset(seeds)
+    count = environments.num_envs
+    outcome = Outcome(np.zeros(count), np.zeros(count, int), 0.0)
+    alive = np.ones(count, bool)
+    decision, probe_due = 0, 0
+    with tqdm(desc=label, unit="step", mininterval=1) as bar:
+        while alive.any():
+            actions = controller.act(see(observations))
+            if isinstance(controller, Controller) and controller.plan is not None and controller.planned_now:
+                outcome.plan_ms.append(controller.plan.plan_ms)
+                if probe_every and decision >= probe_due:
+                    _probe(controller, environments, observation, alive, outcome)
+                    probe_due = decision + probe_every
+            if film:
+                outcome.film.append(_scene(controller, see(observations), outcome.returns[0]))
+            observations, rewards, terminations, truncations, _ = environments.step(actions)
+            outcome.returns += rewards * alive
+            outcome.lengths += alive
+            alive &= ~(terminations | truncations)
+            decision += 1
+            bar.update()
+            bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
+    if isinstance(controller, Controller):
+        outcome.plan_ms_single = _single_latency(controller)
+    outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+def _probe(
+    controller: Controller,
+    environments: Environments,
+    observation: str | None,
+    alive: np.ndarray,
+    outcome: Outcome,
+) -> None:
+    """Let the simulator carry out the plans and note how far the latents come out from what was planned."""
+    plan = controller.plan
+    assert plan is not None
+    steps = min(max(AHEAD), plan.actions.shape[2] - 1)
+    seen = environments.peek(np.clip(plan.best_actions[:, :steps], -1, 1))
+    realised = controller.history.ahead(seen[observation] if observation else seen).cpu().numpy()
+    std = controller.pipeline.latents.std.cpu().numpy()
+    error = (((plan.best_latents[:, 1 : steps + 1] - realised) / std) ** 2).mean(-1)
+    for k in (k for k in AHEAD if k <= steps):
+        outcome.distances.setdefault(k, []).extend(error[alive, k - 1].tolist())
+
+
+def _scene(controller: Acting, observations: np.ndarray, so_far: float) -> dict[str, Any]:
+    scene: dict[str, Any] = {"return": float(so_far), "frame": observations[0].copy()}
+    if isinstance(controller, Controller) and controller.plan is not None:
+        scene["plan"] = controller.plan.best_latents[0, controller.executed - 1 :]
+    return scene
+
+
+@torch.inference_mode()
+def _single_latency(controller: Controller, repeats: int = 30) -> list[float]:
+    """Milliseconds of a plan for one environment alone, as in acting on one robot; the first two warm up."""
+    if controller.latents is None:
+        return []
+    one = controller.latents[:1]
+    generators = [torch.Generator().manual_seed(0)]
+    return [controller.pipeline(one, controller.sampler, generators).plan_ms for _ in range(repeats + 2)][2:]
