@@ -1,0 +1,63 @@
+"""Robust summaries of few episodes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rliable import library, metrics
+
+from mpdiffuser.errors import InputError
+
+REPETITIONS = 2000
+LEVEL = 0.95
+
+
+def summary(returns: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Mean, its standard error, interquartile mean (IQM) and the IQM's 95 % percentile-bootstrap interval.
+
+    Args:
+        returns: (E,) one an episode. A single episode has standard error 0 and the interval [x, x].
+        seed: of the bootstrap; the result depends on nothing else.
+
+    Raises:
+        InputError: if there is no episode, or a return is not finite.
+    """
+    values = np.asarray(returns, np.float64).reshape(-1, 1)
+    if not len(values) or not np.isfinite(values).all():
+        raise InputError(f"returns: need at least one finite number, found {values.ravel().tolist()}")
+    iqm = metrics.aggregate_iqm(values)
+    low = high = iqm
+    error = 0.0
+    if len(values) > 1:
+        error = values.std(ddof=1) / len(values) ** 0.5
+        low, high = _interval(values, seed)
+    return {
+        "mean": float(values.mean()),
+        "standard_error": float(error),
+        "iqm": float(iqm),
+        "iqm_interval": [float(low), float(high)],
+    }
+
+
+def _interval(values: np.ndarray, seed: int) -> np.ndarray:
+    """(2,) bounds of the IQM of values (E, 1)."""
+    with _global_seed(seed):
+        _, intervals = library.get_interval_estimates(
+            {"x": values},
+            lambda scores: np.array([metrics.aggregate_iqm(scores)]),
+            reps=REPETITIONS,
+            confidence_interval_size=LEVEL,
+        )
+    return intervals["x"][:, 0]
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """rliable resamples with numpy's global generator whatever its `random_state`: seed that one and put it back."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
