@@ -1,0 +1,39 @@
+# make demo   installs, then controls a cartpole from pixels (20 minutes on 2 CPU cores)
+# make test   installs, then runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# rendering without a display: EGL, or OSMesa, through Mesa's software renderer
+GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
+
+.PHONY: install demo test lint doctor gl
+
+demo: install
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_vision.py
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+doctor: install
+	$(BIN)/python -m envs.doctor
+
+install: $(VENV)/installed gl
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+gl:
+	@if command -v dpkg-query >/dev/null && ! dpkg-query --show $(GL_PACKAGES) >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(GL_PACKAGES); \
+	  else \
+	    echo "Rendering needs: sudo apt-get install -y $(GL_PACKAGES)"; \
+	  fi; \
+	fi
