@@ -1,0 +1,127 @@
+"""Videos of an episode: what happened, beside what the plan imagined."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mpdiffuser.errors import InputError
+
+PANEL = 256  # px, side of a picture
+GAP, WIDE_GAP, MARGIN = 8, 28, 16
+LINE = 28  # px, height of a line of text
+BACKGROUND, INK, FAINT = (24, 26, 30), (236, 238, 240), (150, 156, 164)
+
+
+def write_video(
+    file: Path,
+    frames: np.ndarray,
+    imagined: np.ndarray | None,
+    ahead: Sequence[int],
+    captions: Sequence[str] | None,
+    fps: float,
+) -> Path:
+    """Write an H.264 MP4 that browsers play; `file` appears only when it is whole.
+
+    Args:
+        frames: (T, s, s, 3) uint8, what the simulator showed.
+        imagined: (T, K, s', s', 3) uint8, decoded latents of the plan held at each time, or None.
+        ahead: (K,) steps ahead of each imagined picture; 0 = now.
+        captions: (T,) a line under each frame, or None.
+        fps: frames a second.
+
+    Raises:
+        InputError: if shapes or types do not fit, or ffmpeg is missing or fails.
+    """
+    _check(frames, imagined, ahead, captions, fps)
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.stem}.partial.mp4")
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+        writer: Any = imageio.get_writer(
+            partial,
+            format="FFMPEG",  # type: ignore[arg-type]
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=2,
+            quality=None,
+            ffmpeg_log_level="error",
+            output_params=["-crf", "20", "-movflags", "+faststart"],
+        )
+        with writer:
+            for t, frame in enumerate(frames):
+                row = () if imagined is None else imagined[t]
+                writer.append_data(_compose(frame, row, ahead, captions[t] if captions else None))
+        partial.replace(file)
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{file}: ffmpeg could not write the video ({str(error).strip()}); install it with "
+            "`pip install --force-reinstall imageio-ffmpeg`, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that has libx264"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def _compose(
+    frame: np.ndarray, imagined: Sequence[np.ndarray], ahead: Sequence[int], caption: str | None
+) -> np.ndarray:
+    """One picture of the video, (height, width, 3) uint8 with even sides."""
+    width = 2 * MARGIN + PANEL
+    if len(imagined):
+        width += WIDE_GAP - GAP + len(imagined) * (PANEL + GAP)
+    height = LINE + PANEL + LINE + (LINE if len(imagined) and caption is not None else 0)
+    image = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+
+    def write(x: int, y: int, text: str, color: tuple[int, int, int], anchor: str = "lm") -> None:
+        draw.text((x, y + LINE // 2), text, color, ImageFont.load_default(16), anchor)
+
+    below = LINE + PANEL
+    image.paste(_enlarge(frame), (MARGIN, LINE))
+    write(MARGIN, 0, "simulator", INK)
+    x = MARGIN + PANEL + WIDE_GAP
+    if len(imagined):
+        write(x, 0, "imagined by the plan, steps ahead", INK)
+    for picture, k in zip(imagined, ahead):
+        image.paste(_enlarge(picture), (x, LINE))
+        write(x + PANEL // 2, below, "now" if k == 0 else f"+{k}", FAINT, "mm")
+        x += PANEL + GAP
+    if caption is not None:
+        write(MARGIN, height - LINE, caption, INK)
+    return np.asarray(image)
+
+
+def _enlarge(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture).resize((PANEL, PANEL), Image.Resampling.NEAREST)
+
+
+def _check(
+    frames: np.ndarray,
+    imagined: np.ndarray | None,
+    ahead: Sequence[int],
+    captions: Sequence[str] | None,
+    fps: float,
+) -> None:
+    for name, array, ndim, shape in (
+        ("frames", frames, 4, "(T, s, s, 3)"),
+        ("imagined", imagined, 5, "(T, K, s, s, 3)"),
+    ):
+        if array is None:
+            continue
+        if array.dtype != np.uint8 or array.ndim != ndim or array.shape[-1] != 3 or not array.size:
+            raise InputError(f"{name}: must be {shape} uint8, found {array.shape} {array.dtype}")
+    if imagined is not None and imagined.shape[:2] != (len(frames), len(ahead)):
+        raise InputError(
+            f"imagined: must have {len(frames)} times and {len(ahead)} pictures each, found {imagined.shape[:2]}"
+        )
+    if captions is not None and len(captions) != len(frames):
+        raise InputError(f"captions: must be {len(frames)}, one a frame; found {len(captions)}")
+    if not fps > 0:
+        raise InputError(f"fps: must be positive, found {fps}")
