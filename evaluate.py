@@ -137,7 +137,7 @@ def check_rendering(wanted: str | None, info: dict[str, Any]) -> None:
             f"rendering: the pipeline was trained on {info['rendering']!r} pictures, found {wanted!r}; leave it null"
         )
     if back_end() != info["back_end"].partition(":")[0]:
-        print(f"note: rendering with {back_end()}, the data were rendered with {info['back_end']}; pixels differ a little")
+        print(f"note: rendering with {back_end()}, the data with {info['back_end']}; pixels differ a little")
 
 
 def write_film(file: Path, outcome: Outcome, decoder: Decoder, options: dict[str, Any]) -> Path:
@@ -160,7 +160,8 @@ def table(metrics: dict[str, Any]) -> str:
         times = f"{m['plan_ms']['median']:8.0f} {m['plan_ms_single']['median']:8.1f}" if "plan_ms" in m else " " * 17
         error = f"{m['feasibility']['1']['mean']:12.4f}" if "feasibility" in m else ""
         lines.append(
-            f"{name:10s} {m['mean']:8.1f} {m['standard_error']:6.1f} {m['iqm']:8.1f}  [{low:.1f}, {high:.1f}]{times:>22s}{error}"
+            f"{name:10s} {m['mean']:8.1f} {m['standard_error']:6.1f} {m['iqm']:8.1f}  [{low:.1f}, {high:.1f}]"
+            f"{times:>22s}{error}"
         )
     return "\n".join(lines)
 

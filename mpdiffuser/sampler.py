@@ -2,10 +2,10 @@
 
 At each noise level both models say what the clean trajectory is, and one update moves the trajectory to the next level:
 
-    fused     one x0 from two: states w(t) dynamics + (1 - w(t)) planner, w(t) = alpha-bar(t)^p, actions from the planner;
-              the planner shapes the plan while noise is high, the dynamics model makes it feasible while noise is low
-    release   the states take a posterior step with the dynamics' x0, then states and actions take one with the planner's
-              (the update of Balim, Li and Du 2025)
+    fused     one x0 from two: states w(t) dynamics + (1 - w(t)) planner, w(t) = alpha-bar(t)^p, actions from the
+              planner; the planner shapes the plan while noise is high, the dynamics model makes it feasible while low
+    release   the states take a posterior step with the dynamics' x0, then states and actions take one with the
+              planner's (the update of Balim, Li and Du 2025)
     planner   the planner alone
 
 Solvers move x from level t to level n by x_n = k x_t + m D + s noise, with D the x0 estimate, for dpmpp_2m extrapolated
@@ -62,7 +62,8 @@ class SamplerConfig:
                 raise InputError(f"sampler.{name}: must be one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         if self.composition == "release" and self.solver != "ddpm":
             raise InputError(
-                f"sampler.solver: the release composition moves by posterior means, so it must be ddpm, found {self.solver!r}"
+                "sampler.solver: the release composition moves by posterior means, so it must be ddpm; "
+                f"found {self.solver!r}"
             )
         for name, least in (("steps", 1), ("candidates", 1), ("warm_start", 0), ("temperature", 0)):
             if getattr(self, name) < least:
@@ -87,14 +88,15 @@ class Move:
 def moves(schedule: NoiseSchedule, levels: list[int], solver: str) -> list[Move]:
     """The update's coefficients from each level to the next, the last landing on clean data."""
     alpha_bar = [*schedule.alpha_bar[levels].tolist(), 1.0]
-    result, last_step = [], None
+    result: list[Move] = []
+    last_step = None
     for level, a, b in zip(levels, alpha_bar[:-1], alpha_bar[1:]):
         spread = ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5 if solver == "ddpm" else 0.0
         carry = max(1 - b - spread**2, 0.0) ** 0.5 / (1 - a) ** 0.5
         pull = b**0.5 - carry * a**0.5
-        step = _log_snr(b) - _log_snr(a) if b < 1 else None
-        second_order = solver == "dpmpp_2m" and step is not None and last_step is not None
-        result.append(Move(level, carry, pull, spread, step / (2 * last_step) if second_order else 0.0))
+        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # onto clean data the move is first order
+        extrapolation = step / (2 * last_step) if solver == "dpmpp_2m" and last_step else 0.0
+        result.append(Move(level, carry, pull, spread, extrapolation))
         last_step = step
     return result
 

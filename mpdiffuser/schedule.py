@@ -1,6 +1,6 @@
 """The noise schedule: how much of the clean trajectory is left at each noise level.
 
-Forward process (Ho et al. 2020): x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 + sigma_t^2 = 1, alpha_t^2 = alpha-bar_t.
+Forward process (Ho et al. 2020): x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 = alpha-bar_t = 1 - sigma_t^2.
 Level 0 is the least noisy trained level, level T - 1 the noisiest; level -1 stands for clean data.
 """
 

@@ -1,8 +1,8 @@
 """One training loop for every model.
 
-Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. They are drawn
-for the whole batch and each process takes its share. So a resumed run continues exactly, and several processes give the
-losses of one process with the same total batch.
+Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. They are
+drawn for the whole batch and each process takes its share. So a resumed run continues exactly, and several processes
+give the losses of one process with the same total batch.
 
     <folder>/log.jsonl
     <folder>/step_00002000/model/   EMA weights, what users load
@@ -83,9 +83,10 @@ def _generator(seed: int, number: int, stream: int) -> torch.Generator:
 class _Loss(nn.Module):
     """The model's loss as a forward pass, so that accelerate can wrap it (mixed precision, several processes)."""
 
-    def __init__(self, model: nn.Module, schedule: NoiseSchedule) -> None:
+    def __init__(self, model: Any, schedule: NoiseSchedule) -> None:
         super().__init__()
-        self.model, self.schedule = model, schedule
+        self.model: Any = model
+        self.schedule = schedule
 
     def forward(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.model.loss(batch, random, self.schedule)

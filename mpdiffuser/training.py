@@ -47,7 +47,7 @@ def start(cfg: DictConfig) -> Accelerator:
     """
     sampler_config(cfg.sampler)
     for part in cfg.train:
-        TrainConfig(**cfg.train[part])
+        train_config(cfg, part)
     torch.set_num_threads(cfg.threads)
     set_seed(cfg.seed)
     precision = cfg.mixed_precision
@@ -70,9 +70,25 @@ def start(cfg: DictConfig) -> Accelerator:
     return accelerator
 
 
+def settings(section: DictConfig) -> dict[str, Any]:
+    """A section as plain Python."""
+    plain = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def train_config(cfg: DictConfig, name: str) -> TrainConfig:
+    """The training settings of one part; the run's seed unless it has its own.
+
+    Raises:
+        InputError: for a value that cannot be.
+    """
+    return TrainConfig(**{"seed": cfg.seed, **settings(cfg.train[name])})
+
+
 def sampler_config(section: DictConfig) -> SamplerConfig:
     """The sampler's settings; `chunk` belongs to the controller."""
-    return SamplerConfig(**{key: value for key, value in section.items() if key != "chunk"})
+    return SamplerConfig(**{key: value for key, value in settings(section).items() if key != "chunk"})
 
 
 def train_pipeline(
@@ -101,7 +117,7 @@ def train_pipeline(
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
-        config = TrainConfig(**{"seed": cfg.seed, **cfg.train[name]})
+        config = train_config(cfg, name)
         identity = {"data": info["data"], "horizon": cfg.horizon, "discount": cfg.discount}
         with clock(name):
             return Trainer(
@@ -111,10 +127,9 @@ def train_pipeline(
     windows = [Windows(part, cfg.horizon, cfg.discount, latents, actions, condition) for part in (train, held_out)]
     steps = [Steps(part, cfg.discount) for part in (train, held_out)]
     torch.manual_seed(cfg.seed)
-    planner_sizes, dynamics_sizes = (OmegaConf.to_container(cfg[name]) for name in ("planner", "dynamics"))
-    planner = Planner(**dims, horizon=cfg.horizon, condition_dim=wanted.shape[1], **planner_sizes)
+    planner = Planner(**dims, horizon=cfg.horizon, condition_dim=wanted.shape[1], **settings(cfg.planner))
     planner = fit("planner", planner, *windows)
-    dynamics = fit("dynamics", Dynamics(**dims, horizon=cfg.horizon, **dynamics_sizes), *windows)
+    dynamics = fit("dynamics", Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)), *windows)
     ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **cfg.ranker)
     ranker.latents.fit(train["observations"])
     ranker.rewards.fit(to_go(train["rewards"], train, cfg.discount)[rows])

@@ -72,7 +72,7 @@ class Windows:
         return len(self.starts)
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        """latents (B, H, d), actions (B, H, m), mask and action_mask (B, H), condition (B, c) of the windows `indices` (B,)."""
+        """latents (B, H, d), actions (B, H, m), mask and action_mask (B, H), condition (B, c) of windows (B,)."""
         start = self.starts[indices]
         last = self.last_row[start][:, None]
         rows = start[:, None] + torch.arange(self.horizon)

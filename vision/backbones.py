@@ -4,6 +4,7 @@ Names: `timm:NAME` (any timm model with feature maps), `torchvision:resnetNN`, `
 """
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -34,7 +35,8 @@ class Backbone(nn.Module):
     def __init__(self, name: str = DEFAULT, stride: int = 16, pool: int = 4) -> None:
         super().__init__()
         library, _, model = name.partition(":")
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+        std: tuple[float, ...] = (0.229, 0.224, 0.225)
         if library == "timm":
             self.net, self.channels, mean, std = _timm(model, stride)
         elif library == "torchvision":
@@ -85,8 +87,7 @@ def _torchvision(model: str, stride: int) -> tuple[nn.Module, int]:
         layers.add_module(name, layer)
         if name == RESNET_LAYERS[stride]:
             break
-    blocks = layers[-1]
-    last = blocks[-1]
+    last: Any = list(layers[-1].children())[-1]
     return layers, (last.bn3 if hasattr(last, "bn3") else last.bn2).num_features
 
 

@@ -1,5 +1,6 @@
 """The decoder: latents to pictures, for looking at plans. It does not shape the latents."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Decoder(ModelMixin, ConfigMixin):
             nn.Unflatten(1, (channels[0], 4, 4)),
         )
         layers: list[nn.Module] = []
-        for a, b in zip(channels[:-1], channels[1:]):
+        for a, b in pairwise(channels):
             layers += [nn.GroupNorm(8, a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)]
         self.grow = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], 3, 3, padding=1))
 
@@ -54,7 +55,7 @@ class Decoder(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch: latents (B, d), frames (B, size, size, 3) uint8. Pixels that differ from the mean picture count more."""
+        """Batch: latents (B, d), frames (B, size, size, 3) uint8. Pixels unlike the mean picture count more."""
         target = batch["frames"].permute(0, 3, 1, 2).float() / 255
         difference = (target - target.mean(0)).abs().mean(1, keepdim=True)
         weight = 0.2 + 10 * difference

@@ -59,6 +59,11 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         """Features of consecutive frames (..., history, F), the newest last -> latents (..., d)."""
         return self.head(self.frame_head(features).flatten(-2))
 
+    def consecutive(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, history + 1, F) -> latents (B, d) now and one step later, each frame's part computed once."""
+        frames = self.frame_head(features)
+        return self.head(frames[:, :-1].flatten(1)), self.head(frames[:, 1:].flatten(1))
+
     def train(self, mode: bool = True) -> Self:
         """The backbone's batch norms keep their statistics, also while it is fine-tuned."""
         super().train(mode)
@@ -91,7 +96,7 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
 
 
 class Representation(ModelMixin, ConfigMixin):
-    """What trains the encoder: latents must tell the action taken, the next latent, the reward and, if known, the state.
+    """What trains the encoder: latents must tell the action taken, the next latent, the reward, the true state.
 
     Args:
         encoder_config: of a `PixelEncoder`.
@@ -120,10 +125,10 @@ class Representation(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch of consecutive steps: features (B, history + 1, F) or frames (B, history + 1, height, width, 3), actions
-        (B, m), rewards (B,) and states (B, s), standardised."""
+        """Batch of `Transitions`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3), and actions
+        (B, m), rewards (B,), states (B, s), standardised."""
         features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
-        now, after = self.encoder(features[:, :-1]), self.encoder(features[:, 1:])
+        now, after = self.encoder.consecutive(features)
         pair = torch.cat([now, batch["actions"]], -1)
         parts = {
             "inverse": (self.inverse(torch.cat([now, after], -1)) - batch["actions"]).square().mean(),

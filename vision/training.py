@@ -1,18 +1,17 @@
 """From frames to latent episodes: the encoder's head (or all of it), the latents of every row, the decoder."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import Clock
+from mpdiffuser.trainer import Trainer
+from mpdiffuser.training import Clock, settings, train_config
 from mpdiffuser.windows import split_indices
 from vision.data import Pictures, Transitions, cached_features, encode, encode_frames, fingerprint
 from vision.decoder import Decoder
@@ -33,29 +32,29 @@ def train_encoder(
     if "frames" not in episodes:
         raise InputError(f"{episodes.path}: holds no frames; for states use train_state.py")
     output, cache = Path(cfg.output_dir), Path(cfg.data_root) / "cache"
-    settings: dict[str, Any] = OmegaConf.to_container(cfg.encoder)  # type: ignore[assignment]
-    pretrained, download = settings.pop("pretrained"), settings.pop("download")
+    options = settings(cfg.encoder)
+    pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
-    encoder = PixelEncoder.pretrained(download, **settings) if pretrained else PixelEncoder(**settings)
+    encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
     encoder.to(accelerator.device)
     features = None
-    if not settings["trainable"]:
+    if not options["trainable"]:
         with clock("features"), accelerator.main_process_first():
             features = cached_features(encoder, episodes, cache)
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
     known = "observations" in episodes and cfg.true_states
     representation = Representation(
-        settings, episodes["actions"].shape[1], episodes["observations"].shape[1] if known else 0
+        options, episodes["actions"].shape[1], episodes["observations"].shape[1] if known else 0
     )
     representation.encoder.load_state_dict(encoder.state_dict())
     data = Transitions(episodes, train, encoder.history, features)
     validation = Transitions(episodes, held_out, encoder.history, features, data.statistics)
     identity = {"data": fingerprint(episodes)}
 
-    def fit(name: str, model: Any, *parts: Any) -> Any:
-        config = replace(TrainConfig(**cfg.train[name]), seed=cfg.seed)
+    def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
+        config = train_config(cfg, name)
         with clock(name):
-            return Trainer(name, model, *parts, config, output / name, accelerator, identity=identity).train()
+            return Trainer(name, model, data, validation, config, output / name, accelerator, identity=identity).train()
 
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):

@@ -63,7 +63,7 @@ class Planner(ModelMixin, ConfigMixin):
     def forward(
         self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
     ) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,) 1 or 0 (unconditional) -> prediction like x."""
+        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x."""
         keep = keep[:, None].to(x.dtype)
         embedding = self.level(levels) + self.condition(torch.cat([condition * keep, keep], -1))
         return self.unet(x, embedding)
@@ -80,7 +80,7 @@ class Planner(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Denoising loss of a batch of windows: latents (B, H, d), actions (B, H, m), mask, action_mask (B, H), condition (B, c)."""
+        """Denoising loss of a batch of `Windows`."""
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
         present = batch["latents"][:, 0]
         noisy = hold_present(schedule.add_noise(clean, random["noise"], random["levels"]), present)

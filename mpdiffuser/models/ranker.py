@@ -3,7 +3,6 @@
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mpdiffuser.models.mlp import mlp
@@ -43,7 +42,7 @@ class Ranker(ModelMixin, ConfigMixin):
         self.value = mlp(latent_dim, hidden, 1)
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decoded latents (..., d) and actions (..., m) -> reward, continuation (a probability), cost, value, each (...)."""
+        """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost, value: (...)."""
         z = self.latents.normalize(latents)
         reward, continuation, cost = self.step(torch.cat([z, actions], -1)).unbind(-1)
         return {
@@ -54,7 +53,7 @@ class Ranker(ModelMixin, ConfigMixin):
         }
 
     def scores(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite ones score -inf.
+        """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.
 
         (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), c_k the probability of having come to k.
         """

@@ -12,6 +12,8 @@ from mpdiffuser.errors import InputError
 class LevelEmbedding(nn.Module):
     """Noise levels (B,) -> (B, dim): sinusoids, then a two-layer perceptron."""
 
+    frequencies: torch.Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2) / (dim // 2 - 1))
@@ -78,9 +80,9 @@ class TemporalUNet(nn.Module):
         self.middle = block(widths[-1], widths[-1])
         self.grow = nn.ModuleList([nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in widths[:0:-1]])
         self.up = nn.ModuleList([block(c + skip, skip) for c, skip in zip(widths[:0:-1], widths[-2::-1])])
-        self.leave = nn.Sequential(conv_block(width, width, kernel), nn.SiLU(), nn.Conv1d(width, outputs, 1))
-        nn.init.zeros_(self.leave[-1].weight)
-        nn.init.zeros_(self.leave[-1].bias)
+        last = nn.Conv1d(width, outputs, 1)
+        nn.init.zeros_(last.weight)
+        self.leave = nn.Sequential(conv_block(width, width, kernel), nn.SiLU(), last)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         hidden = self.enter(x.transpose(1, 2))
@@ -101,5 +103,6 @@ def check_horizon(horizon: int, multipliers: Sequence[int]) -> None:
     factor = 2 ** (len(multipliers) - 1)
     if horizon < 2 * factor or horizon % factor:
         raise InputError(
-            f"horizon: must be a multiple of {factor}, at least {2 * factor}, for {len(multipliers)} U-Net levels; found {horizon}"
+            f"horizon: must be a multiple of {factor}, at least {2 * factor}, for {len(multipliers)} U-Net levels; "
+            f"found {horizon}"
         )

@@ -1,0 +1,171 @@
+"""Figures of the report: inline SVG whose colours are the page's CSS variables, so that they follow light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+# What matplotlib draws with; each stands for the CSS variable of that name.
+COLORS = {
+    "ink": "#1a1d21",
+    "faint": "#8a9099",
+    "rule": "#d5d9de",
+    "ours": "#2563b0",
+    "planner": "#c8641b",
+    "cloning": "#3d8b5f",
+    "random": "#8a8f98",
+    "expert": "#7a57a8",
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mpdiffuser",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelcolor": COLORS["ink"],
+    "axes.edgecolor": COLORS["faint"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.color": COLORS["faint"],
+    "ytick.color": COLORS["faint"],
+    "xtick.labelcolor": COLORS["ink"],
+    "ytick.labelcolor": COLORS["ink"],
+    "text.color": COLORS["ink"],
+    "axes.grid": True,
+    "grid.color": COLORS["rule"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@dataclass(frozen=True)
+class Returns:
+    """One row of the returns figure: label, returns (E,), and the IQM with its interval where known."""
+
+    name: str
+    label: str
+    returns: Sequence[float]
+    iqm: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def returns_figure(rows: Sequence[Returns]) -> Markup:
+    """Every episode a dot; the IQM a large dot with its 95 % interval."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(5.0, 0.55 + 0.52 * len(rows))
+        for y, row in enumerate(reversed(rows)):
+            color = _color(row.name)
+            jitter = 0.13 * (
+                np.random.default_rng(0).permutation(len(row.returns)) / max(1, len(row.returns) - 1) - 0.5
+            )
+            axes.scatter(row.returns, y + jitter, s=14, color=color, alpha=0.4, linewidths=0, zorder=2)
+            if row.interval:
+                axes.plot(row.interval, (y, y), color=color, linewidth=2.4, solid_capstyle="round", zorder=3)
+            if row.iqm is not None:
+                axes.plot([row.iqm], [y], "o", color=color, markersize=6, zorder=4)
+            axes.annotate(row.label, (0, y + 0.22), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+        values = np.concatenate([np.asarray(row.returns, float) for row in rows])
+        low, high = min(0.0, values.min()), max(0.0, values.max())
+        margin = 0.03 * ((high - low) or 1.0)
+        axes.set(xlim=(low - margin, high + margin), ylim=(-0.35, len(rows) - 0.4), xlabel="return of an episode")
+        axes.yaxis.set_major_locator(NullLocator())
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        return _svg(figure, "returns", "Return of every episode, method by method")
+
+
+def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float, float]]]]) -> Markup:
+    """Distance of planned and realised latents over steps ahead.
+
+    Args:
+        series: method -> (label, steps ahead -> (mean, standard error)).
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(5.0, 2.7)
+        for name, (label, points) in series.items():
+            steps = sorted(points)
+            means, errors = np.array([points[k] for k in steps]).T
+            style = {"color": _color(name), "linewidth": 1.8, "marker": "o", "markersize": 4.5, "label": label}
+            axes.errorbar(steps, means, errors, elinewidth=1.2, capsize=2.5, **style)
+        ticks = sorted({k for _, points in series.values() for k in points})
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels([str(k) for k in ticks])
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set(xlabel="steps ahead", ylabel="mean squared distance")
+        _legend(axes)
+        return _svg(figure, "feasibility", "Squared distance of planned and realised latents against steps ahead")
+
+
+def curve_figure(part: str, training: np.ndarray, validation: np.ndarray) -> Markup:
+    """Losses of one part: training (n, 2) and validation (m, 2), columns step and loss; either may be empty."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _axes(3.5, 2.3)
+        color = COLORS["ours"]
+        if len(training):
+            axes.plot(*training.T, color=COLORS["faint"], linewidth=1, marker=_dot(training), label="training")
+        if len(validation):
+            marker = _dot(validation)
+            axes.plot(*validation.T, color=color, linewidth=1.8, marker=marker, markersize=4, label="validation")
+        losses = np.concatenate([training, validation])[:, 1]
+        if losses.min() > 0 and losses.max() > 8 * losses.min():
+            axes.set_yscale("log")
+            if losses.max() > 30 * losses.min():
+                axes.yaxis.set_major_locator(LogLocator(numticks=6))
+                axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set(xlabel="step", ylabel="loss")
+        _legend(axes)
+        return _svg(figure, f"curve-{part}", f"Training and validation loss of the {part}")
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.4)
+
+
+def _dot(points: np.ndarray) -> str | None:
+    """A line through one point would not show."""
+    return "o" if len(points) == 1 else None
+
+
+def _color(name: str) -> str:
+    return COLORS.get(name, COLORS["faint"])
+
+
+def _svg(figure: Figure, name: str, title: str) -> Markup:
+    """The figure as an <svg> element for an HTML page: no ids that clash, no address, colours as CSS variables."""
+    buffer = io.StringIO()
+    nothing: dict[str, Any] = {key: None for key in ("Date", "Creator", "Format", "Type")}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    view = re.search(r'viewBox="[^"]+"', text)
+    assert view
+    text = text[text.index(">") + 1 :]
+    text = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
+    for variable, color in COLORS.items():
+        text = text.replace(color, f"var(--{variable})")
+    title = Markup.escape(title)
+    return Markup(f'<svg {view.group()} role="img" aria-label="{title}">{text}')
