@@ -1,12 +1,16 @@
 """The report of a run, one HTML file: python -m mpdiffuser.report FOLDER"""
 
+import argparse
+import base64
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from mpdiffuser import report_figures as figures
 from mpdiffuser.errors import InputError
@@ -153,10 +157,7 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
 def _returns(methods: dict[str, Any]) -> dict[str, Any]:
     """Cards, the table (without the columns that nobody fills) and the figure."""
     names = [*(key for key in LABELS if key in methods), *(key for key in methods if key not in LABELS)]
-    cells = {name: _cells(methods[name]) for name in names}
-    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    order = list(_cells({"returns": [0], "mean": 0, **_FULL}))
-    columns.sort(key=lambda column: order.index(column) if column in order else len(order))
+    columns = {title: cells for title, cell in COLUMNS.items() if any(cells := [cell(methods[name]) for name in names])}
     rows = [
         {
             "label": _label(name),
@@ -164,21 +165,178 @@ def _returns(methods: dict[str, Any]) -> dict[str, Any]:
             "mean": _number(methods[name]["mean"]),
             "error": _number(methods[name]["standard_error"]) if "standard_error" in methods[name] else "",
             "share": "" if name == "expert" else _share(name, methods),
-            "cells": [cells[name].get(column, "–") for column in columns],
+            "cells": [cells[i] or "–" for cells in columns.values()],
         }
-        for name in names
+        for i, name in enumerate(names)
     ]
     figure = figures.returns_figure(
         [
-            figures.Returns(
-                name,
-                _label(name),
-                methods[name]["returns"],
-                methods[name].get("iqm"),
-                tuple(methods[name]["iqm_interval"]) if "iqm_interval" in methods[name] else None,
-            )
+            figures.Returns(name, _label(name), *(methods[name].get(key) for key in ("returns", "iqm", "iqm_interval")))
             for name in names
         ]
     )
     has_iqm = any("iqm" in method for method in methods.values())
-    return {"methods": rows, "columns": columns, "returns_figure": figure, "has_iqm": has_iqm}
+    return {"methods": rows, "columns": list(columns), "returns_figure": figure, "has_iqm": has_iqm}
+
+
+def _mean(method: dict[str, Any]) -> str:
+    error = f" ± {_number(method['standard_error'])}" if "standard_error" in method else ""
+    return _number(method["mean"]) + error
+
+
+def _interval(method: dict[str, Any]) -> str:
+    return " to ".join(map(_number, method["iqm_interval"])) if "iqm_interval" in method else ""
+
+
+def _times(times: dict[str, Any] | None) -> str:
+    """Median / 95th percentile, of a batch of so many environments."""
+    if not times:
+        return ""
+    batch = f" ({times['batch']} at once)" if times.get("batch", 1) != 1 else ""
+    return f"{_number(times['median'])} / {_number(times['p95'])}{batch}"
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "episodes": lambda method: str(len(method["returns"])),
+    "mean": _mean,
+    "IQM": lambda method: _number(method["iqm"]) if "iqm" in method else "",
+    "95 % interval": _interval,
+    "plan ms, batch": lambda method: _times(method.get("plan_ms")),
+    "plan ms, one": lambda method: _times(method.get("plan_ms_single")),
+}
+
+
+def _feasibility(methods: dict[str, Any]) -> dict[str, Any] | None:
+    """Figure and table of planned against realised latents, ours against planner-only sampling."""
+    series = {}
+    for name in ("ours", "planner", *(key for key in methods if key not in LABELS)):
+        found = methods.get(name, {}).get("feasibility")
+        if found:
+            points = {int(k): (v["mean"], v.get("standard_error", 0.0)) for k, v in found.items()}
+            series[name] = (_label(name), points)
+    if not series:
+        return None
+    steps = sorted({k for _, points in series.values() for k in points})
+    rows = [
+        {
+            "label": label,
+            "color": _color(name),
+            "cells": [f"{_number(points[k][0])} ± {_number(points[k][1])}" if k in points else "–" for k in steps],
+        }
+        for name, (label, points) in series.items()
+    ]
+    if {"ours", "planner"} <= set(series):
+        ours, planner = series["ours"][1], series["planner"][1]
+        comparable = [k in ours and k in planner and ours[k][0] > 0 for k in steps]
+        cells = [f"{planner[k][0] / ours[k][0]:.2f} ×" if fine else "–" for k, fine in zip(steps, comparable)]
+        rows.append({"label": "planner only, relative to MPDiffuser", "color": "", "cells": cells})
+    return {"figure": figures.feasibility_figure(series), "steps": steps, "rows": rows}
+
+
+def _curves(folder: Path) -> Iterator[dict[str, Any]]:
+    """A figure for each <part>/log.jsonl that holds a loss."""
+    logs = {file.parent.name: file for file in sorted(folder.glob("*/log.jsonl"))}
+    for part in [*(key for key in PARTS if key in logs), *(key for key in logs if key not in PARTS)]:
+        lines = _read_log(logs[part])
+        training, validation = (_losses(lines, key) for key in ("loss", "validation_loss"))
+        if len(training) or len(validation):
+            label = LABELS["cloning"] if part == "cloning" else part
+            yield {"label": label, "figure": figures.curve_figure(part, training, validation)}
+
+
+def _read_log(file: Path) -> list[dict[str, Any]]:
+    """The log's lines; a torn last one (the run was killed, or goes on) is left out."""
+    lines = []
+    texts = file.read_text(encoding="utf-8").splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict) or "step" not in line:
+                raise ValueError("no step in it")
+            lines.append(line)
+        except ValueError as error:
+            if number < len(texts):
+                raise InputError(f"{file}: line {number} is broken ({error}); remove that line") from error
+    return lines
+
+
+def _losses(lines: list[dict[str, Any]], key: str) -> np.ndarray:
+    """(n, 2) steps and finite losses."""
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    array = np.array(points, np.float64).reshape(-1, 2)
+    return array[np.isfinite(array).all(1)]
+
+
+def _video(file: Path) -> str | None:
+    """The video as a data: address."""
+    return f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" if file.is_file() else None
+
+
+def _stages(stages: dict[str, float]) -> dict[str, Any]:
+    longest = max(stages.values(), default=0.0) or 1.0
+    rows = [
+        {"name": name, "time": _duration(seconds), "percent": round(100 * seconds / longest, 1)}
+        for name, seconds in stages.items()
+    ]
+    return {"stages": rows, "stages_total": _duration(sum(stages.values()))}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted name, value)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def _color(name: str) -> str:
+    return name if name in LABELS else "faint"
+
+
+def _share(name: str, methods: dict[str, Any]) -> str:
+    """Share of the expert's mean return, where that means something."""
+    expert = methods.get("expert", {}).get("mean", 0.0)
+    return f"{100 * methods[name]['mean'] / expert:.0f} %" if expert > 0 else ""
+
+
+def _number(value: float) -> str:
+    """Three or four significant digits, without exponents unless tiny."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.{max(0, min(6, (3 if size >= 100 else 2) - math.floor(math.log10(size))))}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mpdiffuser.report", description="Write a run's report.html.")
+    parser.add_argument("folder", type=Path, help="the run's folder, with metrics.json in it")
+    try:
+        print(write_report(parser.parse_args().folder))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

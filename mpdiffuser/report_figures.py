@@ -56,7 +56,7 @@ class Returns:
     label: str
     returns: Sequence[float]
     iqm: float | None = None
-    interval: tuple[float, float] | None = None
+    interval: Sequence[float] | None = None
 
 
 def returns_figure(rows: Sequence[Returns]) -> Markup:
