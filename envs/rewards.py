@@ -1,7 +1,7 @@
 """Rewards of dm_control tasks for many states at once, equal to `task.get_reward` (tests/envs/test_mppi.py)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mujoco
 import numpy as np

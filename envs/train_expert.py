@@ -18,14 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
+
+# Loads triton, which crashes if Mesa's LLVM, through mujoco, is loaded before it.
+import torch._dynamo
 from gymnasium.wrappers import TransformReward
 
 from envs.experts import ACTION_REPEATS, FOLDER, SEEDS, Policy, rollout_returns, standard_error
+from envs.mppi import MPPI
 from envs.simulator import DMControlEnv
 from mpdiffuser.errors import InputError
 
 WATCH_SEEDS = tuple(range(10_000, 10_005))  # at every checkpoint
 SELECTION_SEEDS = tuple(range(20_000, 20_020))  # to choose the expert among the best checkpoints
+DEMONSTRATION_SEED = 30_000
 RUNGS = (0.2, 0.4, 0.6, 0.8)  # of the expert's return
 
 
@@ -38,7 +43,7 @@ class Settings:
         interval: decisions from one checkpoint to the next.
         warmup: decisions of random actions before the first update.
         actor, critic: widths of their two hidden layers.
-        held_noise: scale of Ornstein-Uhlenbeck noise on the actions, for tasks that random jitter never solves.
+        demonstrations: MPPI episodes put into the replay buffer first, for rewards that random actions hardly find.
     """
 
     decisions: int = 30_000
@@ -48,44 +53,39 @@ class Settings:
     batch_size: int = 256
     actor: int = 128
     critic: int = 128
-    held_noise: float = 0.0
+    demonstrations: int = 0
 
 
 LOCOMOTION = Settings(1_000_000, 5_000, 5_000, learning_rate=5e-4, critic=256)
 SETTINGS = {
     "cartpole_swingup": Settings(),
-    "pendulum_swingup": Settings(held_noise=0.3),
+    "pendulum_swingup": Settings(demonstrations=10),
     "reacher_easy": Settings(),
-    "point_mass_easy": Settings(),
+    "point_mass_easy": Settings(15_000, demonstrations=10),
     "ball_in_cup_catch": Settings(),
     "walker_walk": LOCOMOTION,
     "cheetah_run": LOCOMOTION,
 }
 
 
-def load_library() -> tuple[Any, Any]:
-    """SAC and the noise class of stable-baselines3.
+def load_library() -> Any:
+    """The SAC class of stable-baselines3.
 
     Raises:
         InputError: if it is not installed.
     """
     try:
         from stable_baselines3 import SAC
-        from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
     except ImportError as error:
         raise InputError(f"stable-baselines3 is missing ({error}): run pip install -e '.[experts]'") from error
-    return SAC, OrnsteinUhlenbeckActionNoise
+    return SAC
 
 
 def make_model(task: str, settings: Settings, seed: int) -> Any:
     """An untrained SAC model on the task; its reward is the mean over the action repeat, so at most 1."""
-    sac, noise_class = load_library()
+    sac = load_library()
     repeat = ACTION_REPEATS[task]
     env = TransformReward(DMControlEnv(task, action_repeat=repeat), lambda reward: reward / repeat)
-    size = env.action_space.shape[0]  # type: ignore[index]
-    noise = None
-    if settings.held_noise:
-        noise = noise_class(np.zeros(size), np.full(size, settings.held_noise), theta=0.15, dt=1.0)
     architecture = {"pi": [settings.actor] * 2, "qf": [settings.critic] * 2}
     return sac(
         "MlpPolicy",
@@ -93,12 +93,31 @@ def make_model(task: str, settings: Settings, seed: int) -> Any:
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         learning_starts=settings.warmup,
-        buffer_size=settings.decisions,
-        action_noise=noise,
         policy_kwargs={"net_arch": architecture, "optimizer_kwargs": {"fused": True}},
         seed=seed,
         device="cpu",
     )
+
+
+def add_demonstrations(model: Any, task: str, episodes: int) -> None:
+    """Put MPPI episodes into the model's replay buffer."""
+    repeat = ACTION_REPEATS[task]
+    env = DMControlEnv(task, action_repeat=repeat)
+    for seed in range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + episodes):
+        controller = MPPI(env, seed, threads=1)
+        state, _ = env.reset(seed=seed)
+        terminated = truncated = False
+        while not (terminated or truncated):
+            action = controller.act()
+            following, reward, terminated, truncated, _ = env.step(action)
+            info = {"TimeLimit.truncated": truncated and not terminated}
+            done = np.array([terminated or truncated])
+            model.replay_buffer.add(
+                state[None], following[None], action[None], np.array([reward / repeat]), done, [info]
+            )
+            state = following
+        controller.close()
+    env.close()
 
 
 def deterministic_policy(model: Any, info: dict[str, Any]) -> Policy:
@@ -156,6 +175,7 @@ def train(task: str, settings: Settings, seed: int, folder: Path) -> None:
             name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "dm_control", "mujoco")
         },
     }
+    add_demonstrations(model, task, settings.demonstrations)
     model.learn(settings.decisions, callback=checkpointer(task, settings, facts, folder))
 
 
