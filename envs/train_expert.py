@@ -56,11 +56,11 @@ class Settings:
     demonstrations: int = 0
 
 
-LOCOMOTION = Settings(1_000_000, 5_000, 5_000, learning_rate=5e-4, critic=256)
+LOCOMOTION = Settings(400_000, 5_000, 2_500, batch_size=128, critic=256, demonstrations=6)
 SETTINGS = {
     "cartpole_swingup": Settings(),
-    "pendulum_swingup": Settings(demonstrations=10),
-    "reacher_easy": Settings(),
+    "pendulum_swingup": Settings(20_000, demonstrations=10),
+    "reacher_easy": Settings(demonstrations=40),
     "point_mass_easy": Settings(15_000, demonstrations=10),
     "ball_in_cup_catch": Settings(),
     "walker_walk": LOCOMOTION,
