@@ -168,6 +168,7 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
                 "noise": noise,
                 "episode_seeds": seeds.tolist(),
                 "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
+                "joints": env.joints(),
                 "versions": versions(),
             }
             _fill(arrays, vector, steps, [Actor(policies[n], s, k) for n, s, k in zip(chosen, noise, seeds.tolist())])

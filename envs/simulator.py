@@ -20,6 +20,8 @@ from mpdiffuser.errors import InputError
 OBSERVATIONS = ("frames", "states", "both")
 TASKS = {f"{domain}_{task}": (domain, task) for domain, task in sorted(suite.ALL_TASKS)}
 
+UNBOUNDED = 1e10  # dm_control's limit of an action that has none (lqr); [-1, 1] is taken for it
+
 # What a domain's `initialize_episode` writes into the model: state that MuJoCo does not count as state.
 MODEL_STATE: dict[str, dict[str, Any]] = {
     "finger": {"site_pos": "target", "site_size": "target"},
@@ -117,8 +119,9 @@ class DMControlEnv(gymnasium.Env):
 
     def _init_spaces(self) -> None:
         spec = self._env.action_spec()
-        self._center = (np.asarray(spec.maximum, np.float64) + spec.minimum) / 2
-        self._half_range = (np.asarray(spec.maximum, np.float64) - spec.minimum) / 2
+        bounded = np.asarray(spec.maximum) < UNBOUNDED
+        low, high = np.where(bounded, spec.minimum, -1.0), np.where(bounded, spec.maximum, 1.0)
+        self._center, self._half_range = (high + low) / 2, (high - low) / 2
         self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
         dimension = sum(int(np.prod(s.shape)) for s in self._env.observation_spec().values())
         kinds: dict[str, spaces.Space] = {
@@ -188,6 +191,19 @@ class DMControlEnv(gymnasium.Env):
         """(array, rows) of what the task keeps in the model."""
         fields = MODEL_STATE.get(TASKS[self.task][0], {})
         return [(getattr(self.physics.named.model, field), rows) for field, rows in fields.items()]
+
+    def joints(self) -> list[dict[str, Any]]:
+        """Name, type ("hinge", "slide", ...) and place of position and velocity in `get_physics()` of each joint."""
+        names = {int(kind): kind.name.removeprefix("mjJNT_").lower() for kind in mujoco.mjtJoint}
+        return [
+            {
+                "name": self.model.joint(j).name,
+                "type": names[int(self.model.jnt_type[j])],
+                "position_index": 1 + int(self.model.jnt_qposadr[j]),  # the time comes first
+                "velocity_index": 1 + self.model.nq + int(self.model.jnt_dofadr[j]),
+            }
+            for j in range(self.model.njnt)
+        ]
 
     def get_physics(self) -> np.ndarray:
         """The whole state, (p,) float64: MuJoCo's mjSTATE_FULLPHYSICS (time first), then the solver's warm start,
