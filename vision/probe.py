@@ -1,0 +1,109 @@
+"""How much of the true state do latents keep? python -m vision.probe PIPELINE DATASET [DATASET ...]
+
+A perceptron is trained from latents to the joints' positions (hinge angles as sine and cosine, since they wind up) and
+velocities, and its R2 is measured on held-out episodes. The camera follows the robot's root in some tasks, so a sliding
+root along the ground (`rootx`) cannot be seen and is left out of the positions.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.mlp import mlp
+from mpdiffuser.windows import split_indices
+from vision.data import cached_features, encode
+from vision.encoder import PixelEncoder
+
+
+def joint_targets(episodes: Episodes) -> dict[str, np.ndarray]:
+    """True "positions" and "velocities", each (M, n), from the physics state and `info["joints"]`.
+
+    Raises:
+        InputError: if the dataset has no physics state.
+    """
+    if "physics" not in episodes or "joints" not in episodes.info:
+        raise InputError(f"{episodes.path}: holds no physics state to compare latents with; collect it with collect.py")
+    positions, velocities = [], []
+    for joint in episodes.info["joints"]:
+        value = episodes["physics"][:, joint["position_index"]]
+        velocities.append(episodes["physics"][:, joint["velocity_index"]])
+        if joint["type"] == "hinge":
+            positions += [np.sin(value), np.cos(value)]
+        elif joint["name"] != "rootx":
+            positions.append(value)
+    return {"positions": np.stack(positions, 1), "velocities": np.stack(velocities, 1)}
+
+
+def probe(
+    latents: np.ndarray, targets: np.ndarray, train: np.ndarray, held_out: np.ndarray, steps: int = 3000, seed: int = 0
+) -> float:
+    """R2, mean over target dimensions, of a perceptron trained on rows `train` and measured on rows `held_out`.
+
+    Args:
+        latents: (M, d).
+        targets: (M, n).
+        train, held_out: row masks (M,).
+    """
+    torch.manual_seed(seed)
+    rows = torch.from_numpy(np.flatnonzero(train))
+    x, y = (torch.from_numpy(_standardise(a, train).astype(np.float32)) for a in (latents, targets))
+    net = mlp(x.shape[1], 256, y.shape[1])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = rows[torch.randint(len(rows), (256,))]
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x[batch]), y[batch]).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        error = (net(x[held_out]) - y[held_out]).square().mean(0)
+    spread = y[held_out].var(0, unbiased=False)
+    seen = spread > 1e-6  # a joint that never moves cannot be explained
+    return float((1 - error[seen] / spread[seen]).mean())
+
+
+def _standardise(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return (values - values[rows].mean(0)) / (values[rows].std(0) + 1e-6)
+
+
+def report(encoder: PixelEncoder, episodes: Episodes, cache: Path, validation: float, seed: int) -> dict[str, Any]:
+    """R2 of positions and velocities from an encoder's latents, on the episodes that its training held out."""
+    latents = encode(encoder, episodes, cached_features(encoder, episodes, cache))
+    parts = split_indices(len(episodes), validation, seed)
+    train, held_out = (np.isin(episodes.episode_of_row, part) for part in parts)
+    r2 = {name: round(probe(latents, t, train, held_out), 3) for name, t in joint_targets(episodes).items()}
+    return {"episodes": len(episodes), "held_out": len(parts[1]), "r2": r2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("pipeline", type=Path, help="a pipeline folder, or a folder with an encoder/ in it")
+    parser.add_argument("dataset", type=Path, nargs="+")
+    parser.add_argument("--cache", type=Path, default=Path("data/cache"))
+    parser.add_argument("--validation", type=float, default=0.1, help="share of held-out episodes, as in training")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, as in training")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        if not (args.pipeline / "encoder" / "config.json").is_file():
+            raise InputError(f"{args.pipeline}: no encoder in this folder")
+        encoder = PixelEncoder.from_pretrained(args.pipeline / "encoder")
+        for path in args.dataset:
+            result = report(encoder, Episodes.load(path), args.cache, args.validation, args.seed)
+            print(json.dumps({"dataset": path.name, **result}))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
