@@ -194,11 +194,10 @@ class DMControlEnv(gymnasium.Env):
 
     def joints(self) -> list[dict[str, Any]]:
         """Name, type ("hinge", "slide", ...) and place of position and velocity in `get_physics()` of each joint."""
-        names = {int(kind): kind.name.removeprefix("mjJNT_").lower() for kind in mujoco.mjtJoint}
         return [
             {
                 "name": self.model.joint(j).name,
-                "type": names[int(self.model.jnt_type[j])],
+                "type": mujoco.mjtJoint(int(self.model.jnt_type[j])).name.removeprefix("mjJNT_").lower(),
                 "position_index": 1 + int(self.model.jnt_qposadr[j]),  # the time comes first
                 "velocity_index": 1 + self.model.nq + int(self.model.jnt_dofadr[j]),
             }

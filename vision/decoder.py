@@ -22,7 +22,7 @@ class Decoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, latent_dim: int, size: int = 64, width: int = 16) -> None:
+    def __init__(self, latent_dim: int, size: int = 64, width: int = 8) -> None:
         super().__init__()
         doublings = (size // 4).bit_length() - 1
         if size != 4 * 2**doublings or doublings < 1:
