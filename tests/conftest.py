@@ -27,7 +27,7 @@ def episodes_of(
     frame_size: int = 0,
     seed: int = 0,
 ) -> Episodes:
-    """Episodes of random numbers with `lengths` steps; those in `terminated` end by termination, others by truncation."""
+    """Episodes of random numbers with `lengths` steps; those in `terminated` terminate, others are truncated."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths) + 1)])
     rows = int(offsets[-1])

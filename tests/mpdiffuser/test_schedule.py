@@ -1,5 +1,6 @@
 """The noise schedule against diffusers, finite differences and its own definition."""
 
+import itertools
 import math
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_grid_has_the_steps_asked_for(total: int, kind: str, betas: str, data)
     grid = NoiseSchedule(total, betas).grid(steps, kind)
     assert len(grid) == steps
     assert grid[0] == total - 1
-    assert all(a > b for a, b in zip(grid[:-1], grid[1:]))
+    assert all(a > b for a, b in itertools.pairwise(grid))
     assert grid[-1] >= 0
     if steps > 1:
         assert grid[-1] == 0

@@ -1,0 +1,319 @@
+"""The sampler against diffusers' schedulers, closed forms and plain loops."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import nn
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.sampler import COMPOSITIONS, Sampler, SamplerConfig, moves
+from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
+
+D, M, H = 3, 2, 8
+SIZES = dict(latent_dim=D, action_dim=M, horizon=H, width=8, multipliers=(1, 2), embedding=16)
+SCHEDULE = NoiseSchedule(100)
+
+
+def limits(value: float = 1e9) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((D + M,), -value), torch.full((D + M,), value)
+
+
+def noise_from(seed: int, batch: int):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(batch, H, D + M, generator=generator)
+
+
+def given(batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Present latents and conditions, different in every row."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, D, generator=generator), torch.randn(batch, 1, generator=generator)
+
+
+@pytest.fixture
+def planner(randomize) -> Planner:
+    return randomize(Planner(**SIZES), seed=1)
+
+
+@pytest.fixture
+def dynamics(randomize) -> Dynamics:
+    return randomize(Dynamics(**SIZES), seed=2)
+
+
+def make(
+    planner: Any, dynamics: Any, schedule: NoiseSchedule = SCHEDULE, bound: float = 1e9, **settings: Any
+) -> Sampler:
+    return Sampler(planner, dynamics, schedule, *limits(bound), SamplerConfig(**settings))
+
+
+def reference(scheduler: Any, planner: Planner, present: torch.Tensor, condition: torch.Tensor, seed: int):
+    """Diffusers' sampling loop with the present held."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(present), H, D + M, generator=generator)
+    takes_generator = {} if isinstance(scheduler, DPMSolverMultistepScheduler) else {"generator": generator}
+    for t in scheduler.timesteps:
+        x[:, 0, :D] = present
+        levels = torch.full((len(x),), int(t))
+        with torch.no_grad():
+            output = planner(x, levels, condition, torch.ones(len(x)))
+        x = scheduler.step(output, t, x, **takes_generator).prev_sample
+    x[:, 0, :D] = present
+    return x
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("steps", [5, 20])
+def test_agrees_with_diffusers(randomize, solver: str, prediction: str, steps: int) -> None:
+    schedule = NoiseSchedule(100, "linear")  # alpha stays above 0.006, so that epsilon can be compared too
+    planner = randomize(Planner(**SIZES, prediction=prediction), seed=3)
+    options: dict[str, Any] = dict(beta_start=1e-3, beta_end=0.2, prediction_type=prediction)
+    scheduler: Any
+    if solver == "dpmpp_2m":
+        levels = schedule.grid(steps)
+        scheduler = DPMSolverMultistepScheduler(100, **options)
+        scheduler.set_timesteps(timesteps=levels)
+    else:
+        kind = DDIMScheduler if solver == "ddim" else DDPMScheduler
+        scheduler = kind(100, clip_sample=False, timestep_spacing="trailing", **options)
+        scheduler.set_timesteps(steps)
+        levels = scheduler.timesteps.tolist()
+    present, condition = given(4)
+    expected = reference(scheduler, planner, present, condition, seed=7)
+    sampler = make(planner, None, schedule, composition="planner", solver=solver, temperature=1.0, steps=steps)
+    sampler.moves = moves(schedule, levels, solver)
+    found = sampler(present, condition, noise_from(7, 4))
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+class GaussianPlanner(nn.Module):
+    """The exact denoiser of data whose entries are independent normals with this mean and deviation."""
+
+    def __init__(self, mean: float, std: float, schedule: NoiseSchedule = SCHEDULE) -> None:
+        super().__init__()
+        self.config = {"prediction": "sample"}
+        self.mean, self.std, self.schedule = mean, std, schedule
+
+    def forward(self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor):
+        kept = self.schedule.alpha_bar[levels[0]].item()
+        gain = kept**0.5 * self.std**2 / (kept * self.std**2 + 1 - kept)
+        return self.mean + gain * (x - kept**0.5 * self.mean)
+
+
+@pytest.mark.parametrize(
+    ("solver", "levels", "steps"), [("ddim", 100, 100), ("ddpm", 1000, 400), ("dpmpp_2m", 100, 20)]
+)
+def test_samples_a_known_gaussian(solver: str, levels: int, steps: int) -> None:
+    batch, schedule = 2000, NoiseSchedule(levels)
+    exact = GaussianPlanner(0.7, 0.4, schedule)
+    sampler = make(exact, None, schedule, composition="planner", solver=solver, steps=steps, temperature=1.0)
+    x = sampler(torch.zeros(batch, D), torch.zeros(batch, 1), noise_from(0, batch))[:, 1:]
+    assert x.mean().item() == pytest.approx(0.7, abs=0.01)
+    assert x.std().item() == pytest.approx(0.4, rel=0.03)  # DDPM's posterior variance is a lower bound
+
+
+def test_temperature_narrows_the_samples() -> None:
+    batch = 1000
+    widths = []
+    for temperature in (0.0, 0.5, 1.0):
+        sampler = make(
+            GaussianPlanner(0.7, 0.4), None, composition="planner", solver="ddim", steps=50, temperature=temperature
+        )
+        x = sampler(torch.zeros(batch, D), torch.zeros(batch, 1), noise_from(0, batch))[:, 1:]
+        widths.append(x.std(0).mean().item())  # DDIM with this denoiser is affine in the noise
+    assert widths[0] < 1e-5
+    assert widths[1] == pytest.approx(widths[2] / 2, rel=1e-3)
+
+
+def watch(model: nn.Module) -> list[SimpleNamespace]:
+    """The inputs and output of every call from now on."""
+    calls: list[SimpleNamespace] = []
+    model.register_forward_hook(
+        lambda module, inputs, output: calls.append(
+            SimpleNamespace(x=inputs[0].clone(), levels=inputs[1].clone(), rest=inputs[2:], output=output.clone())
+        )
+    )
+    return calls
+
+
+def clean_estimate(model: Any, output: torch.Tensor, x: torch.Tensor, level: int, channels: int = D + M):
+    kept = SCHEDULE.alpha_bar[level].item()
+    assert model.config["prediction"] == "v_prediction"
+    return kept**0.5 * x[..., :channels] - (1 - kept) ** 0.5 * output
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guidance(planner: Planner, batch: int, scale: float) -> None:
+    present, condition = given(batch)
+    calls = watch(planner)
+    # a single level lands on the estimate itself
+    found = make(planner, None, composition="planner", steps=1, guidance=scale)(
+        present, condition, noise_from(3, batch)
+    )
+    assert [len(call.x) for call in calls] == [batch if scale == 1 else 2 * batch]
+    x = 0.5 * noise_from(3, batch)()
+    x[:, 0, :D] = present
+    levels = torch.full((batch,), 99)
+    with torch.no_grad():
+        wished = clean_estimate(planner, planner(x, levels, condition, torch.ones(batch)), x, 99)
+        free = clean_estimate(planner, planner(x, levels, condition, torch.zeros(batch)), x, 99)
+    expected = free + scale * (wished - free)
+    expected[:, 0, :D] = present
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert (wished - free).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("warm_start", [0, 3])
+def test_the_present_is_held(planner: Planner, dynamics: Dynamics, composition: str, warm_start: int) -> None:
+    present, condition = given(4)
+    seen = watch(planner), watch(dynamics)
+    sampler = make(planner, dynamics, composition=composition, solver="ddpm", steps=6, warm_start=warm_start)
+    start = torch.randn(4, H, D + M) if warm_start else None
+    x = sampler(present, condition, noise_from(0, 4), start)
+    assert torch.equal(x[:, 0, :D], present)
+    levels = SCHEDULE.grid(6)[-warm_start:]
+    for calls in seen:
+        if composition == "planner" and calls is seen[1]:
+            assert not calls
+            continue
+        assert [int(call.levels[0]) for call in calls] == levels
+        assert all(torch.equal(call.x[:, 0, :D], present) for call in calls)
+
+
+def test_dynamics_power_zero_leaves_the_states_to_the_dynamics(randomize, planner: Planner, dynamics: Dynamics) -> None:
+    present, condition = given(4)
+    other = randomize(Planner(**SIZES), seed=1)
+    with torch.no_grad():
+        other.unet.leave[-1].weight[:D] += 1.0  # another opinion of the states, the same of the actions
+    results = {
+        power: [
+            make(model, dynamics, bound=2.0, dynamics_power=power, solver="ddim")(present, condition, noise_from(0, 4))
+            for model in (planner, other)
+        ]
+        for power in (0.0, 1.0)
+    }
+    assert torch.equal(*results[0.0])
+    assert not torch.allclose(*results[1.0])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
+def test_fused_is_the_weighted_estimate(planner: Planner, dynamics: Dynamics, power: float) -> None:
+    present, condition = given(2)
+    bound = 1.5
+    sampler = make(planner, dynamics, bound=bound, dynamics_power=power, solver="ddim", steps=5, grid="uniform")
+    found = sampler(present, condition, noise_from(0, 2))
+    x = 0.5 * noise_from(0, 2)()
+    grid = [99, 74, 50, 25, 0]
+    for level, following in zip(grid, [*grid[1:], None]):
+        x[:, 0, :D] = present
+        kept = SCHEDULE.alpha_bar[level].item()
+        then = 1.0 if following is None else SCHEDULE.alpha_bar[following].item()
+        levels = torch.full((2,), level)
+        with torch.no_grad():
+            plan = clean_estimate(planner, planner(x, levels, condition, torch.ones(2)), x, level).clamp(-bound, bound)
+            real = clean_estimate(dynamics, dynamics(x, levels), x, level, D).clamp(-bound, bound)
+        states = kept**power * real + (1 - kept**power) * plan[..., :D]
+        clean = torch.cat([states, plan[..., D:]], -1)
+        noise = (x - kept**0.5 * clean) / (1 - kept) ** 0.5
+        x = then**0.5 * clean + (1 - then) ** 0.5 * noise
+    x[:, 0, :D] = present
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
+
+
+def test_release_is_two_posterior_means(planner: Planner, dynamics: Dynamics) -> None:
+    """Transcribed with the betas of Ho et al. 2020, equation 7."""
+    present, condition = given(2)
+    bound, temperature = 1.5, 0.7
+    sampler = make(
+        planner,
+        dynamics,
+        bound=bound,
+        composition="release",
+        solver="ddpm",
+        steps=5,
+        grid="uniform",
+        temperature=temperature,
+    )
+    found = sampler(present, condition, noise_from(0, 2))
+    noise = noise_from(0, 2)
+    x = temperature * noise()
+    grid = [99, 74, 50, 25, 0]
+    for level, following in zip(grid, [*grid[1:], None]):
+        kept = SCHEDULE.alpha_bar[level].item()
+        then = 1.0 if following is None else SCHEDULE.alpha_bar[following].item()
+        beta = 1 - kept / then
+        of_clean, of_noisy = then**0.5 * beta / (1 - kept), (1 - beta) ** 0.5 * (1 - then) / (1 - kept)
+        levels = torch.full((2,), level)
+        x[:, 0, :D] = present
+        with torch.no_grad():
+            real = clean_estimate(dynamics, dynamics(x, levels), x, level, D).clamp(-bound, bound)
+            x[..., :D] = of_clean * real + of_noisy * x[..., :D]
+            x[:, 0, :D] = present
+            plan = clean_estimate(planner, planner(x, levels, condition, torch.ones(2)), x, level).clamp(-bound, bound)
+        x = of_clean * plan + of_noisy * x
+        if following is not None:
+            x = x + temperature * ((1 - then) / (1 - kept) * beta) ** 0.5 * noise()
+    x[:, 0, :D] = present
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
+
+
+def test_warm_start_begins_at_the_noised_plan(planner: Planner, dynamics: Dynamics) -> None:
+    present, condition = given(3)
+    calls = watch(planner)
+    sampler = make(planner, dynamics, steps=6, warm_start=2, temperature=0.4)
+    start = torch.randn(3, H, D + M, generator=torch.Generator().manual_seed(5))
+    sampler(present, condition, noise_from(1, 3), start)
+    level = SCHEDULE.grid(6)[4]
+    kept = SCHEDULE.alpha_bar[level].item()
+    expected = kept**0.5 * start + (1 - kept) ** 0.5 * 0.4 * noise_from(1, 3)()
+    expected[:, 0, :D] = present
+    assert [int(call.levels[0]) for call in calls] == SCHEDULE.grid(6)[4:]
+    torch.testing.assert_close(calls[0].x, expected)
+
+
+def test_dpmpp_2m_forgets_its_history_between_calls(planner: Planner, dynamics: Dynamics) -> None:
+    present, condition = given(3)
+    sampler = make(planner, dynamics, bound=2.0)
+    first = sampler(present, condition, noise_from(0, 3))
+    sampler(-present, condition, noise_from(1, 3))
+    assert torch.equal(sampler(present, condition, noise_from(0, 3)), first)
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_plans_stay_within_the_data(planner: Planner, dynamics: Dynamics, composition: str) -> None:
+    present, condition = given(3)
+    sampler = make(planner, dynamics, bound=0.1, composition=composition, solver="ddpm", temperature=2.0, guidance=3.0)
+    x = sampler(0 * present, condition, noise_from(0, 3))
+    assert x.abs().max() <= 0.1 + 1e-6
+    assert x.abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"composition": "fuse"}, r"sampler\.composition: .*fused, release, planner.*found 'fuse'"),
+        ({"solver": "euler"}, r"sampler\.solver: .*dpmpp_2m, ddim, ddpm.*found 'euler'"),
+        ({"composition": "release"}, r"sampler\.solver: .*must be ddpm.*found 'dpmpp_2m'"),
+        ({"steps": 0}, r"sampler\.steps: must be at least 1.*found 0"),
+        ({"candidates": 0}, r"sampler\.candidates: must be at least 1.*found 0"),
+        ({"temperature": -0.1}, r"sampler\.temperature: must be at least 0.*found -0\.1"),
+        ({"steps": 4, "warm_start": 5}, r"sampler\.warm_start: must be at most sampler\.steps = 4.*found 5"),
+        ({"warm_start": -1}, r"sampler\.warm_start: must be at least 0.*found -1"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        SamplerConfig(**settings)
+
+
+def test_more_steps_than_levels_and_no_dynamics(planner: Planner, dynamics: Dynamics) -> None:
+    with pytest.raises(InputError, match=r"sampler\.steps.*1\.\.100.*found 101"):
+        make(planner, dynamics, steps=101)
+    with pytest.raises(InputError, match=r"sampler\.composition: 'fused' needs a dynamics model"):
+        make(planner, None)

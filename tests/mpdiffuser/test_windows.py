@@ -1,0 +1,140 @@
+"""Windows against plain loops over episodes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.windows import Steps, Windows, conditions, split, split_indices, step_rows, to_go
+
+
+def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
+    """Each row's sum written out."""
+    result = np.zeros(len(amounts))
+    for start, stop, ends in zip(offsets[:-1], offsets[1:], terminated):
+        steps = stop - start - 1
+        for t in range(steps):
+            weights = [discount**k for k in range(steps - t)]
+            total = sum(w * float(amounts[start + t + k]) for k, w in enumerate(weights))
+            result[start + t] = total * (1 - discount) if ends else total / sum(weights)
+        result[stop - 1] = 0.0 if ends else result[stop - 2]
+    return result
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.5, 0.97, 1.0]),
+    st.integers(0, 1000),
+)
+def test_to_go(make_episodes, shapes: list[tuple[int, bool]], discount: float, seed: int) -> None:
+    lengths, terminated = [n for n, _ in shapes], [ends for _, ends in shapes]
+    episodes = make_episodes(lengths, terminated=np.flatnonzero(terminated), seed=seed)
+    expected = slow_to_go(episodes["rewards"], episodes.offsets, terminated, discount)
+    found = to_go(episodes["rewards"], episodes, discount)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_constant_reward_means_the_same_all_along_a_truncated_episode(make_episodes) -> None:
+    episodes = make_episodes([30])
+    episodes["rewards"][:-1] = 0.6
+    np.testing.assert_allclose(to_go(episodes["rewards"], episodes, 0.95), 0.6, rtol=1e-6)
+
+
+def test_conditions_with_costs(make_episodes) -> None:
+    episodes = make_episodes([5, 3], costs=True, terminated=[1])
+    columns = conditions(episodes, 0.9)
+    assert columns.shape == (10, 2)
+    for column, key in enumerate(("rewards", "costs")):
+        expected = slow_to_go(episodes[key], episodes.offsets, [False, True], 0.9)
+        np.testing.assert_allclose(columns[:, column], expected, rtol=1e-5)
+    assert conditions(make_episodes([5, 3]), 0.9).shape == (10, 1)
+
+
+def fitted(episodes) -> tuple[Normalizer, Normalizer, Normalizer]:
+    arrays = episodes["observations"], episodes["actions"], conditions(episodes, 0.9)
+    latents, actions, condition = (Normalizer(array.shape[1]).fit(array) for array in arrays)
+    return latents, actions, condition
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([4, 8]))
+def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
+    episodes = make_episodes(lengths)
+    normalizers = fitted(episodes)
+    windows = Windows(episodes, horizon, 0.9, *normalizers)
+    assert len(windows) == sum(lengths)
+    batch = windows.batch(torch.arange(len(windows)))
+    wanted = conditions(episodes, 0.9)
+    scaled = [
+        ((array - n.mean.numpy()) / n.std.numpy())
+        for array, n in zip((episodes["observations"], episodes["actions"], wanted), normalizers)
+    ]
+    index = 0
+    for e, steps in enumerate(lengths):
+        first = episodes.offsets[e]
+        for t in range(steps):
+            for k in range(horizon):
+                row = first + min(t + k, steps)
+                np.testing.assert_allclose(batch["latents"][index, k], scaled[0][row], rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(batch["actions"][index, k], scaled[1][row], rtol=1e-5, atol=1e-6)
+                assert batch["mask"][index, k] == (t + k <= steps)
+                assert batch["action_mask"][index, k] == (t + k < steps)
+            np.testing.assert_allclose(batch["condition"][index], scaled[2][first + t], rtol=1e-5, atol=1e-6)
+            index += 1
+
+
+def test_the_example_of_the_docstring(make_episodes) -> None:
+    episodes = make_episodes([5], latent_dim=1)
+    episodes["observations"][:, 0] = np.arange(6)
+    windows = Windows(episodes, 4, 0.9, Normalizer(1), Normalizer(2), Normalizer(1))
+    batch = windows.batch(torch.tensor([0, 2, 4]))
+    assert batch["latents"][..., 0].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 5, 5]]
+    assert batch["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["action_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]
+
+
+def test_step_rows(make_episodes) -> None:
+    assert step_rows(make_episodes([2, 1, 3])).tolist() == [0, 1, 3, 5, 6, 7]
+
+
+def test_steps_hold_what_the_episodes_hold(make_episodes) -> None:
+    episodes = make_episodes([4, 3], costs=True, terminated=[0])
+    steps = Steps(episodes, 0.9)
+    batch = steps.batch(torch.tensor([3, 4, 6]))
+    rows = [3, 5, 7]
+    for key, name in (("observations", "latents"), ("actions", "actions"), ("rewards", "rewards"), ("costs", "costs")):
+        np.testing.assert_array_equal(batch[name], episodes[key][rows])
+    assert batch["continuations"].tolist() == [0, 1, 1]
+    expected = slow_to_go(episodes["rewards"], episodes.offsets, [True, False], 0.9)[rows]
+    np.testing.assert_allclose(batch["return_to_go"], expected, rtol=1e-5)
+    assert len(steps) == 7
+
+
+@given(st.integers(2, 200), st.floats(0, 1), st.integers(0, 100))
+def test_split_has_no_overlap(count: int, share: float, seed: int) -> None:
+    train, held_out = split_indices(count, share, seed)
+    assert sorted([*train, *held_out]) == list(range(count))
+    assert min(len(train), len(held_out)) >= 1
+    assert len(held_out) == min(max(round(share * count), 1), count - 1)
+    again = split_indices(count, share, seed)
+    assert all(np.array_equal(a, b) for a, b in zip((train, held_out), again))
+
+
+def test_split_keeps_episodes_whole(make_episodes) -> None:
+    episodes = make_episodes([3, 5, 2, 4])
+    train, held_out = split(episodes, 0.25, 0)
+    assert (len(train), len(held_out)) == (3, 1)
+    seen = {tuple(part["observations"][part.rows(e)].ravel()) for part in (train, held_out) for e in range(len(part))}
+    assert seen == {tuple(episodes["observations"][episodes.rows(e)].ravel()) for e in range(4)}
+
+
+def test_a_single_episode_serves_as_both() -> None:
+    assert [part.tolist() for part in split_indices(1, 0.1, 0)] == [[0], [0]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_split_depends_on_the_seed(seed: int) -> None:
+    assert not np.array_equal(split_indices(50, 0.2, seed)[1], split_indices(50, 0.2, seed + 1)[1])
