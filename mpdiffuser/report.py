@@ -134,17 +134,20 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
     """Task, date, the sentence that sums up, the command."""
     methods = metrics["methods"]
     seeds = metrics.get("seeds") or []
-    facts = [str(metrics[key]) for key in ("data", "date") if isinstance(metrics.get(key), str)]
+    facts = [str(metrics[key]) for key in ("data", "date") if key in metrics]
+    if "date" in metrics:
+        facts[-1] = facts[-1].replace("T", " ")
     if isinstance(seeds, list) and seeds:
         facts.append(f"seeds {', '.join(map(str, seeds))}" if len(seeds) <= 5 else f"seeds {seeds[0]} … {seeds[-1]}")
     headline = ""
     if "ours" in methods:
         ours = methods["ours"]
-        error = f" ± {_number(ours['standard_error'])}" if "standard_error" in ours else ""
         share = _share("ours", methods)
-        headline = f"Mean return {_number(ours['mean'])}{error} over {_plural(len(ours['returns']), 'episode')}"
+        headline = f"Mean return {' ± '.join(_mean(ours))} over {_plural(len(ours['returns']), 'episode')}"
         headline += f", {share} of the expert’s." if share else "."
-        others = [f"{_label(key)} {_number(methods[key]['mean'])}" for key in ("planner", "cloning") if key in methods]
+        others = [
+            f"{_label(key)} {' ± '.join(_mean(methods[key]))}" for key in ("planner", "cloning") if key in methods
+        ]
         headline += f" Baselines: {', '.join(others)}." if others else ""
     return {
         "task": str(metrics.get("task", "")),
@@ -161,9 +164,10 @@ def _returns(methods: dict[str, Any]) -> dict[str, Any]:
     rows = [
         {
             "label": _label(name),
+            "short": _label(name).partition(" (")[0],
             "color": _color(name),
-            "mean": _number(methods[name]["mean"]),
-            "error": _number(methods[name]["standard_error"]) if "standard_error" in methods[name] else "",
+            "mean": _mean(methods[name])[0],
+            "error": "".join(_mean(methods[name])[1:]),
             "share": "" if name == "expert" else _share(name, methods),
             "cells": [cells[i] or "–" for cells in columns.values()],
         }
@@ -175,13 +179,13 @@ def _returns(methods: dict[str, Any]) -> dict[str, Any]:
             for name in names
         ]
     )
-    has_iqm = any("iqm" in method for method in methods.values())
-    return {"methods": rows, "columns": list(columns), "returns_figure": figure, "has_iqm": has_iqm}
-
-
-def _mean(method: dict[str, Any]) -> str:
-    error = f" ± {_number(method['standard_error'])}" if "standard_error" in method else ""
-    return _number(method["mean"]) + error
+    return {
+        "methods": rows,
+        "columns": list(columns),
+        "returns_figure": figure,
+        "has_iqm": any("iqm" in method for method in methods.values()),
+        "batch": next((m["plan_ms"].get("batch") for m in methods.values() if "plan_ms" in m), None),
+    }
 
 
 def _interval(method: dict[str, Any]) -> str:
@@ -189,16 +193,12 @@ def _interval(method: dict[str, Any]) -> str:
 
 
 def _times(times: dict[str, Any] | None) -> str:
-    """Median / 95th percentile, of a batch of so many environments."""
-    if not times:
-        return ""
-    batch = f" ({times['batch']} at once)" if times.get("batch", 1) != 1 else ""
-    return f"{_number(times['median'])} / {_number(times['p95'])}{batch}"
+    return f"{_number(times['median'])} / {_number(times['p95'])}" if times else ""
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "episodes": lambda method: str(len(method["returns"])),
-    "mean": _mean,
+    "mean": lambda method: " ± ".join(_mean(method)),
     "IQM": lambda method: _number(method["iqm"]) if "iqm" in method else "",
     "95 % interval": _interval,
     "plan ms, batch": lambda method: _times(method.get("plan_ms")),
@@ -212,7 +212,7 @@ def _feasibility(methods: dict[str, Any]) -> dict[str, Any] | None:
     for name in ("ours", "planner", *(key for key in methods if key not in LABELS)):
         found = methods.get(name, {}).get("feasibility")
         if found:
-            points = {int(k): (v["mean"], v.get("standard_error", 0.0)) for k, v in found.items()}
+            points = {int(k): v for k, v in found.items()}
             series[name] = (_label(name), points)
     if not series:
         return None
@@ -221,16 +221,20 @@ def _feasibility(methods: dict[str, Any]) -> dict[str, Any] | None:
         {
             "label": label,
             "color": _color(name),
-            "cells": [f"{_number(points[k][0])} ± {_number(points[k][1])}" if k in points else "–" for k in steps],
+            "cells": [" ± ".join(_mean(points[k])) if k in points else "–" for k in steps],
         }
         for name, (label, points) in series.items()
     ]
     if {"ours", "planner"} <= set(series):
         ours, planner = series["ours"][1], series["planner"][1]
-        comparable = [k in ours and k in planner and ours[k][0] > 0 for k in steps]
-        cells = [f"{planner[k][0] / ours[k][0]:.2f} ×" if fine else "–" for k, fine in zip(steps, comparable)]
+        comparable = [k in ours and k in planner and ours[k]["mean"] > 0 for k in steps]
+        cells = [f"{planner[k]['mean'] / ours[k]['mean']:.2f} ×" if fine else "–" for k, fine in zip(steps, comparable)]
         rows.append({"label": "planner only, relative to MPDiffuser", "color": "", "cells": cells})
-    return {"figure": figures.feasibility_figure(series), "steps": steps, "rows": rows}
+    drawn = {
+        name: (label, {k: (v["mean"], v.get("standard_error", 0.0)) for k, v in points.items()})
+        for name, (label, points) in series.items()
+    }
+    return {"figure": figures.feasibility_figure(drawn), "steps": steps, "rows": rows}
 
 
 def _curves(folder: Path) -> Iterator[dict[str, Any]]:
@@ -314,6 +318,17 @@ def _number(value: float) -> str:
     if size < 1e-4:
         return f"{value:.1e}"
     return f"{value:.{max(0, min(6, (3 if size >= 100 else 2) - math.floor(math.log10(size))))}f}"
+
+
+def _mean(values: dict[str, Any]) -> tuple[str, ...]:
+    """Mean and, where known, its standard error with two significant digits; both to the same decimals."""
+    error = values.get("standard_error")
+    if error is None:
+        return (_number(values["mean"]),)
+    if error < 1e-6:
+        return _number(values["mean"]), _number(error)
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{values['mean']:.{decimals}f}", f"{error:.{decimals}f}"
 
 
 def _duration(seconds: float) -> str:

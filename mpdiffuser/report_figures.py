@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 # What matplotlib draws with; each stands for the CSS variable of that name.
 COLORS = {
@@ -68,16 +68,18 @@ def returns_figure(rows: Sequence[Returns]) -> Markup:
             jitter = 0.13 * (
                 np.random.default_rng(0).permutation(len(row.returns)) / max(1, len(row.returns) - 1) - 0.5
             )
-            axes.scatter(row.returns, y + jitter, s=14, color=color, alpha=0.4, linewidths=0, zorder=2)
+            axes.scatter(row.returns, y + jitter, s=14, color=color, alpha=0.4, linewidths=0, zorder=2, clip_on=False)
             if row.interval:
                 axes.plot(row.interval, (y, y), color=color, linewidth=2.4, solid_capstyle="round", zorder=3)
             if row.iqm is not None:
                 axes.plot([row.iqm], [y], "o", color=color, markersize=6, zorder=4)
-            axes.annotate(row.label, (0, y + 0.22), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+            where: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(row.label, (0, y + 0.2), (4, 0), va="bottom", **where)
         values = np.concatenate([np.asarray(row.returns, float) for row in rows])
         low, high = min(0.0, values.min()), max(0.0, values.max())
         margin = 0.03 * ((high - low) or 1.0)
-        axes.set(xlim=(low - margin, high + margin), ylim=(-0.35, len(rows) - 0.4), xlabel="return of an episode")
+        left = low - margin if low < 0 else 0.0
+        axes.set(xlim=(left, high + margin), ylim=(-0.35, len(rows) - 0.4), xlabel="return of an episode")
         axes.yaxis.set_major_locator(NullLocator())
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -121,10 +123,11 @@ def curve_figure(part: str, training: np.ndarray, validation: np.ndarray) -> Mar
             axes.plot(*validation.T, color=color, linewidth=1.8, marker=marker, markersize=4, label="validation")
         losses = np.concatenate([training, validation])[:, 1]
         if losses.min() > 0 and losses.max() > 8 * losses.min():
+            wide = losses.max() > 100 * losses.min()
             axes.set_yscale("log")
-            if losses.max() > 30 * losses.min():
-                axes.yaxis.set_major_locator(LogLocator(numticks=6))
-                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=8))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set(xlabel="step", ylabel="loss")
         _legend(axes)

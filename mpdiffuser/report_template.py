@@ -34,15 +34,16 @@ p { margin: .5rem 0 1rem; max-width: 44rem; }
 .card { background: var(--panel); border-radius: .5rem; padding: .75rem .9rem; border-top: 3px solid var(--c); }
 .card b { display: block; font-size: 1.5rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .card span { display: block; font-size: .85rem; line-height: 1.35; color: var(--faint); }
+.card small { font-size: .85rem; font-weight: 400; color: var(--faint); }
 .scroll { overflow-x: auto; margin: .75rem 0 1.25rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .wide { width: 100%; }
 th, td { padding: .4rem .9rem .4rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; vertical-align: bottom; line-height: 1.3; }
+th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 th:last-child, td:last-child { padding-right: 0; }
 .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-.text td:first-child { color: var(--faint); min-width: 9rem; }
+.text td:first-child { color: var(--faint); padding-right: 2rem; }
 .dot { display: inline-block; width: .6em; height: .6em; border-radius: 50%; background: var(--c); margin-right: .5em; }
 .bar { text-align: left; width: 55%; min-width: 6rem; }
 .bar i { display: block; height: .7rem; border-radius: .2rem; background: var(--ours); min-width: 2px; }
@@ -72,9 +73,10 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 {% if headline %}<p class="lead">{{ headline }}</p>{% endif %}
 <div class="cards">
 {% for method in methods %}
-<div class="card" style="--c: var(--{{ method.color }})"><span>{{ method.label }}</span><b>{{ method.mean }}</b>
-<span>{% if method.error %}± {{ method.error }}{% endif %}{% if method.share %}
-{{ " · " if method.error }}{{ method.share }} of the expert{% endif %}</span></div>
+<div class="card" style="--c: var(--{{ method.color }})"><span>{{ method.short }}</span>
+<b>{{ method.mean }}{% if method.error %} <small>± {{ method.error }}</small>{% endif %}</b>
+{% if method.share %}<span>{{ method.share }} of the expert’s</span>{% endif %}
+</div>
 {% endfor %}
 </div>
 </header>
@@ -89,7 +91,9 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 </table></div>
 <figure class="figure">{{ returns_figure }}</figure>
 <p class="quiet">A small dot is one episode{% if has_iqm %}; the large dot is the interquartile mean, the bar its 95 %
-bootstrap interval{% endif %}.</p>
+bootstrap interval{% endif %}.
+{% if batch %}plan ms: median / 95th percentile; the batch is {{ batch }} environments planned for at once.{% endif %}
+</p>
 </section>
 
 {% if feasibility %}
@@ -114,8 +118,8 @@ latents are about 2 apart), ± standard error.</p>
 <section>
 <h2>One episode</h2>
 <video controls loop muted playsinline preload="metadata" src="{{ video }}"></video>
-<p class="quiet">Left: what the simulator showed. Where there are pictures beside it, they are the plan held at that
-moment, decoded from its latents, so many steps ahead.</p>
+<p class="quiet">Left: what the simulator showed. Pictures beside it, if any, are what the plan held at that moment
+imagined so many steps ahead, decoded from its latents.</p>
 </section>
 {% endif %}
 
@@ -147,7 +151,7 @@ moment, decoded from its latents, so many steps ahead.</p>
 <h2>Settings and machine</h2>
 {% for title, rows in (("Settings", settings), ("Machine", machine)) if rows %}
 <details{{ " open" if title == "Machine" }}><summary>{{ title }}</summary>
-<table class="text wide">
+<table class="text">
 {% for name, value in rows %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}
 </table></details>
 {% endfor %}

@@ -31,7 +31,7 @@ def write_video(
         frames: (T, s, s, 3) uint8, what the simulator showed.
         imagined: (T, K, s', s', 3) uint8, decoded latents of the plan held at each time, or None.
         ahead: (K,) steps ahead of each imagined picture; 0 = now.
-        captions: (T,) a line under each frame, or None.
+        captions: (T,) a line above each frame, or None.
         fps: frames a second.
 
     Raises:
@@ -73,28 +73,22 @@ def _compose(
     frame: np.ndarray, imagined: Sequence[np.ndarray], ahead: Sequence[int], caption: str | None
 ) -> np.ndarray:
     """One picture of the video, (height, width, 3) uint8 with even sides."""
-    width = 2 * MARGIN + PANEL
-    if len(imagined):
-        width += WIDE_GAP - GAP + len(imagined) * (PANEL + GAP)
-    height = LINE + PANEL + LINE + (LINE if len(imagined) and caption is not None else 0)
+    top = LINE if caption is None else 2 * LINE
+    width = 2 * MARGIN + PANEL + (WIDE_GAP - GAP if len(imagined) else 0) + len(imagined) * (PANEL + GAP)
+    height = top + PANEL + MARGIN
     image = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(16)
 
-    def write(x: int, y: int, text: str, color: tuple[int, int, int], anchor: str = "lm") -> None:
-        draw.text((x, y + LINE // 2), text, color, ImageFont.load_default(16), anchor)
+    def place(picture: np.ndarray, label: str, x: int) -> None:
+        image.paste(_enlarge(picture), (x, top))
+        draw.text((x, top - LINE // 2), label, FAINT, font, "lm")
 
-    below = LINE + PANEL
-    image.paste(_enlarge(frame), (MARGIN, LINE))
-    write(MARGIN, 0, "simulator", INK)
-    x = MARGIN + PANEL + WIDE_GAP
-    if len(imagined):
-        write(x, 0, "imagined by the plan, steps ahead", INK)
-    for picture, k in zip(imagined, ahead):
-        image.paste(_enlarge(picture), (x, LINE))
-        write(x + PANEL // 2, below, "now" if k == 0 else f"+{k}", FAINT, "mm")
-        x += PANEL + GAP
     if caption is not None:
-        write(MARGIN, height - LINE, caption, INK)
+        draw.text((MARGIN, LINE // 2 + 2), caption, INK, font, "lm")
+    place(frame, "simulator", MARGIN)
+    for i, (picture, k) in enumerate(zip(imagined, ahead)):
+        place(picture, f"imagined {f'+{k}' if k else 'now'}", MARGIN + PANEL + WIDE_GAP + i * (PANEL + GAP))
     return np.asarray(image)
 
 
