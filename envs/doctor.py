@@ -114,7 +114,7 @@ def main() -> int:
     used = os.environ.get("MUJOCO_GL") or BACK_ENDS[0]
     print(f"used: {used} (from MUJOCO_GL, whose default on Linux is egl)")
     if not working:
-        print("No back-end works. Until one does, observation=states is all that runs.")
+        print("No back-end works: until one does, only states can be observed.")
         return 1
     if used not in working:
         print(f"{used} does not work here; mend it as above, or: export MUJOCO_GL={working[0]}")

@@ -11,16 +11,17 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import mujoco
+from envs import gl  # before mujoco is imported
+
+import mujoco  # isort: skip
 import numpy as np
 
-import envs  # noqa: F401  chooses MUJOCO_GL
 from mpdiffuser.errors import InputError
 
 MODES = ("fast", "full")
 MAX_GEOMS = 2000
 
-_gl_context: mujoco.GLContext | None = None
+_gl_context: "mujoco.GLContext | None" = None
 _contexts: "weakref.WeakSet[_Context]" = weakref.WeakSet()
 _shared: "weakref.WeakValueDictionary[tuple, _Context]" = weakref.WeakValueDictionary()
 
@@ -45,8 +46,8 @@ def _make_current() -> None:
     global _gl_context
     if _gl_context is None:
         try:
-            if not hasattr(mujoco, "GLContext"):
-                raise RuntimeError(f"mujoco offers no GL context for MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}")
+            if gl.failure is not None or not hasattr(mujoco, "GLContext"):
+                raise gl.failure or RuntimeError("rendering is disabled")
             _gl_context = mujoco.GLContext(64, 64)
         except Exception as error:
             raise _no_rendering(error) from error

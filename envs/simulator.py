@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-import envs  # noqa: F401  chooses MUJOCO_GL before mujoco is imported
+from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 from dm_control import suite  # isort: skip

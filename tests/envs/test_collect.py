@@ -1,0 +1,250 @@
+"""Collected data against the simulator, and every way a collection can go wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from envs import experts
+from envs.collect import Actor, alternate_noise, choose_actions, collect, plan_policies
+from envs.simulator import DMControlEnv
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
+
+TINY = {"task": "cartpole_swingup", "time_limit": 0.2, "size": 16, "action_repeat": 4, "processes": 1}
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A dataset of 20 steps in 5 decisions, 18 episodes: two rounds."""
+    return collect(quality="mixed", episodes=18, seed=3, data_root=tmp_path_factory.mktemp("data"), **TINY)
+
+
+def copy(folder, to):
+    """A dataset's copy under another root, which may be damaged."""
+    return shutil.copytree(folder, to / folder.name)
+
+
+def again(folder, **changes):
+    return collect(**{"quality": "mixed", "episodes": 18, "seed": 3, "data_root": folder.parent, **TINY, **changes})
+
+
+def test_data_replay_in_the_simulator(mixed):
+    episodes = Episodes.load(mixed)
+    assert mixed.name == "cartpole_swingup-mixed-ar4-18ep-seed3"
+    assert len(episodes) == 18 and (episodes.lengths == 5).all()
+    shapes = {key: (array.shape[1:], str(array.dtype)) for key, array in episodes.arrays.items()}
+    assert shapes == {
+        "frames": ((16, 16, 3), "uint8"),
+        "observations": ((5,), "float32"),
+        "actions": ((1,), "float32"),
+        "rewards": ((), "float32"),
+        "terminations": ((), "bool"),
+        "truncations": ((), "bool"),
+        "physics": ((7,), "float64"),
+    }
+    env = DMControlEnv(observation="both", **{key: TINY[key] for key in TINY if key != "processes"})
+    for index in (0, 17):
+        rows = episodes.rows(index)
+        observation, info = env.reset(seed=episodes.info["episode_seeds"][index])
+        for row in range(rows.start, rows.stop):
+            assert np.array_equal(episodes["frames"][row], observation["frames"])
+            assert np.array_equal(episodes["observations"][row], observation["states"])
+            assert np.array_equal(episodes["physics"][row], info["physics"])
+            if row == rows.stop - 1:
+                break
+            observation, reward, terminated, truncated, info = env.step(episodes["actions"][row])
+            assert episodes["rewards"][row] == np.float32(reward)
+            assert (episodes["terminations"][row], episodes["truncations"][row]) == (terminated, truncated)
+        assert truncated and not episodes["actions"][row].any() and episodes["rewards"][row] == 0
+
+
+def test_info_says_where_the_data_come_from(mixed):
+    info = Episodes.load(mixed).info
+    facts = {"task": "cartpole_swingup", "action_repeat": 4, "size": 16, "camera": 0, "rendering": "fast"}
+    assert facts.items() <= info.items()
+    assert info["quality"] == "mixed" and info["seed"] == 3 and info["time_limit"] == pytest.approx(0.2)
+    assert info["back_end"].split(":")[0] == info["MUJOCO_GL"] or info["MUJOCO_GL"] == ""
+    assert len(info["policies"]) == len(info["noise"]) == len(set(info["episode_seeds"])) == 18
+    assert info["versions"]["mujoco"] and info["policy_info"]["expert"]["return_mean"] > 0
+
+
+def test_the_number_of_processes_changes_nothing(mixed, tmp_path):
+    twin = Episodes.load(again(mixed, processes=2, data_root=tmp_path))
+    first = Episodes.load(mixed)
+    assert all(np.array_equal(first[key], twin[key]) for key in first.arrays)
+    other = Episodes.load(again(mixed, seed=4, data_root=tmp_path))
+    assert not np.array_equal(first["observations"], other["observations"])
+
+
+@pytest.mark.parametrize("quality", ["expert", "medium", "random"])
+def test_each_quality(quality, tmp_path):
+    episodes = Episodes.load(collect(quality=quality, episodes=2, data_root=tmp_path, **TINY))
+    assert len(set(episodes.info["policies"])) == 1
+    if quality == "random":
+        assert episodes.info["policies"] == ["random"] * 2 and episodes["actions"][:5].std() > 0
+        return
+    assert episodes.info["noise"] == [0.0, 0.1]
+    policy = experts.load_policy("cartpole_swingup", episodes.info["policies"][0])
+    clean, noisy = episodes.rows(0), episodes.rows(1)
+    acted, meant = episodes["actions"], policy(np.array(episodes["observations"]))
+    np.testing.assert_allclose(acted[clean][:-1], meant[clean][:-1], atol=1e-5)
+    distance = np.abs(acted[noisy][:-1] - meant[noisy][:-1])
+    assert 0 < distance.max() < 0.6
+
+
+def test_medium_is_the_rung_nearest_half_of_the_expert():
+    (name, *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
+    returns = {rung: experts.load_policy("cartpole_swingup", rung).info["return_mean"] for rung in ("rung_1", "expert")}
+    gap = abs(experts.load_policy("cartpole_swingup", name).info["return_mean"] - returns["expert"] / 2)
+    assert all(gap <= abs(value - returns["expert"] / 2) for value in returns.values())
+
+
+def test_mixed_has_equal_shares_in_seeded_order():
+    rungs = ["random", *experts.names("cartpole_swingup")]
+    chosen, policies = plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)
+    assert {name: chosen.count(name) for name in rungs} == dict.fromkeys(rungs, 4) and set(policies) == set(rungs)
+    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)[0] == chosen
+    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 1)[0] != chosen != sorted(chosen)
+
+
+def test_noise_alternates_for_each_policy():
+    assert alternate_noise(["expert", "random", "rung_1", "expert", "random", "expert"]) == [0, 0, 0, 0.1, 0, 0]
+
+
+def test_actors_of_different_policies_act_side_by_side():
+    double, half = (lambda states: 2 * states), (lambda states: states / 2)
+    states = np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
+    actions = choose_actions([Actor(p, 0.0, 0) for p in (double, half, None, double)], states, 1)
+    np.testing.assert_allclose(actions[[0, 1, 3], 0], [0.2, 0.1, 1.0], rtol=1e-6)
+    assert actions.dtype == np.float32 and abs(actions[2, 0]) <= 1
+
+
+def test_a_whole_dataset_is_reused(mixed, capsys):
+    before = (mixed / "meta.json").stat().st_mtime_ns
+    assert again(mixed) == mixed
+    assert "there already, reused (18 episodes" in capsys.readouterr().out
+    assert (mixed / "meta.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"size": 32}, "size is 16, not 32"), ({"time_limit": 0.4}, "time_limit is 0.2")]
+)
+def test_other_settings_are_refused(mixed, changes, words):
+    with pytest.raises(InputError, match=words):
+        again(mixed, **changes)
+
+
+def test_damage_is_refused(mixed, tmp_path):
+    truncated = copy(mixed, tmp_path / "truncated")
+    with open(truncated / "frames.npy", "r+b") as file:
+        file.truncate(2000)
+    foreign = copy(mixed, tmp_path / "foreign")
+    (foreign / "meta.json").write_text(json.dumps({"format": "video", "files": []}))
+    unfinished = copy(mixed, tmp_path / "unfinished")
+    (unfinished / "meta.json").unlink()
+    for folder, words in (
+        (truncated, "frames.npy: truncated"),
+        (foreign, "'format'"),
+        (unfinished, "meta.json is missing"),
+    ):
+        with pytest.raises(InputError, match=words) as error:
+            again(folder)
+        assert f"remove {folder}" in str(error.value)
+
+
+def test_a_killed_collector_leaves_nothing_that_loads(tmp_path):
+    options = {"quality": "random", "episodes": 16, "data_root": str(tmp_path), **TINY, "time_limit": None}
+    code = f"from envs.collect import collect; collect(**{options!r})"
+    path = tmp_path / "cartpole_swingup-random-ar4-16ep-seed0"
+    partial = path.with_name(path.name + ".partial")
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while not (partial / "physics.npy").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert partial.is_dir() and not path.exists()
+    for folder in (path, partial):
+        with pytest.raises(InputError, match=r"meta\.json is missing"):
+            Episodes.load(folder)
+    assert Episodes.load(collect(**{**options, "time_limit": 0.2})).lengths.tolist() == [5] * 16
+    assert not partial.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_full_disk_is_an_error_at_the_start(small_disk):
+    with pytest.raises(InputError, match=r"no space for frames: 0\.\d+ GB needed, 0\.\d+ GB free.*data_root="):
+        collect(quality="random", episodes=18, data_root=small_disk, **TINY)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_failed_collection_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(InputError, match="no rendering with this back-end"):
+        collect(quality="random", episodes=1, data_root=tmp_path, **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quality": "best"}, "quality='best'.*expert, medium, mixed, random"),
+        ({"episodes": 0}, "episodes=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"processes": 0}, "processes=0"),
+        ({"action_repeat": 3}, "action_repeat=3.*made for 4"),
+        ({"task": "hopper_hop"}, "hopper_hop"),
+        ({"task": "lqr_lqr_2_1", "quality": "random", "time_limit": None}, "no time limit"),
+        ({"data_root": "/proc/version/here"}, "data_root='/proc/version/here'"),
+    ],
+)
+def test_bad_arguments(changes, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        collect(**{"data_root": tmp_path, "episodes": 2, **TINY, **changes})
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_command(*arguments):
+    command = [sys.executable, os.path.join(ROOT, "collect.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_command(tmp_path):
+    done = run_command("task=pendulum_swingup", "task.size=8", "quality=random", "episodes=1", f"data_root={tmp_path}")
+    path = tmp_path / "pendulum_swingup-random-ar4-1ep-seed0"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(path) and "0.000 GB" in done.stdout
+    assert Episodes.load(path).lengths.tolist() == [250]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("quality=best", "mixed"),
+        ("epsodes=3", "episodes"),
+        ("episodes=many", "whole number"),
+        ("task=tetris", "walker_walk"),
+    ],
+)
+def test_command_refuses_in_one_line(argument, words):
+    done = run_command(argument)
+    assert done.returncode == 2 and words in done.stderr and argument.partition("=")[2] in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,154 @@
+"""Fast rendering against dm_control's, and the trap of two renderers."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from envs import rendering
+from envs.rendering import Renderer
+from envs.simulator import DMControlEnv
+from mpdiffuser.errors import InputError
+
+from dm_control.mujoco import engine  # isort: skip
+
+TASKS = [
+    "cartpole_swingup",
+    "pendulum_swingup",
+    "reacher_easy",
+    "point_mass_easy",
+    "ball_in_cup_catch",
+    "walker_walk",
+    "cheetah_run",
+]
+
+
+def make(task, seed=0, **options):
+    env = DMControlEnv(task, "frames", **options)
+    env.reset(seed=seed)
+    return env
+
+
+def warm(frame):
+    """Where a picture shows the coloured bodies: more red than blue."""
+    frame = frame.astype(int)
+    return frame[..., 0] > frame[..., 2] + 10
+
+
+def dm_control_frame(env):
+    return env.physics.render(env.size, env.size, camera_id=env.camera)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fast_frames_show_what_dm_control_shows(task):
+    env = make(task)
+    frame, theirs = env.render(), dm_control_frame(env)
+    assert frame.dtype == np.uint8 and frame.shape == (64, 64, 3)
+    assert np.array_equal(frame, env.render())
+    ours_warm, theirs_warm = warm(frame), warm(theirs)
+    assert (ours_warm & theirs_warm).sum() > 0.75 * (ours_warm | theirs_warm).sum() > 0
+    # without its shadow pass MuJoCo lights large planes less: those that fill the picture are darker by more than 12
+    limit = 30 if task in ("pendulum_swingup", "reacher_easy", "point_mass_easy") else 12
+    assert np.abs(frame.astype(float) - theirs).mean() < limit
+    for _ in range(20):
+        env.step(np.ones(env.action_space.shape))
+    assert not np.array_equal(frame, env.render())
+
+
+@pytest.mark.parametrize("task", ["reacher_easy", "walker_walk"])
+def test_full_frames_equal_dm_controls(task):
+    env = make(task, rendering="full", size=48)
+    difference = np.abs(env.render().astype(int) - dm_control_frame(env))
+    assert difference.mean() < 0.05 and difference.max() <= 16
+
+
+def test_rendering_leaves_the_model_alone():
+    env = make("walker_walk")
+    before = env.model.vis.global_.offwidth, env.model.vis.quality.offsamples, env.model.vis.quality.shadowsize
+    env.render()
+    after = env.model.vis.global_.offwidth, env.model.vis.quality.offsamples, env.model.vis.quality.shadowsize
+    assert before == after and before[0] >= 640
+
+
+@pytest.mark.parametrize(("task", "target"), [("reacher_easy", "target"), ("point_mass_easy", "pointmass")])
+def test_each_environment_draws_its_own_model(task, target):
+    """Environments that share GPU memory: what differs between their models is drawn where dm_control projects it."""
+    environments = [make(task, seed) for seed in range(4)]
+    alone = [make(task, seed) for seed in range(4)]
+    for env, single in zip(environments, alone):
+        frame = env.render().astype(int)
+        expected = Renderer(single.model, 64).render(single.data)
+        assert np.array_equal(frame, expected)
+        camera = engine.Camera(env.physics, 64, 64, camera_id=0)
+        position = env.data.geom_xpos[env.model.geom(target).id]
+        x, y, depth = camera.matrix @ np.append(position, 1)
+        column, row = round(x / depth), round(y / depth)
+        assert warm(frame)[row, column]
+    positions = {tuple(env.data.geom_xpos[env.model.geom(target).id].round(3)) for env in environments}
+    assert len(positions) == 4
+
+
+def test_closing_one_renderer_leaves_the_others_alone():
+    first = make("walker_walk")
+    before = first.render()
+    for task in ("cheetah_run", "reacher_easy", "walker_walk"):
+        second = make(task, rendering="full", size=80)
+        second.render()
+        assert np.array_equal(first.render(), before)
+        second.close()
+        assert np.array_equal(first.render(), before)
+    other = Renderer(first.model, 64)
+    other.render(first.data)
+    del other
+    assert np.array_equal(first.render(), before)
+
+
+def test_dm_controls_own_renderer_leaves_ours_alone():
+    ours, theirs = make("walker_walk"), make("cheetah_run")
+    before = ours.render()
+    dm_control_frame(theirs)
+    assert np.array_equal(ours.render(), before)
+    theirs.physics.free()
+    assert np.array_equal(ours.render(), before)
+
+
+def test_an_environment_renders_again_after_close():
+    env = make("cartpole_swingup")
+    before = env.render()
+    env.close()
+    assert np.array_equal(env.render(), before)
+
+
+def test_bad_size_and_mode():
+    env = make("cartpole_swingup")
+    for options, word in (({"size": 0}, "size=0"), ({"mode": "quick"}, "fast, full"), ({"camera": -1}, "camera=-1")):
+        with pytest.raises(InputError, match=word):
+            Renderer(env.model, **options)
+
+
+def test_names_the_back_end():
+    assert rendering.gl_name().startswith(rendering.back_end())
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param(
+            {"MUJOCO_GL": "glfw"}, marks=pytest.mark.skipif("DISPLAY" in os.environ, reason="glfw works here")
+        ),
+        {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"},
+        {"MUJOCO_GL": "nonsense"},
+    ],
+)
+def test_without_a_back_end_states_work_and_frames_name_the_doctor(variables):
+    code = (
+        "from envs.simulator import DMControlEnv as E; print(E('cartpole_swingup').reset(seed=0)[0].shape, flush=True);"
+    )
+    code += "E('cartpole_swingup', 'frames').reset(seed=0)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and run.stdout.strip() == "(5,)"
+    assert f"InputError: MUJOCO_GL={variables['MUJOCO_GL']!r}" in run.stderr
+    assert "python -m envs.doctor" in run.stderr.splitlines()[-1]

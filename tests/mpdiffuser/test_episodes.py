@@ -1,0 +1,133 @@
+"""Episodes on disk and in memory, for any shape and length."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpdiffuser.episodes import Episodes, EpisodesWriter
+from mpdiffuser.errors import InputError
+
+
+@st.composite
+def all_episodes(draw):
+    lengths = np.array(draw(st.lists(st.integers(1, 6), min_size=1, max_size=6)))
+    offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
+    rows = int(offsets[-1])
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kinds = draw(st.sampled_from([("observations",), ("frames",), ("observations", "frames", "physics", "costs")]))
+    extra = {
+        "observations": random.normal(size=(rows, draw(st.integers(1, 4)))).astype(np.float32),
+        "frames": random.integers(0, 256, (rows, 3, 5, 3), np.uint8),
+        "physics": random.normal(size=(rows, 2)),
+        "costs": random.uniform(size=rows).astype(np.float32),
+    }
+    arrays = {key: extra[key] for key in kinds} | {
+        "actions": random.normal(size=(rows, draw(st.integers(1, 3)))).astype(np.float32),
+        "rewards": random.normal(size=rows).astype(np.float32),
+        "terminations": random.uniform(size=rows) < 0.5,
+        "truncations": random.uniform(size=rows) < 0.5,
+    }
+    return Episodes(arrays, offsets, {"task": "x", "numbers": [1, 2.5, None]})
+
+
+def small():
+    rows = np.arange(5, dtype=np.float32)
+    flags = np.zeros(5, bool)
+    arrays = {"observations": rows[:, None], "actions": rows[:, None], "rewards": rows}
+    return Episodes({**arrays, "terminations": flags, "truncations": flags}, np.array([0, 2, 5]), {})
+
+
+@settings(max_examples=40, deadline=None)
+@given(episodes=all_episodes())
+def test_save_and_load_change_nothing(episodes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("episodes") / "data"
+    episodes.save(path)
+    found = Episodes.load(path)
+    assert found.info == episodes.info and np.array_equal(found.offsets, episodes.offsets)
+    assert list(found.arrays) == list(episodes.arrays) and found.path == path
+    for key, array in episodes.arrays.items():
+        assert found[key].dtype == array.dtype and np.array_equal(found[key], array)
+
+
+@settings(max_examples=40, deadline=None)
+@given(episodes=all_episodes(), data=st.data())
+def test_select_is_the_list_of_its_episodes(episodes, data):
+    chosen = np.array(data.draw(st.lists(st.integers(0, len(episodes) - 1), min_size=1, max_size=8)))
+    part = episodes.select(chosen)
+    assert len(part) == len(chosen) and np.array_equal(part.lengths, episodes.lengths[chosen])
+    for new, old in enumerate(chosen):
+        for key in episodes.arrays:
+            assert np.array_equal(part[key][part.rows(new)], episodes[key][episodes.rows(old)])
+        assert part.returns[new] == pytest.approx(episodes["rewards"][episodes.rows(old)].sum(dtype=np.float64))
+        assert (part.episode_of_row[part.rows(new)] == new).all()
+
+
+def test_refuses_what_is_not_episodes():
+    good = small()
+    without = {key: array for key, array in good.arrays.items() if key != "rewards"}
+    short = {**good.arrays, "rewards": np.zeros(4, np.float32)}
+    for arrays, offsets, words in (
+        (without, [0, 2, 5], "need .*rewards"),
+        (short, [0, 2, 5], "number of rows"),
+        (good.arrays, [0, 2, 4], "offsets must start at 0 and end at"),
+        (good.arrays, [0, 4, 5], "episode 1 has no step"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Episodes(arrays, np.array(offsets))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: (path / "meta.json").unlink(), "meta.json is missing"),
+        (lambda path: (path / "meta.json").write_text("{"), "not readable as JSON"),
+        (lambda path: (path / "meta.json").write_bytes(b"\xff\xfe\x00"), "not readable as JSON"),
+        (lambda path: (path / "meta.json").write_text("[]"), "'format' must be"),
+        (lambda path: (path / "meta.json").write_text('{"format": "lerobot"}'), "'format' must be"),
+        (lambda path: edit(path, version=99), "version 99"),
+        (lambda path: (path / "actions.npy").unlink(), "actions.npy: missing"),
+        (lambda path: (path / "actions.npy").write_bytes(b""), "actions.npy: truncated"),
+        (lambda path: (path / "actions.npy").write_bytes(b"not an array"), "actions.npy: truncated or not"),
+        (lambda path: np.save(path / "actions.npy", np.zeros((5, 2), np.float32)), "actions.npy: holds"),
+        (lambda path: np.save(path / "actions.npy", np.zeros((5, 1), np.float64)), "actions.npy: holds"),
+    ],
+)
+def test_damaged_folders_are_named(tmp_path, damage, words):
+    path = tmp_path / "data"
+    small().save(path)
+    damage(path)
+    with pytest.raises(InputError, match=words):
+        Episodes.load(path)
+
+
+def edit(path, **changes):
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | changes))
+
+
+def test_truncated_array(tmp_path):
+    path = tmp_path / "data"
+    small().save(path)
+    with open(path / "observations.npy", "r+b") as file:
+        file.truncate(file.seek(0, 2) - 1)
+    with pytest.raises(InputError, match=r"observations\.npy: truncated"):
+        Episodes.load(path)
+
+
+def test_writer_publishes_whole_folders_only(tmp_path):
+    path = tmp_path / "data"
+    with pytest.raises(KeyboardInterrupt), EpisodesWriter(path, 5, {}) as writer:
+        writer.create("actions", (1,), np.float32)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    small().save(path)
+    with pytest.raises(InputError, match="exists already"):
+        small().save(path)
+    left = tmp_path / "other.partial"
+    left.mkdir()
+    (left / "frames.npy").write_bytes(b"half")
+    small().save(tmp_path / "other")
+    assert not left.exists() and not (tmp_path / "other" / "frames.npy").exists()
