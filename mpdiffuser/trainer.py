@@ -134,6 +134,8 @@ class Trainer:
         resumed = self._resume()
         if self.step < self.config.steps:
             self._loop(resumed)
+        elif self.accelerator.is_main_process:
+            print(f"{self.name}: trained already, reusing {self.folder}")
         self.ema.copy_to(self.parameters)
         return self.model.eval()
 
@@ -253,6 +255,7 @@ class Trainer:
             self.ema.restore(self.parameters)
             state = {"step": self.step, "ema_step": self.ema.optimization_step, "identity": self.identity}
             (partial / "state" / "trainer.json").write_text(json.dumps(state, indent=1))
+            shutil.rmtree(final, ignore_errors=True)  # left by a process killed before it moved `last`
             partial.rename(final)
             _write_whole(self.folder / "last", final.name)
             for old in self.folder.glob("step_*"):
@@ -268,6 +271,7 @@ class Trainer:
         """
         last = self.folder / "last"
         if not last.exists():
+            self._trim_log()  # of a run killed before its first checkpoint
             return False
         checkpoint = self.folder / last.read_text().strip()
         state = json.loads((checkpoint / "state" / "trainer.json").read_text())
