@@ -82,7 +82,7 @@ def returns_figure(rows: Sequence[Returns]) -> Markup:
         axes.set(xlim=(left, high + margin), ylim=(-0.35, len(rows) - 0.4), xlabel="return of an episode")
         axes.yaxis.set_major_locator(NullLocator())
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         return _svg(figure, "returns", "Return of every episode, method by method")
 
 
@@ -128,7 +128,7 @@ def curve_figure(part: str, training: np.ndarray, validation: np.ndarray) -> Mar
             axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=8))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         axes.set(xlabel="step", ylabel="loss")
         _legend(axes)
         return _svg(figure, f"curve-{part}", f"Training and validation loss of the {part}")
