@@ -80,9 +80,9 @@ class TemporalUNet(nn.Module):
         self.middle = block(widths[-1], widths[-1])
         self.grow = nn.ModuleList([nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in widths[:0:-1]])
         self.up = nn.ModuleList([block(c + skip, skip) for c, skip in zip(widths[:0:-1], widths[-2::-1])])
-        last = nn.Conv1d(width, outputs, 1)
+        last = nn.Conv1d(widths[0], outputs, 1)
         nn.init.zeros_(last.weight)
-        self.leave = nn.Sequential(conv_block(width, width, kernel), nn.SiLU(), last)
+        self.leave = nn.Sequential(conv_block(widths[0], widths[0], kernel), nn.SiLU(), last)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         hidden = self.enter(x.transpose(1, 2))

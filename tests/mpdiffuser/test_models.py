@@ -134,9 +134,9 @@ def test_horizons_that_cannot_be(kind: type, horizon: int) -> None:
 
 @pytest.mark.parametrize("kind", [Planner, Dynamics])
 def test_other_sizes_that_cannot_be(kind: type) -> None:
-    with pytest.raises(InputError, match="prediction: must be one of epsilon, sample, v_prediction.*'noise'"):
+    with pytest.raises(InputError, match=r"prediction: must be one of epsilon, sample, v_prediction.*'noise'"):
         kind(**SIZES, prediction="noise")
-    with pytest.raises(InputError, match="width: must be a multiple of 8.*found 12"):
+    with pytest.raises(InputError, match=r"width: must be a multiple of 8.*found 12"):
         kind(**{**SIZES, "width": 12})
 
 
@@ -178,7 +178,7 @@ def test_denoising_loss_by_hand(randomize, kind: type, prediction: str, valid: i
 @pytest.mark.parametrize("kind", [Planner, Dynamics])
 def test_padded_rows_are_no_targets(kind: type) -> None:
     schedule, valid = NoiseSchedule(100), 5
-    model = kind(**SIZES)  # fresh, its output is zero whatever it sees, so only targets matter
+    model = kind(**SIZES)  # fresh, its output is the same whatever it sees, so only targets matter
     batch = batch_of_windows(valid=valid)
     random = model.draw(4, schedule, torch.Generator().manual_seed(0))
     loss = model.loss(batch, random, schedule)["loss"]

@@ -1,0 +1,352 @@
+"""The training loop: exact resumption, several processes, and that it learns."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.sampler import Sampler, SamplerConfig
+from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.trainer import TrainConfig, Trainer, data_order
+from mpdiffuser.windows import Windows, conditions
+
+SIZES = dict(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
+TWENTY = TrainConfig(
+    steps=20, batch_size=8, learning_rate=1e-2, warmup=5, log_every=3, validate_every=7, checkpoint_every=10
+)
+
+
+def windows_of(episodes: Episodes) -> Windows:
+    return Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Normalizer(1))
+
+
+class Watched:
+    """Data that counts its batches, and can stop the program as a kill would at batch `stop`."""
+
+    def __init__(self, data: Any, stop: int | None = None) -> None:
+        self.data, self.stop, self.batches = data, stop, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.batches == self.stop:
+            raise KeyboardInterrupt
+        self.batches += 1
+        return self.data.batch(indices)
+
+
+@pytest.fixture(scope="module")
+def parts(make_episodes) -> tuple[Windows, Windows]:
+    return windows_of(make_episodes([9, 7, 12])), windows_of(make_episodes([15], seed=1))
+
+
+def trainer(parts: tuple, folder: Path, config: TrainConfig = TWENTY, kind: type = Dynamics, **options: Any) -> Trainer:
+    torch.manual_seed(0)
+    settings = {**SIZES, **options.pop("sizes", {})}
+    return Trainer("tiny", kind(**settings), *parts, config, folder, Accelerator(cpu=True), **options)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
+
+
+def checkpoint(folder: Path) -> Path:
+    return folder / (folder / "last").read_text().strip()
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Bit for bit: weights, their average, the optimiser, the step, the log."""
+    one, other = checkpoint(a), checkpoint(b)
+    assert one.name == other.name
+    for file in ("state/weights.safetensors", "model/diffusion_pytorch_model.safetensors"):
+        left, right = load_file(one / file), load_file(other / file)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    states = [torch.load(c / "state" / "optimizer.pt", weights_only=True) for c in (one, other)]
+    for index, moments in states[0]["state"].items():
+        assert all(torch.equal(value, states[1]["state"][index][key]) for key, value in moments.items())
+    assert (one / "state/trainer.json").read_text() == (other / "state/trainer.json").read_text()
+    assert log_of(a) == log_of(b)
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory) -> Path:
+    """A run of 20 steps without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer(parts, folder).train()
+    return folder
+
+
+@pytest.mark.parametrize("stop", [4, 15, 19])
+def test_a_killed_run_goes_on_bit_for_bit(parts, whole: Path, tmp_path: Path, stop: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer((Watched(parts[0], stop), parts[1]), tmp_path).train()
+    assert (tmp_path / "last").exists() == (stop > 10)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write('{"step": 1')  # a line that was being written
+    data = Watched(parts[0])
+    trainer((data, parts[1]), tmp_path).train()
+    assert data.batches <= 20 - (10 if stop > 10 else 0) + 1
+    assert_same_run(whole, tmp_path)
+
+
+def test_killed_between_checkpoint_and_pointer(parts, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer((Watched(parts[0], 15), parts[1]), tmp_path).train()
+    shutil.copytree(checkpoint(whole), tmp_path / "step_00000020")
+    shutil.copytree(checkpoint(whole), tmp_path / "step_00000020.partial")
+    trainer(parts, tmp_path).train()
+    assert_same_run(whole, tmp_path)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000020"]
+
+
+def test_a_finished_run_is_not_trained_again(parts, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    data = Watched(parts[0], stop=0)
+    model = trainer((data, Watched(parts[1], stop=0)), tmp_path / "run").train()
+    assert data.batches == 0
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    saved = load_file(checkpoint(whole) / "model" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_train_returns_what_it_saved(parts, whole: Path, tmp_path: Path) -> None:
+    model = trainer(parts, tmp_path).train()
+    loaded = Dynamics.from_pretrained(checkpoint(whole) / "model")
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    raw = load_file(checkpoint(whole) / "state" / "weights.safetensors")
+    assert not all(torch.equal(value, raw[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": TrainConfig(**{**TWENTY.__dict__, "learning_rate": 0.5})}, r"train\.learning_rate: 0\.01 .*0\.5"),
+        ({"sizes": {"embedding": 8}}, r"model\.embedding: 16 there, 8 now"),
+        ({"identity": {"data": "other"}}, r"data: None there, other now"),
+    ],
+)
+def test_another_run_in_the_folder(parts, whole: Path, change: dict[str, Any], words: str) -> None:
+    log = (whole / "log.jsonl").read_bytes()
+    with pytest.raises(InputError, match=rf"other settings.*{words}.*output_dir="):
+        trainer(parts, whole, **change).train()
+    assert (whole / "log.jsonl").read_bytes() == log
+
+
+def test_a_checkpoint_holds_no_programs(whole: Path) -> None:
+    files = [file for file in whole.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} <= {".json", ".jsonl", ".safetensors", ".pt", ""}
+    assert [file.name for file in files if file.suffix == ""] == ["last"]
+    pickles = [file for file in files if file.suffix == ".pt"]
+    assert [file.name for file in pickles] == ["optimizer.pt"]
+    torch.load(pickles[0], weights_only=True)
+
+
+def test_the_log(parts, whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 3, 6, 9, 12, 15, 18, 20]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [1, 7, 14, 20]
+    for line in lines:
+        if "loss" in line:
+            step = line["step"] - 1
+            cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 5) / 15)) / 2
+            expected = 1e-2 * (step + 1) / 5 if step < 5 else 1e-2 * cosine
+            assert line["learning_rate"] == pytest.approx(expected)
+            assert {"gradient_norm", "data_s", "update_s"} <= line.keys()
+
+
+def test_validation_is_of_the_averaged_weights_on_held_out_data(parts, whole: Path) -> None:
+    """The last value, again, from the saved model: all held-out windows, with noise drawn as the trainer draws it."""
+    from mpdiffuser.trainer import _generator
+
+    model, schedule, validation = Dynamics.from_pretrained(checkpoint(whole) / "model"), NoiseSchedule(), parts[1]
+    order = torch.randperm(len(validation), generator=_generator(0, 0, 3))
+    losses = []
+    for i, indices in enumerate(order.split(8)):
+        if len(indices) == 8:
+            random = model.draw(8, schedule, _generator(0, i, 4))
+            losses.append(model.loss(validation.batch(indices), random, schedule)["loss"].item())
+    logged = [line["validation_loss"] for line in log_of(whole) if "validation_loss" in line]
+    assert logged[-1] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_loss_of_the_first_step(parts, whole: Path) -> None:
+    """From the untrained weights, on the first batch of the data order."""
+    torch.manual_seed(0)
+    model = Dynamics(**SIZES)
+    run = trainer(parts, whole / "elsewhere")
+    batch, random = run._batch(0)
+    assert torch.equal(batch["latents"], parts[0].batch(data_order(len(parts[0]), 0, 0, 8))["latents"])
+    expected = model.loss(batch, random, NoiseSchedule())["loss"].item()
+    assert log_of(whole)[0]["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**40), st.integers(0, 100), st.integers(1, 100))
+def test_data_order(size: int, seed: int, start: int, count: int) -> None:
+    stream = data_order(size, seed, 0, 5 * size).tolist()
+    for epoch in range(5):
+        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+    longer = data_order(size, seed, 0, start + count).tolist()
+    assert data_order(size, seed, start, count).tolist() == longer[start:]
+
+
+def test_epochs_and_seeds_differ_in_order() -> None:
+    orders = {tuple(data_order(50, seed, epoch * 50, 50).tolist()) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite(make_episodes, parts, tmp_path: Path, value: float) -> None:
+    episodes = make_episodes([9, 7, 12])
+    episodes["observations"][3:] = value
+    with pytest.raises(InputError, match=r"tiny: the loss is (nan|inf) at step 1; lower train\.learning_rate"):
+        trainer((windows_of(episodes), parts[1]), tmp_path).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 0}, r"train\.steps: must be positive.*found 0"),
+        ({"batch_size": -8}, r"train\.batch_size: must be positive.*found -8"),
+        ({"learning_rate": 0.0}, r"train\.learning_rate: must be positive.*found 0"),
+        ({"weight_decay": -1.0}, r"train\.weight_decay: must be at least 0.*found -1"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        TrainConfig(**settings)
+
+
+TWO_PROCESSES = """
+import sys
+import numpy as np, torch
+from accelerate import Accelerator
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.models.denoisers import Planner
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.trainer import TrainConfig, Trainer
+from mpdiffuser.windows import Windows
+
+torch.set_num_threads(1)
+episodes = Episodes.load(sys.argv[1])
+windows = Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Normalizer(1))
+torch.manual_seed(0)
+model = Planner(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == int(sys.argv[3])
+config = TrainConfig(steps=12, batch_size=8, warmup=3, log_every=1, validate_every=6, checkpoint_every=6)
+Trainer("tiny", model, windows, windows, config, sys.argv[2], accelerator).train()
+accelerator.end_training()
+"""
+
+
+def test_two_processes_train_as_one(make_episodes, tmp_path: Path) -> None:
+    make_episodes([9, 7, 2]).save(tmp_path / "episodes")
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = [*launch, script, tmp_path / "episodes", tmp_path / "two"]
+    one = [sys.executable, script, tmp_path / "episodes", tmp_path / "one"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for command in ([*two, "2"], [*one, "1"]):
+        done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    logs = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert len(logs[0]) == len(logs[1]) == 15
+    for a, b in zip(*logs):
+        assert a.keys() == b.keys()
+        assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5, abs=1e-5)
+    weights = [load_file(checkpoint(tmp_path / run) / "state" / "weights.safetensors") for run in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared(parts, tmp_path: Path) -> None:
+    class Three:
+        num_processes, process_index = 3, 0
+
+    with pytest.raises(InputError, match=r"tiny\.batch_size: 8 cannot be shared among 3 processes"):
+        Trainer("tiny", Dynamics(**SIZES), *parts, TWENTY, tmp_path, Three())  # type: ignore[arg-type]
+
+
+# it learns
+
+A = torch.tensor([[0.95, 0.3], [-0.3, 0.95]])
+B = torch.tensor([[0.0], [0.5]])
+
+
+def linear_episodes(count: int, steps: int, seed: int) -> Episodes:
+    """z' = A z + B u with actions that switch at random."""
+    random = np.random.default_rng(seed)
+    rows = count * (steps + 1)
+    latents, actions = np.zeros((rows, 2), np.float32), np.zeros((rows, 1), np.float32)
+    ends = np.zeros(rows, bool)
+    for e in range(count):
+        z, u = random.normal(size=2), random.choice([-1.0, 1.0])
+        for t in range(steps + 1):
+            row = e * (steps + 1) + t
+            latents[row] = z
+            if t < steps:
+                u = u if random.random() < 0.7 else random.uniform(-1, 1)
+                actions[row] = u
+                z = A.numpy() @ z + B.numpy()[:, 0] * u
+        ends[(e + 1) * (steps + 1) - 2] = True
+    rewards = -(latents**2).sum(1)
+    arrays = {"observations": latents, "actions": actions, "rewards": rewards.astype(np.float32)}
+    arrays |= {"terminations": np.zeros(rows, bool), "truncations": ends}
+    return Episodes(arrays, np.arange(count + 1) * (steps + 1))
+
+
+def inconsistency(
+    models: tuple[Planner, Dynamics], normalizers: tuple[Normalizer, ...], present: torch.Tensor
+) -> float:
+    """Mean squared distance of planned states from what the system does with the planned actions."""
+    latents, actions, _ = normalizers
+    low, high = (torch.cat(pair) for pair in zip(latents.bounds(), actions.bounds()))
+    sampler = Sampler(*models, NoiseSchedule(), low, high, SamplerConfig(steps=10, temperature=1.0))
+    generator = torch.Generator().manual_seed(0)
+    noise = lambda: torch.randn(len(present), 8, 3, generator=generator)  # noqa: E731
+    x = sampler(latents.normalize(present), torch.zeros(len(present), 1), noise)
+    z, u = latents.denormalize(x[..., :2]), actions.denormalize(x[..., 2:])
+    return (z[:, 1:] - z[:, :-1] @ A.T - u[:, :-1] @ B.T).square().mean().item()
+
+
+def test_it_learns_a_linear_system(tmp_path: Path) -> None:
+    train, held_out = linear_episodes(40, 30, 0), linear_episodes(8, 30, 1)
+    arrays = train["observations"], train["actions"], conditions(train, 0.9)
+    normalizers = tuple(Normalizer(array.shape[1]).fit(array) for array in arrays)
+    data = [Windows(part, 8, 0.9, *normalizers) for part in (train, held_out)]
+    config = TrainConfig(
+        steps=400, batch_size=32, learning_rate=3e-3, warmup=20, ema_decay=0.98, log_every=100, validate_every=400
+    )
+    sizes = dict(latent_dim=2, action_dim=1, horizon=8, width=16, multipliers=(1, 2), embedding=32)
+    models = []
+    for kind in (Planner, Dynamics):
+        torch.manual_seed(0)
+        models.append(trainer(data, tmp_path / kind.__name__, config, kind, sizes=sizes).train())
+        first, *_, last = [line["validation_loss"] for line in log_of(tmp_path / kind.__name__) if len(line) == 2]
+        assert last < (0.6 if kind is Planner else 0.3) * first  # a fresh net says 0, the mean: the trivial level
+    present = torch.from_numpy(held_out["observations"][::20])
+    torch.manual_seed(0)
+    untrained = inconsistency((Planner(**sizes), Dynamics(**sizes)), normalizers, present)
+    assert inconsistency((models[0], models[1]), normalizers, present) < untrained / 10
