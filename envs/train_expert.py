@@ -21,7 +21,7 @@ import torch
 
 # Loads triton, which crashes if Mesa's LLVM, through mujoco, is loaded before it.
 import torch._dynamo
-from gymnasium.wrappers import TransformReward
+from gymnasium.wrappers import TimeLimit, TransformReward
 
 from envs.experts import ACTION_REPEATS, FOLDER, SEEDS, Policy, rollout_returns, standard_error
 from envs.mppi import MPPI
@@ -42,6 +42,7 @@ class Settings:
         decisions: environment steps, each of action_repeat control steps.
         interval: decisions from one checkpoint to the next.
         warmup: decisions of random actions before the first update.
+        episode: decisions after which training starts anew, for tasks that differ from episode to episode.
         actor, critic: widths of their two hidden layers.
         demonstrations: MPPI episodes put into the replay buffer first, for rewards that random actions hardly find.
     """
@@ -49,6 +50,7 @@ class Settings:
     decisions: int = 30_000
     interval: int = 1_000
     warmup: int = 1_500
+    episode: int = 1_000
     learning_rate: float = 1e-3
     batch_size: int = 256
     actor: int = 128
@@ -56,11 +58,11 @@ class Settings:
     demonstrations: int = 0
 
 
-LOCOMOTION = Settings(400_000, 5_000, 2_500, batch_size=128, critic=256, demonstrations=6)
+LOCOMOTION = Settings(400_000, 5_000, 2_500, learning_rate=5e-4, batch_size=128, critic=256, demonstrations=6)
 SETTINGS = {
     "cartpole_swingup": Settings(),
     "pendulum_swingup": Settings(20_000, demonstrations=10),
-    "reacher_easy": Settings(demonstrations=40),
+    "reacher_easy": Settings(40_000, episode=50),
     "point_mass_easy": Settings(15_000, demonstrations=10),
     "ball_in_cup_catch": Settings(),
     "walker_walk": LOCOMOTION,
@@ -85,7 +87,8 @@ def make_model(task: str, settings: Settings, seed: int) -> Any:
     """An untrained SAC model on the task; its reward is the mean over the action repeat, so at most 1."""
     sac = load_library()
     repeat = ACTION_REPEATS[task]
-    env = TransformReward(DMControlEnv(task, action_repeat=repeat), lambda reward: reward / repeat)
+    env = TimeLimit(DMControlEnv(task, action_repeat=repeat), settings.episode)
+    env = TransformReward(env, lambda reward: reward / repeat)
     architecture = {"pi": [settings.actor] * 2, "qf": [settings.critic] * 2}
     return sac(
         "MlpPolicy",
@@ -137,7 +140,7 @@ def checkpointer(task: str, settings: Settings, facts: dict[str, Any], folder: P
         if decisions % settings.interval == 0:
             policy = deterministic_policy(model, {**facts, "decisions": decisions})
             returns = rollout_returns(task, ACTION_REPEATS[task], policy, WATCH_SEEDS)
-            policy.info["watch_return"] = float(returns.mean())
+            policy.info.update(watch_return=float(returns.mean()), cpu_seconds=round(time.process_time()))
             policy.save(folder / f"{decisions:08d}.safetensors")
             line = {
                 "decisions": decisions,
@@ -202,6 +205,7 @@ def measure(task: str, policy: Policy) -> Policy:
     policy.info.update(
         return_mean=float(returns.mean()),
         return_sem=standard_error(returns),
+        returns=returns.round(2).tolist(),
         episodes=len(SEEDS),
         seeds=list(SEEDS),
     )
