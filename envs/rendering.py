@@ -48,6 +48,8 @@ def _make_current() -> None:
         try:
             if gl.failure is not None or not hasattr(mujoco, "GLContext"):
                 raise gl.failure or RuntimeError("rendering is disabled")
+            if os.environ.get("MUJOCO_GL") in ("egl", "osmesa") and os.environ["MUJOCO_GL"] != back_end():
+                raise RuntimeError(f"mujoco was imported with {back_end()}: import envs before mujoco")
             _gl_context = mujoco.GLContext(64, 64)
         except Exception as error:
             raise _no_rendering(error) from error
