@@ -47,6 +47,9 @@ def load(name: str, overrides: list[str]) -> DictConfig:
     config = _compose(name, overrides, base)
     if config.get("debug"):
         config = _compose(name, [*base.debug_overrides, *overrides], base)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves = dict(_leaves(config))
     for key, usual in _leaves(base):
         if key in leaves:
@@ -62,7 +65,7 @@ def _compose(name: str, overrides: list[str], base: DictConfig | None = None) ->
     try:
         with initialize_config_module("configs", version_base=None):
             return compose(name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(_explain(error, overrides, base)) from error
 
 
@@ -80,7 +83,7 @@ def _explain(error: Exception, overrides: list[str], base: DictConfig | None) ->
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key in config:
-        if OmegaConf.is_interpolation(config, key):
+        if OmegaConf.is_interpolation(config, key) or OmegaConf.is_missing(config, key):
             continue
         value = config[key]
         if isinstance(value, DictConfig):

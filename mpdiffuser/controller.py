@@ -108,6 +108,8 @@ class Controller:
         assert self.latents is not None
         device = self.latents.device
         best = (self.plan.best_latents, self.plan.best_actions)
+        if not all(np.isfinite(part).all() for part in best):  # or every later plan would inherit it
+            return None
         return (torch.from_numpy(shift(best[0])).to(device), torch.from_numpy(shift(best[1])).to(device))
 
 

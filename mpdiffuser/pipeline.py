@@ -50,7 +50,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
 
-    _optional_components = ("decoder",)
+    _optional_components = ["decoder"]  # noqa: RUF012  diffusers adds it to a list
 
     def __init__(
         self,

@@ -1,0 +1,138 @@
+"""The configuration as a user meets it: overrides, errors in one line, help."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpdiffuser.config import configured, load
+from mpdiffuser.errors import InputError
+from mpdiffuser.training import sampler_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("name", ["vision", "evaluate", "collect"])
+def test_every_configuration_loads_and_so_does_its_debug_form(name: str) -> None:
+    given = ["pipeline=somewhere"] if name == "evaluate" else []
+    assert load(name, given).debug is False
+    assert load(name, [*given, "debug=true"]).debug is True
+
+
+@pytest.mark.parametrize("group", ["task", "encoder", "planner", "dynamics", "ranker", "sampler", "train"])
+def test_every_group_member_loads(group: str) -> None:
+    for file in (CONFIGS / group).glob("*.yaml"):
+        config = load("vision", [f"{group}={file.stem}"])
+        if "sampler" in config:
+            sampler_config(config.sampler)
+
+
+def test_overrides_reach_their_options() -> None:
+    config = load("vision", ["sampler.steps=3", "task=walker_walk", "train.planner.learning_rate=1e-3"])
+    assert (config.sampler.steps, config.task.name, config.task.action_repeat) == (3, "walker_walk", 2)
+    assert config.train.planner.learning_rate == 1e-3
+    assert "walker_walk" in config.output_dir
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("sampler.stepz=3", r"sampler\.steps"),
+        ("epsiodes=3", "episodes"),
+        ("horizn=16", "horizon"),
+        ("evaluation.episode=4", r"evaluation\.episodes"),
+        ("train.plannr.steps=3", r"train\.planner\.steps"),
+    ],
+)
+def test_an_unknown_option_names_near_ones(override: str, near: str) -> None:
+    key = override.partition("=")[0].replace(".", r"\.")
+    with pytest.raises(InputError, match=rf"{key}: no such option.*nearest: .*\b{near}\b") as caught:
+        load("vision", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sampler.steps=many", r"sampler\.steps: must be a whole number .*'many'"),
+        ("sampler.steps=2.5", r"sampler\.steps: must be a whole number .*2\.5"),
+        ("sampler.steps=true", r"sampler\.steps: must be a whole number .*True"),
+        ("sampler.guidance=much", r"sampler\.guidance: must be a number .*'much'"),
+        ("encoder.trainable=3", r"encoder\.trainable: must be true or false .*3"),
+        ("quality=5", r"quality: must be a text .*5"),
+    ],
+)
+def test_a_value_of_the_wrong_type(override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load("vision", [override])
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert load("vision", ["sampler.guidance=2"]).sampler.guidance == 2
+
+
+@pytest.mark.parametrize("group", ["task", "encoder", "planner"])
+def test_an_unknown_member_lists_the_available(group: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load("vision", [f"{group}=nonsense"])
+    message = str(caught.value)
+    assert "nonsense" in message
+    assert all(file.stem in message for file in (CONFIGS / group).glob("*.yaml"))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("override", ["sampler.steps", "=3", "sampler.steps=[1,", "~nothing.here"])
+def test_a_malformed_override_is_an_input_error(override: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load("vision", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sampler.steps=0", r"sampler\.steps: .*0"),
+        ("sampler.composition=mixed", r"sampler\.composition: must be one of fused, release, planner"),
+        ("sampler.solver=euler", r"sampler\.solver: must be one of"),
+    ],
+)
+def test_sampler_values_that_cannot_be(override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        sampler_config(load("vision", [override]).sampler)
+
+
+def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
+    usual, small = load("vision", []), load("vision", ["debug=true"])
+    assert small.train.planner.steps < usual.train.planner.steps / 10
+    assert small.episodes < usual.episodes
+    assert small.output_dir != usual.output_dir
+    mine = load("vision", ["debug=true", "train.planner.steps=77", "output_dir=elsewhere"])
+    assert (mine.train.planner.steps, mine.output_dir) == (77, "elsewhere")
+    assert mine.train.dynamics.steps == small.train.dynamics.steps
+
+
+def test_help_lists_every_option(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_vision.py", "--help"])
+    called = []
+    configured("vision")(called.append)()
+    out = capsys.readouterr().out
+    assert not called
+    assert "Usage: train_vision.py" in out
+    for word in ("sampler:", "candidates:", "learning_rate", "output_dir:", "debug:"):
+        assert word in out
+
+
+def test_errors_are_one_line_and_status_2() -> None:
+    program = (
+        "from mpdiffuser.config import configured\n"
+        "from mpdiffuser.errors import InputError\n"
+        "@configured('evaluate')\n"
+        "def main(cfg):\n"
+        "    raise InputError(f'pipeline: {cfg.pipeline} is not here')\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "pipeline=nowhere"], capture_output=True, text=True, cwd=CONFIGS.parent
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: pipeline: nowhere is not here\n")

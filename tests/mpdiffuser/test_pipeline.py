@@ -1,0 +1,259 @@
+"""The pipeline folder and the controllers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpdiffuser.controller import CloningController, Controller, RandomController
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.cloning import BehaviourCloning
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import COMPOSITIONS, SamplerConfig
+from mpdiffuser.schedule import NoiseSchedule
+from vision.encoder import IdentityEncoder
+
+D, M, H = 3, 2, 8
+SIZES = dict(latent_dim=D, action_dim=M, horizon=H, width=8, multipliers=(1, 2), embedding=16)
+CONFIG = SamplerConfig(steps=4, candidates=3)
+
+
+@pytest.fixture
+def pipeline(randomize) -> MPDiffuserPipeline:
+    random = np.random.default_rng(0)
+    latents = random.normal([0, 5, -1], [1, 2, 0.1], (200, D))
+    ranker = randomize(Ranker(D, M, hidden=16), seed=4)
+    ranker.latents.fit(latents)
+    ranker.rewards.fit(random.normal(size=(50, 1)))
+    return MPDiffuserPipeline(
+        IdentityEncoder(D),
+        Normalizer(D).fit(latents),
+        Normalizer(M).fit(random.uniform(-0.9, 0.9, (200, M))),
+        Normalizer(1).fit(random.normal(size=(200, 1))),
+        randomize(Planner(**SIZES), seed=1),
+        randomize(Dynamics(**SIZES), seed=2),
+        ranker,
+        NoiseSchedule(50),
+        info={"task": "none", "data": "abc"},
+    )
+
+
+def generators(count: int, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+def latents_of(batch: int) -> torch.Tensor:
+    return torch.randn(batch, D, generator=torch.Generator().manual_seed(9))
+
+
+def assert_same_plan(a: Any, b: Any) -> None:
+    for name in ("latents", "actions", "scores", "chosen"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_a_loaded_pipeline_plans_bit_for_bit(pipeline: MPDiffuserPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    loaded = MPDiffuserPipeline.from_pretrained(tmp_path)
+    plans = [p(latents_of(2), p.sampler(CONFIG), generators(2)) for p in (pipeline, loaded)]
+    assert_same_plan(*plans)
+    assert loaded.config["info"] == {"task": "none", "data": "abc"}
+    assert loaded.decoder is None
+    assert loaded.schedule.config["num_levels"] == 50
+
+
+def test_the_folder_holds_no_programs(pipeline: MPDiffuserPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    assert {file.suffix for file in tmp_path.rglob("*") if file.is_file()} == {".json", ".safetensors"}
+
+
+FRESH = """
+import json, sys
+import numpy as np, torch
+import vision.encoder
+from mpdiffuser.controller import Controller
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import SamplerConfig
+torch.set_num_threads(1)
+pipeline = MPDiffuserPipeline.from_pretrained(sys.argv[1])
+controller = Controller(pipeline, SamplerConfig(steps=4, candidates=3))
+controller.reset([3, 4])
+print(json.dumps([controller.act(np.full((2, 3), t, np.float32)).tolist() for t in range(3)]))
+"""
+
+
+def test_a_fresh_process_acts_the_same(pipeline: MPDiffuserPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    controller = Controller(pipeline, CONFIG)
+    controller.reset([3, 4])
+    expected = [controller.act(np.full((2, D), t, np.float32)).tolist() for t in range(3)]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path / "pipeline")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_plan_does_not_depend_on_its_neighbours(
+    pipeline: MPDiffuserPipeline, composition: str, guidance: float
+) -> None:
+    config = SamplerConfig(composition=composition, solver="ddpm", steps=4, candidates=3, guidance=guidance)
+    sampler, latents = pipeline.sampler(config), latents_of(5)
+    together = pipeline(latents, sampler, generators(5))
+    for i in range(5):
+        alone = pipeline(latents[i : i + 1], sampler, generators(1, first=i))
+        np.testing.assert_allclose(alone.latents[0], together.latents[i], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(alone.actions[0], together.actions[i], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(alone.scores[0], together.scores[i], rtol=0, atol=1e-5)
+
+
+def test_the_plan(pipeline: MPDiffuserPipeline) -> None:
+    latents = latents_of(4)
+    plan = pipeline(latents, pipeline.sampler(CONFIG), generators(4))
+    assert plan.latents.shape == (4, 3, H, D)
+    assert plan.actions.shape == (4, 3, H, M)
+    np.testing.assert_allclose(plan.latents[:, :, 0], latents[:, None].expand(4, 3, D), rtol=0, atol=1e-5)
+    assert np.abs(plan.actions).max() <= 1
+    assert (plan.latents[:, 0] != plan.latents[:, 1]).any()
+    with torch.no_grad():
+        scores = pipeline.ranker.scores(torch.from_numpy(plan.latents), torch.from_numpy(plan.actions)).numpy()
+    np.testing.assert_allclose(plan.scores, scores, rtol=1e-5, atol=1e-6)
+    for i in range(4):
+        best = int(np.argmax(scores[i]))
+        assert plan.chosen[i] == best
+        np.testing.assert_array_equal(plan.best_latents[i], plan.latents[i, best])
+        np.testing.assert_array_equal(plan.best_actions[i], plan.actions[i, best])
+    assert len(set(plan.chosen)) > 1
+
+
+def test_the_target_spans_the_data(pipeline: MPDiffuserPipeline) -> None:
+    condition = pipeline.condition
+    for level, wanted in ((0.0, condition.low), (1.0, condition.high), (0.5, (condition.low + condition.high) / 2)):
+        target = pipeline.target(level, 3)
+        assert target.shape == (3, 1)
+        torch.testing.assert_close(condition.denormalize(target), wanted.expand(3, 1))
+
+
+# controllers
+
+
+def test_a_chunk_is_executed_before_planning_again(pipeline: MPDiffuserPipeline) -> None:
+    controller = Controller(pipeline, CONFIG, chunk=3)
+    controller.reset([0])
+    observation, plans = np.zeros((1, D), np.float32), []
+    for t in range(7):
+        action = controller.act(observation)
+        plans.append(controller.plan)
+        assert controller.planned_now == (t % 3 == 0)
+        np.testing.assert_array_equal(action, plans[-1].best_actions[:, t % 3])
+    assert plans[0] is plans[2] and plans[2] is not plans[3] and plans[3] is plans[5] and plans[5] is not plans[6]
+
+
+def test_resetting_repeats_an_episode(pipeline: MPDiffuserPipeline) -> None:
+    controller = Controller(pipeline, SamplerConfig(steps=4, candidates=2, warm_start=2), chunk=2)
+    stream = np.random.default_rng(0).normal(size=(6, 2, D)).astype(np.float32)
+    runs = []
+    for seeds in ([5, 6], [5, 6], [7, 6]):
+        controller.reset(seeds)
+        runs.append(np.stack([controller.act(observation) for observation in stream]))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert (runs[0][:, 0] != runs[2][:, 0]).any()
+    np.testing.assert_allclose(runs[0][:, 1], runs[2][:, 1], rtol=0, atol=1e-5)
+
+
+def test_warm_start_shifts_the_last_plan(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    given = []
+    call = MPDiffuserPipeline.__call__
+    monkeypatch.setattr(
+        MPDiffuserPipeline, "__call__", lambda self, *inputs: (given.append(inputs[3]), call(self, *inputs))[1]
+    )
+    controller = Controller(pipeline, SamplerConfig(steps=4, candidates=2, warm_start=2), chunk=3)
+    controller.reset([0])
+    observation = np.zeros((1, D), np.float32)
+    controller.act(observation)
+    first = controller.plan
+    for _ in range(3):
+        controller.act(observation)
+    assert given[0] is None
+    order = [*range(3, H), H - 1, H - 1, H - 1]
+    np.testing.assert_array_equal(given[1][0], first.best_latents[:, order])
+    np.testing.assert_array_equal(given[1][1], first.best_actions[:, order])
+
+
+@pytest.mark.parametrize("chunk", [0, -1, H, H + 1])
+def test_a_chunk_that_does_not_fit(pipeline: MPDiffuserPipeline, chunk: int) -> None:
+    with pytest.raises(InputError, match=rf"sampler\.chunk: must lie in 1\.\.7.*found {chunk}"):
+        Controller(pipeline, CONFIG, chunk)
+
+
+@pytest.mark.parametrize("warm_start", [0, 2])
+@pytest.mark.parametrize("model", ["planner", "dynamics", "ranker"])
+def test_a_network_gone_bad_still_gives_finite_actions(
+    pipeline: MPDiffuserPipeline, model: str, warm_start: int
+) -> None:
+    controller = Controller(pipeline, SamplerConfig(steps=3, candidates=2, warm_start=warm_start))
+    controller.reset([0, 1])
+    observations = np.zeros((2, D), np.float32)
+    healthy = controller.act(observations)
+    broken = getattr(pipeline, model)
+    parameter = next(p for p in broken.parameters() if p.requires_grad)
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.fill_(torch.nan)
+    for _ in range(2):
+        actions = controller.act(observations)
+        assert np.isfinite(actions).all() and np.abs(actions).max() <= 1
+        assert np.isneginf(controller.plan.scores).all()
+    with torch.no_grad():
+        parameter.copy_(kept)
+    controller.act(observations)
+    assert np.isfinite(controller.plan.latents).all()  # and it recovers
+    assert np.isfinite(healthy).all()
+
+
+def test_a_candidate_gone_bad_is_never_chosen(pipeline: MPDiffuserPipeline) -> None:
+    def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[0] = torch.nan  # of 3 candidates the first
+        return output
+
+    handle = pipeline.planner.register_forward_hook(spoil)
+    for seed in range(5):
+        plan = pipeline(latents_of(1), pipeline.sampler(CONFIG), generators(1, seed))
+        assert np.isneginf(plan.scores[0, 0]) and np.isfinite(plan.scores[0, 1:]).all()
+        assert plan.chosen[0] != 0
+    handle.remove()
+
+
+def test_cloning_controller_is_the_policy(randomize) -> None:
+    policy = randomize(BehaviourCloning(D, M, hidden=16))
+    controller = CloningController(IdentityEncoder(D), policy)
+    controller.reset([0, 1])
+    observations = latents_of(2).numpy()
+    with torch.no_grad():
+        np.testing.assert_allclose(controller.act(observations), policy(torch.from_numpy(observations)))
+
+
+def test_random_controller() -> None:
+    controller = RandomController(M)
+    controller.reset(range(4))
+    first = np.stack([controller.act(np.zeros((4, D))) for _ in range(500)])
+    assert first.shape == (500, 4, M) and np.abs(first).max() <= 1
+    assert abs(first.mean()) < 0.05 and first.std() == pytest.approx(3**-0.5, rel=0.05)
+    controller.reset([3])
+    alone = np.stack([controller.act(np.zeros((1, D))) for _ in range(500)])
+    np.testing.assert_array_equal(alone[:, 0], first[:, 3])
