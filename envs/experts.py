@@ -121,7 +121,7 @@ def rollout_returns(
     """Return of one episode a seed, (len(seeds),); policy None acts uniformly at random."""
     from envs.simulator import DMControlEnv
 
-    env = DMControlEnv(task, action_repeat=action_repeat)
+    env: Any = DMControlEnv(task, action_repeat=action_repeat)
     totals = np.zeros(len(seeds))
     for index, seed in enumerate(seeds):
         state, _ = env.reset(seed=int(seed))

@@ -64,7 +64,7 @@ SETTINGS = {
     "pendulum_swingup": Settings(20_000, demonstrations=10),
     "reacher_easy": Settings(40_000, episode=50),
     "point_mass_easy": Settings(15_000, demonstrations=10),
-    "ball_in_cup_catch": Settings(),
+    "ball_in_cup_catch": Settings(13_000),
     "walker_walk": LOCOMOTION,
     "cheetah_run": LOCOMOTION,
 }
@@ -87,8 +87,8 @@ def make_model(task: str, settings: Settings, seed: int) -> Any:
     """An untrained SAC model on the task; its reward is the mean over the action repeat, so at most 1."""
     sac = load_library()
     repeat = ACTION_REPEATS[task]
-    env = TimeLimit(DMControlEnv(task, action_repeat=repeat), settings.episode)
-    env = TransformReward(env, lambda reward: reward / repeat)
+    env: Any = TimeLimit(DMControlEnv(task, action_repeat=repeat), settings.episode)
+    env = TransformReward(env, lambda reward: float(reward) / repeat)
     architecture = {"pi": [settings.actor] * 2, "qf": [settings.critic] * 2}
     return sac(
         "MlpPolicy",
@@ -105,7 +105,7 @@ def make_model(task: str, settings: Settings, seed: int) -> Any:
 def add_demonstrations(model: Any, task: str, episodes: int) -> None:
     """Put MPPI episodes into the model's replay buffer."""
     repeat = ACTION_REPEATS[task]
-    env = DMControlEnv(task, action_repeat=repeat)
+    env: Any = DMControlEnv(task, action_repeat=repeat)
     for seed in range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + episodes):
         controller = MPPI(env, seed, threads=1)
         state, _ = env.reset(seed=seed)
