@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-import vision.encoder  # noqa: F401  the classes that a pipeline folder may name
+import vision  # noqa: F401  the classes that a pipeline folder may name
 from envs.doctor import versions
 from envs.experts import Policy, load_policy
 from envs.rendering import back_end
@@ -111,7 +111,7 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         "settings": settings,
         "data": info["data"],
         "machine": {
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": cpu_name(),
             "cores": available_cores(),
             "threads": torch.get_num_threads(),
             "versions": versions(),
@@ -143,11 +143,19 @@ def check_rendering(wanted: str | None, info: dict[str, Any]) -> None:
 def write_film(file: Path, outcome: Outcome, decoder: Decoder, options: dict[str, Any]) -> Path:
     """The first episode, real frames beside the decoded plan."""
     scenes = [scene for scene in outcome.film if "plan" in scene]
-    plans = np.stack([scene["plan"][np.minimum(FILM_AHEAD, len(scene["plan"]) - 1)] for scene in scenes])
+    ahead = [k for k in FILM_AHEAD if k < min(len(scene["plan"]) for scene in scenes)]
+    plans = np.stack([scene["plan"][ahead] for scene in scenes])
     flat = torch.from_numpy(plans).flatten(0, 1).to(decoder.device)
     imagined = decoder.frames(flat).cpu().numpy().reshape(*plans.shape[:2], *scenes[0]["frame"].shape)
     captions = [f"decision {i}, return so far {scene['return']:.0f}" for i, scene in enumerate(scenes)]
-    return write_video(file, np.stack([scene["frame"] for scene in scenes]), imagined, FILM_AHEAD, captions, 25)
+    return write_video(file, np.stack([scene["frame"] for scene in scenes]), imagined, ahead, captions, 25)
+
+
+def cpu_name() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(metrics: dict[str, Any]) -> str:
