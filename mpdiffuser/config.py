@@ -1,6 +1,7 @@
 """Configuration: Hydra files in `configs/`, checked before anything runs, with errors that a user can act on."""
 
 import difflib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mpdiffuser.errors import InputError
@@ -44,6 +45,11 @@ def load(name: str, overrides: list[str]) -> DictConfig:
             allowed.
     """
     base = _compose(name, [])
+    for override in overrides:
+        if override[:1] in ("+", "~"):
+            raise InputError(
+                f"{override}: options are neither added nor removed; set one as name=value; --help lists all"
+            )
     config = _compose(name, overrides, base)
     if config.get("debug"):
         config = _compose(name, [*base.debug_overrides, *overrides], base)
@@ -52,6 +58,9 @@ def load(name: str, overrides: list[str]) -> DictConfig:
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves = dict(_leaves(config))
     for key, usual in _leaves(base):
+        section = next((k for k in leaves if key.startswith(f"{k}.")), None)
+        if section:
+            raise InputError(f"{section}: holds several options, such as {key}; found {leaves[section]!r}")
         if key in leaves:
             _check_type(key, usual, leaves[key])
     try:
@@ -93,11 +102,11 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_type(key: str, usual: Any, found: Any) -> None:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
     kind = next((k for k in kinds if isinstance(usual, k)), None)
-    if kind is None or found is None:
+    if kind is None:
         return
-    fits = isinstance(found, int | float) if kind is float else isinstance(found, kind)
+    fits = isinstance(found, int | float) and math.isfinite(found) if kind is float else isinstance(found, kind)
     if not fits or (isinstance(found, bool) and kind is not bool):
         raise InputError(f"{key}: must be {kinds[kind]} (such as {usual!r}), found {found!r}")
 

@@ -19,6 +19,7 @@ from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.models.unet import check_horizon
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
@@ -45,9 +46,7 @@ def start(cfg: DictConfig) -> Accelerator:
     Raises:
         InputError: for a value that cannot be.
     """
-    sampler_config(cfg.sampler)
-    for part in cfg.train:
-        train_config(cfg, part)
+    _check(cfg)
     torch.set_num_threads(cfg.threads)
     set_seed(cfg.seed)
     precision = cfg.mixed_precision
@@ -70,6 +69,23 @@ def start(cfg: DictConfig) -> Accelerator:
     return accelerator
 
 
+def _check(cfg: DictConfig) -> None:
+    sampler = sampler_config(cfg.sampler)
+    NoiseSchedule().grid(sampler.steps, sampler.grid)
+    ranges = {"discount": (0, 0.9999), "validation": (0, 1), "seed": (0, 2**32 - 1), "threads": (1, 1024)}
+    for name, (least, most) in ranges.items():
+        if not least <= cfg[name] <= most:
+            raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
+    for part in cfg.train:
+        train_config(cfg, part)
+    for model in ("planner", "dynamics"):
+        check_horizon(cfg.horizon, cfg[model].multipliers)
+    if not 1 <= cfg.sampler.chunk < cfg.horizon:
+        raise InputError(
+            f"sampler.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {cfg.sampler.chunk}"
+        )
+
+
 def settings(section: DictConfig) -> dict[str, Any]:
     """A section as plain Python."""
     plain = OmegaConf.to_container(section, resolve=True)
@@ -83,7 +99,10 @@ def train_config(cfg: DictConfig, name: str) -> TrainConfig:
     Raises:
         InputError: for a value that cannot be.
     """
-    return TrainConfig(**{"seed": cfg.seed, **settings(cfg.train[name])})
+    try:
+        return TrainConfig(**{"seed": cfg.seed, **settings(cfg.train[name])})
+    except InputError as error:
+        raise InputError(str(error).replace("train.", f"train.{name}.", 1)) from error
 
 
 def sampler_config(section: DictConfig) -> SamplerConfig:

@@ -8,7 +8,7 @@ import pytest
 
 from mpdiffuser.config import configured, load
 from mpdiffuser.errors import InputError
-from mpdiffuser.training import sampler_config
+from mpdiffuser.training import sampler_config, start
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -61,11 +61,50 @@ def test_an_unknown_option_names_near_ones(override: str, near: str) -> None:
         ("sampler.guidance=much", r"sampler\.guidance: must be a number .*'much'"),
         ("encoder.trainable=3", r"encoder\.trainable: must be true or false .*3"),
         ("quality=5", r"quality: must be a text .*5"),
+        ("sampler.steps=null", r"sampler\.steps: must be a whole number .*None"),
+        ("sampler.temperature=nan", r"sampler\.temperature: must be a number .*nan"),
+        ("trackers=tensorboard", r"trackers: must be a list .*'tensorboard'"),
+        ("planner.multipliers=4", r"planner\.multipliers: must be a list .*4"),
+        ("train.planner=3", r"train\.planner: holds several options, such as train\.planner\.\w+; found 3"),
     ],
 )
 def test_a_value_of_the_wrong_type(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load("vision", [override])
+
+
+def test_a_mandatory_option_that_is_missing() -> None:
+    with pytest.raises(InputError, match=r"^pipeline: must be given"):
+        load("evaluate", ["evaluation.episodes=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("horizon=15", r"horizon: must be a multiple of 4.*found 15"),
+        ("discount=1.0", r"discount: must lie in 0\.\."),
+        ("validation=1.5", r"validation: must lie in 0\.\.1, found 1\.5"),
+        ("seed=-1", r"seed: must lie in 0\.\."),
+        ("threads=0", r"threads: must lie in 1\.\."),
+        ("mixed_precision=fp8", r"mixed_precision: .*'fp8'"),
+        ("trackers=[comet]", r"trackers: .*comet"),
+        ("train.planner.steps=0", r"train\.planner\.steps: must be positive"),
+        ("sampler.steps=101", r"sampler\.steps: must lie in 1\.\.100.*101"),
+        ("sampler.grid=karras", r"sampler\.grid: .*'karras'"),
+        ("sampler.chunk=32", r"sampler\.chunk: must lie in 1\.\.31 .*32"),
+        ("train.ranker.stepz=3", r"train\.ranker\.stepz: no such option"),
+    ],
+)
+def test_values_that_cannot_be_are_told_before_anything_runs(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        start(load("vision", [f"output_dir={tmp_path / 'out'}", override]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match=r"output_dir: .*out is a file"):
+        start(load("vision", [f"output_dir={tmp_path / 'out'}"]))
 
 
 def test_whole_numbers_are_numbers() -> None:
@@ -82,7 +121,9 @@ def test_an_unknown_member_lists_the_available(group: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("override", ["sampler.steps", "=3", "sampler.steps=[1,", "~nothing.here"])
+@pytest.mark.parametrize(
+    "override", ["sampler.steps", "=3", "sampler.steps=[1,", "~horizon", "+new=3", "++sampler.stepz=3", "sampler=3"]
+)
 def test_a_malformed_override_is_an_input_error(override: str) -> None:
     with pytest.raises(InputError) as caught:
         load("vision", [override])
