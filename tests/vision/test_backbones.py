@@ -1,0 +1,149 @@
+"""Backbones against the full networks they are cut from."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from mpdiffuser.errors import InputError
+from vision.backbones import DEFAULT, Backbone, _packaged, load_pretrained
+
+
+def frames(count: int = 2, size: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def images(batch: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    scaled = batch.permute(0, 3, 1, 2).float() / 255
+    return torch.stack([(scaled[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+
+
+def pooled(maps: torch.Tensor, pool: int) -> torch.Tensor:
+    """Means of equal blocks, channel by channel."""
+    side = maps.shape[-1] // pool
+    return maps.unfold(2, side, side).unfold(3, side, side).mean((-1, -2)).flatten(1)
+
+
+@pytest.mark.parametrize(("stride", "pool", "stage"), [(16, 4, 3), (8, 4, 2), (32, 2, 4)])
+def test_the_default_is_a_stage_of_the_full_efficientnet(stride: int, pool: int, stage: int) -> None:
+    backbone = Backbone(stride=stride, pool=pool).eval()
+    load_pretrained(backbone, DEFAULT)
+    full = timm.create_model("tf_efficientnet_lite0").eval()
+    full.load_state_dict(_packaged())
+    batch = frames()
+    with torch.no_grad():
+        found = backbone(batch)
+        stages = full.forward_intermediates(
+            images(batch, full.pretrained_cfg["mean"], full.pretrained_cfg["std"]), intermediates_only=True
+        )
+    assert found.shape == (2, backbone.dim)
+    torch.testing.assert_close(found, pooled(stages[stage], pool), rtol=1e-4, atol=1e-4)
+
+
+def test_the_packaged_weights_are_trained_ones() -> None:
+    """The whole network tells a picture of a gradient from noise the same way after a small shift."""
+    full = timm.create_model("tf_efficientnet_lite0").eval()
+    full.load_state_dict(_packaged())
+    ramp = torch.linspace(0, 255, 224).byte()
+    picture = torch.stack(
+        [ramp[:, None].expand(224, 224), ramp[None].expand(224, 224), 255 - ramp[:, None].expand(224, 224)], -1
+    )
+    noise = frames(1, 224)[0]
+    batch = torch.stack([picture, picture.roll(4, 0), noise, noise.roll(4, 0)])
+    with torch.no_grad():
+        classes = full(images(batch, full.pretrained_cfg["mean"], full.pretrained_cfg["std"])).softmax(-1)
+    apart = lambda i, j: (classes[i] - classes[j]).abs().sum()  # noqa: E731
+    assert apart(0, 2) > 2 * max(apart(0, 1), apart(2, 3))
+    assert classes.max(-1).values.min() > 10 / 1000  # far from uniform
+
+
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 16), ("resnet18", 8), ("resnet50", 4)])
+def test_torchvision_is_the_resnet_up_to_a_layer(name: str, stride: int) -> None:
+    torch.manual_seed(0)
+    resnet = torchvision.models.get_model(name, weights=None).eval()
+    backbone = Backbone(f"torchvision:{name}", stride, 4).eval()
+    wanted = backbone.net.state_dict()
+    backbone.net.load_state_dict({key: resnet.state_dict()[key] for key in wanted})
+    batch = frames()
+    x = images(batch, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.no_grad():
+        x = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x))))
+        for layer in (resnet.layer1, resnet.layer2, resnet.layer3)[: {4: 1, 8: 2, 16: 3}[stride]]:
+            x = layer(x)
+        found = backbone(batch)
+    assert backbone.channels == x.shape[1]
+    torch.testing.assert_close(found, pooled(x, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_torchvisions_cache_are_used(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    torch.manual_seed(3)
+    cached = torchvision.models.resnet18(weights=None)
+    url = torchvision.models.ResNet18_Weights.DEFAULT.url
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(cached.state_dict(), tmp_path / "checkpoints" / Path(url).name)
+    backbone = Backbone("torchvision:resnet18", 8)
+    load_pretrained(backbone, "torchvision:resnet18")
+    assert torch.equal(backbone.net.layer2[1].conv2.weight, cached.layer2[1].conv2.weight)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_the_small_net(stride: int) -> None:
+    backbone = Backbone("conv", stride, 2)
+    assert backbone(frames()).shape == (2, backbone.dim) == (2, 64 * 4)
+    with torch.no_grad():
+        assert backbone.net(torch.zeros(1, 3, 64, 64)).shape[-2:] == (64 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:convnext_atto"])
+def test_other_timm_models(name: str) -> None:
+    backbone = Backbone(name, 16, 2).eval()
+    assert backbone(frames()).shape == (2, backbone.dim)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "words"),
+    [
+        (
+            "timm:efficientnet_lite",
+            16,
+            r"encoder\.backbone: timm has no model 'efficientnet_lite'; near: .*efficientnet",
+        ),
+        ("timm:qqqq", 16, r"encoder\.backbone: timm has no model 'qqqq'"),
+        ("timm:tf_efficientnet_lite0", 5, r"encoder\.stride: tf_efficientnet_lite0 has strides \[2, 4, 8, 16, 32\].*5"),
+        ("torchvision:resnet19", 16, r"encoder\.backbone: torchvision has no ResNet 'resnet19'"),
+        ("torchvision:resnet18", 3, r"encoder\.stride: resnet18 has strides \[4, 8, 16, 32\].*3"),
+        ("conv", 5, r"encoder\.stride: conv has strides .*5"),
+        ("resnet18", 16, r"encoder\.backbone: must be timm:NAME, torchvision:resnetNN, or conv.*'resnet18'"),
+    ],
+)
+def test_unknown_names_and_strides(name: str, stride: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Backbone(name, stride)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:resnet18"])
+@pytest.mark.parametrize("download", [False, True])
+def test_missing_weights_say_what_to_do(name: str, download: bool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    if download and name.startswith("torchvision"):
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a network that does not answer
+    with pytest.raises(InputError) as caught:
+        load_pretrained(Backbone(name), name, download)
+    message = str(caught.value)
+    for words in (name, "encoder.download=true", "encoder.pretrained=false", DEFAULT):
+        assert words in message
+
+
+def test_pictures_are_standardised_in_the_right_channel_order() -> None:
+    """A backbone whose net passes its input on: red, green and blue come out as ImageNet's statistics say."""
+    backbone = Backbone("torchvision:resnet18", 4, 1)
+    backbone.net = torch.nn.Identity()
+    picture = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    picture[..., 0] = 255
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0 - 0.406) / 0.225]
+    torch.testing.assert_close(backbone(picture)[0], torch.tensor(expected))
