@@ -115,7 +115,7 @@ def load_pretrained(backbone: Backbone, name: str, download: bool = False) -> No
     if name == "conv":
         return
     try:
-        weights = _packaged() if name == DEFAULT else _hub_weights(library, model, download)
+        weights = _packaged() if name == DEFAULT else _hub_weights(library, model, download, backbone)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"encoder.backbone: no pretrained weights of {name!r} on this machine ({type(error).__name__}); allow the "
@@ -140,7 +140,7 @@ def _packaged() -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def _hub_weights(library: str, model: str, download: bool) -> dict[str, torch.Tensor]:
+def _hub_weights(library: str, model: str, download: bool, backbone: Backbone) -> dict[str, torch.Tensor]:
     if library == "torchvision":
         choice = torchvision.models.get_model_weights(model).DEFAULT
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(choice.url).name
@@ -151,6 +151,8 @@ def _hub_weights(library: str, model: str, download: bool) -> dict[str, torch.Te
 
     offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE or not download
     try:
-        return timm.create_model(model, pretrained=True).state_dict()
+        stages = backbone.net.feature_info.out_indices  # type: ignore[union-attr]
+        # cut as the backbone is: timm names the weights of some cut networks otherwise than those of whole ones
+        return timm.create_model(model, pretrained=True, features_only=True, out_indices=stages).state_dict()
     finally:
         hub.HF_HUB_OFFLINE = offline

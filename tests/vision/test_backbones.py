@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from mpdiffuser.errors import InputError
 from vision.backbones import DEFAULT, Backbone, _packaged, load_pretrained
@@ -88,6 +89,25 @@ def test_weights_in_torchvisions_cache_are_used(tmp_path: Path, monkeypatch) -> 
     backbone = Backbone("torchvision:resnet18", 8)
     load_pretrained(backbone, "torchvision:resnet18")
     assert torch.equal(backbone.net.layer2[1].conv2.weight, cached.layer2[1].conv2.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_weights_in_timms_cache_are_used(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    torch.manual_seed(3)
+    whole = timm.create_model(name).eval()
+    repository = tmp_path / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    save_file(whole.state_dict(), repository / "snapshots" / "abc" / "model.safetensors")
+    backbone = Backbone(f"timm:{name}", 8, 2).eval()
+    load_pretrained(backbone, f"timm:{name}")
+    config = timm.get_pretrained_cfg(name)
+    with torch.no_grad():
+        stages = whole.forward_intermediates(images(frames(), config.mean, config.std), intermediates_only=True)
+        expected = next(maps for maps in stages if maps.shape[-1] == 8)
+        torch.testing.assert_close(backbone(frames()), pooled(expected, 2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
