@@ -1,0 +1,98 @@
+"""The commands themselves, from pixels to a report, at debug size."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v2 as imageio
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+SMALL = ["debug=true", "episodes=2", "quality=random", "processes=1", "data_root=data", "output_dir=out"]
+MODELS = ("representation", "decoder", "planner", "dynamics", "ranker", "cloning")
+METHODS = ["random", "cloning", "planner", "ours", "expert"]
+
+
+def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder in which the flow ran once: data/, and the run in out/."""
+    folder = tmp_path_factory.mktemp("commands")
+    done = run(folder, *LAUNCH, ROOT / "train_vision.py", *SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in METHODS:
+        assert any(line.startswith(name) for line in done.stdout.splitlines())
+    return folder
+
+
+def test_what_the_flow_leaves(trained: Path) -> None:
+    out = trained / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["methods"]) == METHODS
+    assert metrics["seeds"] == [1000, 1001]
+    for name, values in metrics["methods"].items():
+        assert values["lengths"] == [250, 250]
+        assert values["mean"] == pytest.approx(sum(values["returns"]) / 2, abs=1e-3)
+        assert ("plan_ms" in values) == ("feasibility" in values) == (name in ("planner", "ours"))
+    assert metrics["methods"]["expert"]["mean"] > 700  # of 1000; the simulator and the policies fit together
+    assert {"collect", "features", *MODELS} <= set(metrics["stages"])
+    assert sum(1 for _ in imageio.get_reader(out / "video.mp4")) > 50
+    report = (out / "report.html").read_text()
+    assert "<html" in report and all(name in report for name in METHODS)
+    files = [file for file in (out / "pipeline").rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+
+
+def test_a_second_run_reuses_everything_and_says_so(trained: Path) -> None:
+    kept = ("*.safetensors", "*.npy", "metrics.json", "log.jsonl", "video.mp4", "*.pt")
+    before = {file: file.read_bytes() for pattern in kept for file in trained.rglob(pattern)}
+    done = run(trained, *LAUNCH, ROOT / "train_vision.py", *SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "there already, reused" in done.stdout
+    assert "Features: reusing" in done.stdout
+    for name in MODELS:
+        assert f"{name}: trained already" in done.stdout
+    assert "Evaluation: reusing" in done.stdout
+    assert {file: file.read_bytes() for pattern in kept for file in trained.rglob(pattern)} == before
+
+
+def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp_path: Path) -> None:
+    """In another place, without the data, with the settings of the first evaluation."""
+    shutil.copytree(trained / "out" / "pipeline", tmp_path / "moved" / "pipeline")
+    config = ["sampler.steps=3", "sampler.candidates=2", "sampler.chunk=4", "evaluation.episodes=2"]
+    config += ["evaluation.methods=[ours]", "evaluation.probe_every=50", "processes=1"]
+    done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "moved" / "evaluation" / "metrics.json").read_text())
+    first = json.loads((trained / "out" / "metrics.json").read_text())
+    assert list(found["methods"]) == ["ours"]
+    assert found["methods"]["ours"]["returns"] == pytest.approx(first["methods"]["ours"]["returns"], rel=1e-3)
+    assert (tmp_path / "moved" / "evaluation" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "words"),
+    [
+        ("evaluate.py", ["pipeline=nowhere"], "pipeline: nowhere is not a pipeline folder"),
+        ("train_vision.py", ["quality=foo"], "quality='foo'"),
+        ("train_vision.py", ["sampler.steps=0"], "sampler.steps: must be at least 1"),
+        ("train_vision.py", ["horizon=15"], "horizon: must be a multiple of 4"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path: Path, program: str, options: list[str], words: str) -> None:
+    small = SMALL if program == "train_vision.py" else []
+    done = run(tmp_path, sys.executable, ROOT / program, *small, *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not list(tmp_path.rglob("*.npy"))
