@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ LOCOMOTION = Settings(400_000, 5_000, 2_500, learning_rate=5e-4, batch_size=128,
 SETTINGS = {
     "cartpole_swingup": Settings(),
     "pendulum_swingup": Settings(20_000, demonstrations=10),
-    "reacher_easy": Settings(40_000, episode=50),
+    "reacher_easy": Settings(24_000, episode=50),
     "point_mass_easy": Settings(15_000, demonstrations=10),
     "ball_in_cup_catch": Settings(13_000),
     "walker_walk": LOCOMOTION,
@@ -173,13 +173,23 @@ def train(task: str, settings: Settings, seed: int, folder: Path) -> None:
         "algorithm": "SAC (stable-baselines3)",
         "settings": asdict(settings),
         "seed": seed,
-        "command": f"python -m envs.train_expert {task} --decisions {settings.decisions} --seed {seed}",
+        "command": command(task, settings, seed),
         "versions": {
             name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "dm_control", "mujoco")
         },
     }
     add_demonstrations(model, task, settings.demonstrations)
     model.learn(settings.decisions, callback=checkpointer(task, settings, facts, folder))
+
+
+def command(task: str, settings: Settings, seed: int) -> str:
+    """The command that trains with these settings."""
+    usual = asdict(SETTINGS[task])
+    options = {"decisions": settings.decisions, "seed": seed}
+    options |= {name: value for name, value in asdict(settings).items() if value != usual[name]}
+    return f"python -m envs.train_expert {task} " + " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in options.items()
+    )
 
 
 def choose_expert(task: str, checkpoints: Sequence[Policy], candidates: int = 4) -> Policy:
@@ -242,7 +252,8 @@ def export(task: str, folder: Path, target: Path) -> list[Policy]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m envs.train_expert", description="Train and export an expert.")
     parser.add_argument("task", help=", ".join(SETTINGS))
-    parser.add_argument("--decisions", type=int, help="length of the training (default: the task's)")
+    for field in fields(Settings):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), help="default: the task's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder of the checkpoints (default: runs/experts/<task>)")
     parser.add_argument("--policies", type=Path, default=FOLDER, help="folder of the exported policies")
@@ -250,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.task not in SETTINGS:
         raise InputError(f"task={options.task!r} is unknown; allowed: {', '.join(SETTINGS)}")
-    settings = Settings(**asdict(SETTINGS[options.task]))
-    settings.decisions = options.decisions or settings.decisions
+    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    settings = replace(SETTINGS[options.task], **{name: x for name, x in given.items() if x is not None})
     folder = options.output or Path("runs/experts") / options.task
     torch.set_num_threads(1)
     if not options.export_only:
