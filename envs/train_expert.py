@@ -63,7 +63,7 @@ SETTINGS = {
     "cartpole_swingup": Settings(),
     "pendulum_swingup": Settings(20_000, demonstrations=10),
     "reacher_easy": Settings(24_000, episode=50),
-    "point_mass_easy": Settings(15_000, demonstrations=10),
+    "point_mass_easy": Settings(15_000, interval=500, demonstrations=10),
     "ball_in_cup_catch": Settings(13_000),
     "walker_walk": LOCOMOTION,
     "cheetah_run": LOCOMOTION,
@@ -199,14 +199,20 @@ def choose_expert(task: str, checkpoints: Sequence[Policy], candidates: int = 4)
     return best[int(np.argmax(means))]
 
 
-def choose_rungs(checkpoints: Sequence[Policy], top: float) -> list[Policy]:
-    """For each wanted fraction of `top` the nearest checkpoint, if it is nearer than half the distance of two rungs."""
-    chosen: list[Policy] = []
+def choose_rungs(task: str, checkpoints: Sequence[Policy], top: float) -> list[Policy]:
+    """Measured checkpoints of rising return near the wanted fractions of `top`, none nearer than 0.08 to the next."""
+    near: dict[int, Policy] = {}
     for fraction in RUNGS:
-        nearest = min(checkpoints, key=lambda policy: abs(policy.info["watch_return"] - fraction * top))
-        if abs(nearest.info["watch_return"] - fraction * top) < 0.1 * top and nearest not in chosen:
-            chosen.append(nearest)
-    return chosen
+        order = sorted(checkpoints, key=lambda policy: abs(policy.info["watch_return"] - fraction * top))
+        near |= {policy.info["decisions"]: policy for policy in order[:3]}
+    measured = [measure(task, policy) for policy in near.values()]
+    rungs: list[Policy] = []
+    for fraction in RUNGS:
+        nearest = min(measured, key=lambda policy: abs(policy.info["return_mean"] - fraction * top))
+        below = rungs[-1].info["return_mean"] if rungs else 0.0
+        if below + 0.08 * top < nearest.info["return_mean"] < 0.92 * top:
+            rungs.append(nearest)
+    return rungs
 
 
 def measure(task: str, policy: Policy) -> Policy:
@@ -233,20 +239,13 @@ def export(task: str, folder: Path, target: Path) -> list[Policy]:
         raise InputError(f"{folder}: no checkpoints; train first")
     checkpoints = [Policy.load(file) for file in files]
     expert = measure(task, choose_expert(task, checkpoints))
-    top = expert.info["return_mean"]
-    rising: list[Policy] = []
-    for rung in sorted(
-        (measure(task, rung) for rung in choose_rungs(checkpoints, top)), key=lambda x: x.info["return_mean"]
-    ):
-        below = rising[-1].info["return_mean"] if rising else 0.0
-        if below + 0.05 * top < rung.info["return_mean"] < 0.95 * top:
-            rising.append(rung)
+    rungs = choose_rungs(task, checkpoints, expert.info["return_mean"])
     for old in target.glob("*.safetensors"):
         old.unlink()
-    for index, rung in enumerate(rising):
+    for index, rung in enumerate(rungs):
         rung.save(target / f"rung_{index + 1}.safetensors")
     expert.save(target / "expert.safetensors")
-    return [*rising, expert]
+    return [*rungs, expert]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
