@@ -18,9 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-# Loads triton, which crashes if Mesa's LLVM, through mujoco, is loaded before it.
-import torch._dynamo
 from gymnasium.wrappers import TimeLimit, TransformReward
 
 from envs.experts import ACTION_REPEATS, FOLDER, SEEDS, Policy, rollout_returns, standard_error
