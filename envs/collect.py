@@ -6,8 +6,8 @@ Qualities:
     mixed   equal shares of all rungs, from uniform random to the expert, in a seeded order
     random  actions uniform in [-1, 1], each held for the action repeat
 
-A policy's episodes alternate between acting as it is and with Gaussian noise of standard deviation `NOISE` on its
-actions.
+A policy's episodes act in turn with Gaussian noise of each standard deviation in `NOISE` on the actions, so that the data
+also hold how it recovers from where it would not go by itself.
 The data are a function of the arguments alone, whatever the number of processes.
 """
 
@@ -27,7 +27,7 @@ from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
 
 QUALITIES = ("expert", "medium", "mixed", "random")
-NOISE = 0.1
+NOISE = (0.0, 0.1, 0.3, 0.6)
 PARALLEL = 16  # episodes at a time at most; the same everywhere, so that batched policies round alike
 
 
@@ -128,9 +128,9 @@ def plan_policies(
 
 
 def alternate_noise(chosen: list[str]) -> list[float]:
-    """Standard deviation of each episode's noise: 0 and NOISE in turn, for each policy."""
+    """Standard deviation of each episode's noise: those of NOISE in turn, for each policy."""
     return [
-        0.0 if name == "random" or chosen[:index].count(name) % 2 == 0 else NOISE for index, name in enumerate(chosen)
+        0.0 if name == "random" else NOISE[chosen[:index].count(name) % len(NOISE)] for index, name in enumerate(chosen)
     ]
 
 

@@ -83,10 +83,17 @@ class MPDiffuserPipeline(DiffusionPipeline):
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
         return Sampler(self.planner, self.dynamics, self.schedule, bounds[0], bounds[1], config)
 
-    def target(self, level: float, batch: int) -> torch.Tensor:
-        """The condition (B, c) that asks for return_to_go at `level`: 0 = the least in the data, 1 = the largest."""
-        low, high = self.condition.bounds()
-        return (low + level * (high - low)).expand(batch, -1)
+    def target(self, latents: torch.Tensor, above: float) -> torch.Tensor:
+        """The condition (B, c) to ask for at latents (B, d).
+
+        A fixed wish is out of reach in most states, and a planner that is asked for what it never saw draws nonsense. So
+        the wish is the ranker's value of the present state plus `above` standard deviations of the data's return_to_go;
+        and the least cost_to_go of the data, where it has costs.
+        """
+        wish = self.condition.bounds()[0].expand(len(latents), -1).clone()
+        value = self.ranker.values(latents)
+        wish[:, 0] = (value - self.condition.mean[0]) / self.condition.std[0] + above
+        return wish
 
     @torch.inference_mode()
     def __call__(
@@ -118,7 +125,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         if last is not None and config.warm_start:
             start = torch.cat([self.latents.normalize(last[0]), self.actions.normalize(last[1])], -1)
             start = start.repeat_interleave(n, 0)
-        x = sampler(present, self.target(config.target, batch * n), noise, start)
+        wish = self.target(latents, config.target).repeat_interleave(n, 0)
+        x = sampler(present, wish, noise, start)
         d = latents.shape[-1]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)

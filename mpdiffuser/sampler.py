@@ -38,7 +38,8 @@ class SamplerConfig:
         temperature: scale of all noise that is drawn, the initial one too.
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
         candidates: N plans drawn for each observation.
-        target: wanted return_to_go, 0 = the least in the data, 1 = the largest.
+        target: wanted return_to_go: what the ranker expects from the present state, plus this many of the data's
+            standard deviations.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
 
     Raises:
@@ -53,7 +54,7 @@ class SamplerConfig:
     temperature: float = 0.5
     dynamics_power: float = 1.0
     candidates: int = 4
-    target: float = 1.0
+    target: float = 0.5
     warm_start: int = 0
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.mlp import mlp
+from mpdiffuser.models.normalizer import Normalizer
 from vision.augment import random_shift
 from vision.backbones import DEFAULT, Backbone, load_pretrained
 
@@ -41,6 +42,7 @@ class PixelEncoder(ModelMixin, ConfigMixin):
             raise InputError(f"encoder.history: must be at least 1, found {history}")
         self.history = history
         self.frame_net = Backbone(backbone, stride, pool).requires_grad_(trainable)
+        self.standard = Normalizer(self.frame_net.dim)
         self.frame_head = nn.Sequential(nn.Linear(self.frame_net.dim, projection), nn.LayerNorm(projection), nn.SiLU())
         self.head = mlp(history * projection, hidden, latent_dim)
 
@@ -57,11 +59,11 @@ class PixelEncoder(ModelMixin, ConfigMixin):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features of consecutive frames (..., history, F), the newest last -> latents (..., d)."""
-        return self.head(self.frame_head(features).flatten(-2))
+        return self.head(self.frame_head(self.standard.normalize(features)).flatten(-2))
 
     def consecutive(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, history + 1, F) -> latents (B, d) now and one step later, each frame's part computed once."""
-        frames = self.frame_head(features)
+        frames = self.frame_head(self.standard.normalize(features))
         return self.head(frames[:, :-1].flatten(1)), self.head(frames[:, 1:].flatten(1))
 
     def train(self, mode: bool = True) -> Self:
@@ -102,12 +104,19 @@ class Representation(ModelMixin, ConfigMixin):
         encoder_config: of a `PixelEncoder`.
         action_dim: m.
         state_dim: of the true states, 0 where the data has none.
+        state_weight: of the true states among the targets.
         shift: pixels of random shift, used where the backbone is trained (Yarats et al. 2022).
     """
 
     @register_to_config
     def __init__(
-        self, encoder_config: dict[str, Any], action_dim: int, state_dim: int = 0, hidden: int = 256, shift: int = 3
+        self,
+        encoder_config: dict[str, Any],
+        action_dim: int,
+        state_dim: int = 0,
+        hidden: int = 256,
+        shift: int = 3,
+        state_weight: float = 5.0,
     ) -> None:
         super().__init__()
         self.encoder = PixelEncoder(**encoder_config)
@@ -137,7 +146,7 @@ class Representation(ModelMixin, ConfigMixin):
             "spread": spread_penalty(now),
         }
         if self.state is not None:
-            parts["state"] = (self.state(now) - batch["states"]).square().mean()
+            parts["state"] = self.config["state_weight"] * (self.state(now) - batch["states"]).square().mean()
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
 
     def _features(self, frames: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,7 @@ def train_encoder(
     if not options["trainable"]:
         with clock("features"), accelerator.main_process_first():
             features = cached_features(encoder, episodes, cache)
+        encoder.standard.fit(features[:: max(1, len(features) // 4096)].astype(np.float32))
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
     known = "observations" in episodes and cfg.true_states
     representation = Representation(

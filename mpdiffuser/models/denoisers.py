@@ -1,7 +1,8 @@
 """The two diffusion models: the planner and the dynamics model.
 
 A trajectory x is (B, H, d + m): row k holds the normalised latent z_k and the action u_k that is taken there.
-The present latent z_0 is known: it is held clean at every noise level (`hold_present`) in training and in sampling.
+The present latent z_0 is known: it is held clean at every noise level (`hold_present`) in training and in sampling, and
+also modulates every layer, since the first action must follow small differences of z_0.
 """
 
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ class Planner(ModelMixin, ConfigMixin):
         self.condition = nn.Sequential(
             nn.Linear(condition_dim + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
+        self.present = perceptron(latent_dim, embedding)
         self.unet = TemporalUNet(latent_dim + action_dim, latent_dim + action_dim, width, multipliers, embedding)
 
     def forward(
@@ -65,8 +67,8 @@ class Planner(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x."""
         keep = keep[:, None].to(x.dtype)
-        embedding = self.level(levels) + self.condition(torch.cat([condition * keep, keep], -1))
-        return self.unet(x, embedding)
+        known = self.present(x[:, 0, : self.config["latent_dim"]])
+        return self.unet(x, self.level(levels) + known + self.condition(torch.cat([condition * keep, keep], -1)))
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
@@ -116,11 +118,12 @@ class Dynamics(ModelMixin, ConfigMixin):
         check_horizon(horizon, multipliers)
         check_prediction(prediction)
         self.level = LevelEmbedding(embedding)
+        self.present = perceptron(latent_dim, embedding)
         self.unet = TemporalUNet(latent_dim + action_dim, latent_dim, width, multipliers, embedding)
 
     def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d)."""
-        return self.unet(x, self.level(levels))
+        return self.unet(x, self.level(levels) + self.present(x[:, 0, : self.config["latent_dim"]]))
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
@@ -145,6 +148,10 @@ class Dynamics(ModelMixin, ConfigMixin):
         weight = batch["mask"][..., None].expand_as(latents).clone()
         weight[:, 0] = 0
         return {"loss": weighted_error(output, target, weight)}
+
+
+def perceptron(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, outputs))
 
 
 def weighted_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

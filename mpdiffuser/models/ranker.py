@@ -49,8 +49,12 @@ class Ranker(ModelMixin, ConfigMixin):
             "reward": self.rewards.denormalize(reward[..., None])[..., 0],
             "continuation_logit": continuation,
             "cost": cost,
-            "value": self.rewards.denormalize(self.value(z))[..., 0],
+            "value": self.values(latents),
         }
+
+    def values(self, latents: torch.Tensor) -> torch.Tensor:
+        """Mean return to expect from decoded latents (..., d) on: (...)."""
+        return self.rewards.denormalize(self.value(self.latents.normalize(latents)))[..., 0]
 
     def scores(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.

@@ -116,7 +116,8 @@ def test_mixed_has_equal_shares_in_seeded_order():
 
 
 def test_noise_alternates_for_each_policy():
-    assert alternate_noise(["expert", "random", "rung_1", "expert", "random", "expert"]) == [0, 0, 0, 0.1, 0, 0]
+    chosen = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
+    assert alternate_noise(chosen) == [0, 0, 0, 0.1, 0, 0.3, 0.1, 0.6, 0]
 
 
 def test_actors_of_different_policies_act_side_by_side():

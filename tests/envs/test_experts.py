@@ -124,15 +124,16 @@ def train(*arguments):
 def test_training_leaves_checkpoints_and_a_ladder(tmp_path):
     pytest.importorskip("stable_baselines3")
     folders = ("--output", tmp_path / "run", "--policies", tmp_path / "policies")
-    done = train("pendulum_swingup", "--decisions", 2000, "--demonstrations", 1, *folders)
+    sizes = ("--decisions", 400, "--interval", 200, "--warmup", 100, "--demonstrations", 1)
+    done = train("pendulum_swingup", *sizes, *folders)
     assert done.returncode == 0, done.stderr
-    assert [path.stem for path in sorted((tmp_path / "run").glob("*.safetensors"))] == ["00001000", "00002000"]
+    assert [path.stem for path in sorted((tmp_path / "run").glob("*.safetensors"))] == ["00000200", "00000400"]
     expert = Policy.load(tmp_path / "policies" / "pendulum_swingup" / "expert.safetensors")
-    assert expert.info["settings"]["decisions"] == 2000 and expert.info["settings"]["demonstrations"] == 1
+    assert expert.info["settings"]["decisions"] == 400 and expert.info["settings"]["demonstrations"] == 1
     assert len(expert.info["returns"]) == 20
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["decisions"] for line in log] == [1000, 2000]
-    again = train("pendulum_swingup", "--decisions", 2000, *folders)
+    assert [line["decisions"] for line in log] == [200, 400]
+    again = train("pendulum_swingup", *sizes, *folders)
     assert again.returncode != 0 and "holds checkpoints already" in again.stderr and "Traceback" not in again.stderr
 
 
