@@ -31,7 +31,7 @@ from mpdiffuser.video import write_video
 from vision.decoder import Decoder
 
 METHODS = ("random", "cloning", "planner", "ours", "expert")
-FILM_AHEAD = (4, 8, 16, 24)
+FILM_AHEAD = (2, 4, 8, 12)
 
 
 class ExpertController:

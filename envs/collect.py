@@ -6,8 +6,8 @@ Qualities:
     mixed   equal shares of all rungs, from uniform random to the expert, in a seeded order
     random  actions uniform in [-1, 1], each held for the action repeat
 
-A policy's episodes act in turn with Gaussian noise of each standard deviation in `NOISE` on the actions, so that the data
-also hold how it recovers from where it would not go by itself.
+A policy's episodes act in turn with Gaussian noise of each standard deviation in `NOISE` on the actions, so that the
+data also hold how it recovers from where it would not go by itself.
 The data are a function of the arguments alone, whatever the number of processes.
 """
 

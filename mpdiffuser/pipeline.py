@@ -86,8 +86,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def target(self, latents: torch.Tensor, above: float) -> torch.Tensor:
         """The condition (B, c) to ask for at latents (B, d).
 
-        A fixed wish is out of reach in most states, and a planner that is asked for what it never saw draws nonsense. So
-        the wish is the ranker's value of the present state plus `above` standard deviations of the data's return_to_go;
+        A fixed wish is out of reach in most states, and a planner asked for what it never saw draws nonsense. So the
+        wish is the ranker's value of the present state plus `above` standard deviations of the data's return_to_go;
         and the least cost_to_go of the data, where it has costs.
         """
         wish = self.condition.bounds()[0].expand(len(latents), -1).clone()

@@ -24,7 +24,7 @@ COLORS = {
     "random": "#8a8f98",
     "expert": "#7a57a8",
 }
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mpdiffuser",
     "text.parse_math": False,
@@ -97,7 +97,7 @@ def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float,
         for name, (label, points) in series.items():
             steps = sorted(points)
             means, errors = np.array([points[k] for k in steps]).T
-            style = {"color": _color(name), "linewidth": 1.8, "marker": "o", "markersize": 4.5, "label": label}
+            style: Any = {"color": _color(name), "linewidth": 1.8, "marker": "o", "markersize": 4.5, "label": label}
             axes.errorbar(steps, means, errors, elinewidth=1.2, capsize=2.5, **style)
         ticks = sorted({k for _, points in series.values() for k in points})
         axes.set_xscale("log", base=2)

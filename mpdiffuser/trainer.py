@@ -136,8 +136,6 @@ class Trainer:
             self._loop(resumed)
         elif self.accelerator.is_main_process:
             print(f"{self.name}: trained already, reusing {self.folder}")
-        elif self.accelerator.is_main_process:
-            print(f"{self.name}: trained already, reusing {self.folder}")
         self.ema.copy_to(self.parameters)
         return self.model.eval()
 

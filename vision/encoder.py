@@ -134,7 +134,7 @@ class Representation(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch of `Transitions`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3), and actions
+        """Batch of `Transitions`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3); actions
         (B, m), rewards (B,), states (B, s), standardised."""
         features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
         now, after = self.encoder.consecutive(features)
