@@ -2,15 +2,15 @@
 
 import json
 import pickle
-import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from envs import experts
+from envs import experts, train_expert
 from envs.experts import FOLDER, SEEDS, Policy, ladder, load_policy, names, rollout_returns
 from envs.simulator import DMControlEnv
 from mpdiffuser.errors import InputError
@@ -107,44 +107,46 @@ def test_save_and_load_return_the_same_policy(tmp_path):
     np.testing.assert_array_equal(loaded(states), policy(states))
 
 
-def test_table_lists_random_rungs_and_expert():
-    command = [sys.executable, "-m", "envs.experts", "point_mass_easy", "--episodes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    head, rule, row = (line.strip("| ").split("|") for line in done.stdout.strip().splitlines())
+def test_table_lists_random_rungs_and_expert(capsys):
+    experts.main(["point_mass_easy", "--episodes", "2"])
+    head, rule, row = (line.strip("| ").split("|") for line in capsys.readouterr().out.strip().splitlines())
     assert [cell.strip() for cell in head] == ["task", "random", "rungs", "expert"]
     assert row[0].strip() == "point_mass_easy" and len(row) == len(rule) == 4
     assert float(row[3].split("±")[0]) > 700 > float(row[1].split("±")[0])
 
 
-def train(*arguments):
-    command = [sys.executable, "-m", "envs.train_expert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_training_leaves_checkpoints_and_a_ladder(tmp_path):
     pytest.importorskip("stable_baselines3")
-    folders = ("--output", tmp_path / "run", "--policies", tmp_path / "policies")
-    sizes = ("--decisions", 400, "--interval", 200, "--warmup", 100, "--demonstrations", 1)
-    done = train("pendulum_swingup", *sizes, *folders)
-    assert done.returncode == 0, done.stderr
+    arguments = ["pendulum_swingup", "--output", str(tmp_path / "run"), "--policies", str(tmp_path / "policies")]
+    arguments += ["--decisions", "400", "--interval", "200", "--warmup", "100", "--demonstrations", "1"]
+    train_expert.main(arguments)
     assert [path.stem for path in sorted((tmp_path / "run").glob("*.safetensors"))] == ["00000200", "00000400"]
     expert = Policy.load(tmp_path / "policies" / "pendulum_swingup" / "expert.safetensors")
     assert expert.info["settings"]["decisions"] == 400 and expert.info["settings"]["demonstrations"] == 1
+    assert expert.info["command"].endswith("--decisions 400 --seed 0 --interval 200 --warmup 100 --demonstrations 1")
     assert len(expert.info["returns"]) == 20
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["decisions"] for line in log] == [200, 400]
-    again = train("pendulum_swingup", *sizes, *folders)
-    assert again.returncode != 0 and "holds checkpoints already" in again.stderr and "Traceback" not in again.stderr
+    with pytest.raises(InputError, match="holds checkpoints already"):
+        train_expert.main(arguments)
 
 
-def test_training_refuses_an_unknown_task():
-    bad = train("chess_win")
-    assert bad.returncode != 0 and "chess_win" in bad.stderr and "cartpole_swingup" in bad.stderr
+def test_time_limits_are_bootstrapped_through():
+    """The replay buffer must not take the end of an episode by its time limit for a terminal state."""
+    pytest.importorskip("stable_baselines3")
+    settings = replace(train_expert.SETTINGS["pendulum_swingup"], warmup=50, episode=10, demonstrations=0)
+    model = train_expert.make_model("pendulum_swingup", settings, seed=0)
+    model.learn(40)
+    train_expert.add_demonstrations(model, "pendulum_swingup", 1)
+    buffer = model.replay_buffer
+    ends = np.flatnonzero(buffer.dones[: buffer.pos, 0])
+    assert ends.tolist() == [9, 19, 29, 39, 289]
+    assert not buffer._get_samples(ends).dones.any()
 
 
-def test_a_missing_library_is_named_with_its_remedy():
-    program = (
-        "import sys; sys.modules['stable_baselines3'] = None; from envs.train_expert import load_library as x; x()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "InputError" in done.stderr and "pip install -e '.[experts]'" in done.stderr
+def test_training_refuses_an_unknown_task_and_names_a_missing_library(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match=r"chess_win.*cartpole_swingup"):
+        train_expert.main(["chess_win"])
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(InputError, match=r"pip install -e '\.\[experts\]'"):
+        train_expert.main(["pendulum_swingup", "--output", str(tmp_path / "run")])
