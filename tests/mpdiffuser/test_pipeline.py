@@ -146,12 +146,29 @@ def test_the_plan(pipeline: MPDiffuserPipeline) -> None:
     assert len(set(plan.chosen)) > 1
 
 
-def test_the_target_spans_the_data(pipeline: MPDiffuserPipeline) -> None:
-    condition = pipeline.condition
-    for level, wanted in ((0.0, condition.low), (1.0, condition.high), (0.5, (condition.low + condition.high) / 2)):
-        target = pipeline.target(level, 3)
-        assert target.shape == (3, 1)
-        torch.testing.assert_close(condition.denormalize(target), wanted.expand(3, 1))
+@pytest.mark.parametrize("above", [-1.0, 0.0, 0.5])
+def test_the_wish_is_the_value_and_a_little_more(pipeline: MPDiffuserPipeline, above: float) -> None:
+    pipeline.condition.fit(np.array([[0.0, 3.0], [10.0, 5.0], [50.0, 9.0]]))  # return_to_go and cost_to_go
+    latents = latents_of(3)
+    with torch.no_grad():
+        wish = pipeline.condition.denormalize(pipeline.target(latents, above))
+        value = torch.stack([pipeline.ranker(row[None], torch.zeros(1, M))["value"][0] for row in latents])
+    deviation = float(np.std([0, 10, 50]))
+    torch.testing.assert_close(wish[:, 0], value + above * deviation, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(wish[:, 1], torch.full((3,), 3.0), rtol=1e-4, atol=1e-4)
+
+
+def test_each_row_wishes_for_itself(pipeline: MPDiffuserPipeline) -> None:
+    """Every candidate of a row is drawn with that row's wish, and the wish matters."""
+    seen = []
+    handle = pipeline.planner.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2].clone()))
+    latents, sampler = latents_of(2), pipeline.sampler(CONFIG)
+    plan = pipeline(latents, sampler, generators(2))
+    expected = pipeline.target(latents, CONFIG.target).repeat_interleave(3, 0)
+    assert len(seen) == CONFIG.steps and all(torch.equal(condition, expected) for condition in seen)
+    handle.remove()
+    more = pipeline(latents, pipeline.sampler(SamplerConfig(steps=4, candidates=3, target=3.0)), generators(2))
+    assert (more.actions != plan.actions).any()
 
 
 # controllers
