@@ -51,10 +51,10 @@ class SamplerConfig:
     grid: str = "logsnr"
     solver: str = "dpmpp_2m"
     guidance: float = 1.0
-    temperature: float = 0.5
-    dynamics_power: float = 1.0
-    candidates: int = 4
-    target: float = 0.5
+    temperature: float = 0.2
+    dynamics_power: float = 0.5
+    candidates: int = 2
+    target: float = 0.3
     warm_start: int = 0
 
     def __post_init__(self) -> None:
