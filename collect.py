@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
         size=cfg.task.size,
         camera=cfg.task.camera,
         rendering=cfg.rendering,
+        time_limit=cfg.episode_seconds,
         processes=cfg.processes,
     )
     print(path)

@@ -85,7 +85,7 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {sorted(unknown)}")
     check_rendering(cfg.rendering, info)
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
-    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering", "time_limit")}
+    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering")}
     output.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for blind in (True, False):  # methods that need no pixels run without rendering

@@ -30,6 +30,7 @@ def dataset(cfg: DictConfig) -> Path:
         cfg.collect_seed,
         cfg.data_root,
         rendering=cfg.rendering,
+        time_limit=cfg.episode_seconds,
         processes=cfg.processes,
         **task,
     )
@@ -52,7 +53,7 @@ def main(cfg: DictConfig) -> None:
     accelerator.end_training()
 
 
-KEPT = ("task", "action_repeat", "size", "camera", "rendering", "time_limit", "MUJOCO_GL", "back_end", "quality")
+KEPT = ("task", "action_repeat", "size", "camera", "rendering", "MUJOCO_GL", "back_end", "quality")
 
 if __name__ == "__main__":
     main()
