@@ -136,7 +136,7 @@ class Episodes:
 
 def _open_array(file: Path, spec: Mapping[str, Any]) -> np.ndarray:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(file, mode="r")  # unlike np.load it opens nothing but .npy
     except FileNotFoundError as error:
         raise InputError(f"{file}: missing; the dataset is damaged, collect it again") from error
     except (ValueError, EOFError, OSError) as error:
