@@ -50,8 +50,8 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
     def draw_levels(self, batch: int, generator: torch.Generator) -> torch.Tensor:
         """Training levels (batch,): half uniform, half uniform in log(alpha / sigma), as few-step samplers visit them.
 
-        Under cosine betas the noisiest few levels span half of the log-SNR range, and what the first action should be is
-        decided there; uniform levels alone leave them one example in twenty.
+        Under cosine betas the noisiest few levels span half of the log-SNR range, and there it is decided what the first
+        action should be; uniform levels alone give them one example in twenty.
         """
         logsnr = torch.logit(self.alpha_bar) / 2
         gaps = torch.zeros_like(logsnr)
