@@ -46,6 +46,7 @@ def dynamics(randomize) -> Dynamics:
 def make(
     planner: Any, dynamics: Any, schedule: NoiseSchedule = SCHEDULE, bound: float = 1e9, **settings: Any
 ) -> Sampler:
+    settings = {"steps": 8, "temperature": 0.5, "dynamics_power": 1.0, **settings}
     return Sampler(planner, dynamics, schedule, *limits(bound), SamplerConfig(**settings))
 
 

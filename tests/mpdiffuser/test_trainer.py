@@ -323,7 +323,7 @@ def inconsistency(
     """Mean squared distance of planned states from what the system does with the planned actions."""
     latents, actions, _ = normalizers
     low, high = (torch.cat(pair) for pair in zip(latents.bounds(), actions.bounds()))
-    sampler = Sampler(*models, NoiseSchedule(), low, high, SamplerConfig(steps=10, temperature=1.0))
+    sampler = Sampler(*models, NoiseSchedule(), low, high, SamplerConfig(steps=10, temperature=1.0, dynamics_power=1.0))
     generator = torch.Generator().manual_seed(0)
     noise = lambda: torch.randn(len(present), 8, 3, generator=generator)  # noqa: E731
     x = sampler(latents.normalize(present), torch.zeros(len(present), 1), noise)
