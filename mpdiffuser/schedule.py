@@ -47,19 +47,6 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
         self.alphas = self.alpha_bar.sqrt().float()
         self.sigmas = (1 - self.alpha_bar).sqrt().float()
 
-    def draw_levels(self, batch: int, generator: torch.Generator) -> torch.Tensor:
-        """Training levels (batch,): half uniform, half uniform in log(alpha / sigma), as few-step samplers visit them.
-
-        Under cosine betas the noisiest few levels span half of the log-SNR range, and there it is decided what the first
-        action should be; uniform levels alone give them one example in twenty.
-        """
-        logsnr = torch.logit(self.alpha_bar) / 2
-        gaps = torch.zeros_like(logsnr)
-        gaps[:-1] += (logsnr[:-1] - logsnr[1:]) / 2
-        gaps[1:] += (logsnr[:-1] - logsnr[1:]) / 2
-        weights = 0.5 / len(logsnr) + 0.5 * gaps / gaps.sum() if len(logsnr) > 1 else torch.ones(1)
-        return torch.multinomial(weights, batch, replacement=True, generator=generator)
-
     def coefficients(self, levels: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_t and sigma_t of levels (B,), shaped (B, 1, ..., 1) with `dims` dimensions."""
         shape = (-1, *[1] * (dims - 1))

@@ -74,7 +74,7 @@ class Planner(ModelMixin, ConfigMixin):
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
         return {
-            "levels": schedule.draw_levels(batch, generator),
+            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
             "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
             "keep": (torch.rand(batch, generator=generator) >= c["dropout"]).float(),
         }
@@ -129,7 +129,7 @@ class Dynamics(ModelMixin, ConfigMixin):
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
         c = self.config
         return {
-            "levels": schedule.draw_levels(batch, generator),
+            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
             "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
         }
 
