@@ -1,6 +1,7 @@
 """Evaluate a pipeline in closed loop: python evaluate.py pipeline=results/cartpole_swingup-mixed/pipeline"""
 
 import datetime
+import hashlib
 import json
 import platform
 import shlex
@@ -61,54 +62,47 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
     }
 
 
-def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float] | None = None) -> dict[str, Any]:
-    """Evaluate the methods on the same seeds; write metrics.json, video.mp4 and report.html into `output`.
+def check(cfg: DictConfig) -> None:
+    """Raises InputError for an evaluation that cannot be; called before any training."""
+    section = cfg.evaluation
+    if not section.methods or set(section.methods) - set(METHODS):
+        raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")
+    for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0)):
+        if section[name] < least:
+            raise InputError(f"evaluation.{name}: must be at least {least}, found {section[name]}")
 
-    A folder that holds this very evaluation already is reused.
+
+def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float] | None = None) -> dict[str, Any]:
+    """Evaluate the methods on the same seeds; write metrics.json and video.mp4 into `output`.
+
+    A folder that holds this very evaluation of these very weights already is reused.
 
     Raises:
-        InputError: for an unknown method, or a folder with another evaluation.
+        InputError: for a folder with another evaluation, or of another pipeline.
     """
-    settings = OmegaConf.to_container(cfg.evaluation) | {"sampler": OmegaConf.to_container(cfg.sampler)}
+    identity = {
+        "settings": OmegaConf.to_container(cfg.evaluation) | {"sampler": OmegaConf.to_container(cfg.sampler)},
+        "pipeline": folder_fingerprint(folder),
+    }
     metrics_file = output / "metrics.json"
     if metrics_file.exists():
         found = json.loads(metrics_file.read_text())
-        if found["settings"] != settings:
-            raise InputError(f"{metrics_file}: made with other settings; choose another output_dir= or remove it")
+        differ = [key for key, value in identity.items() if found.get(key) != value]
+        if differ:
+            raise InputError(f"{metrics_file}: made with another {differ[0]}; choose another output_dir= or remove it")
         print(f"Evaluation: reusing {metrics_file}")
         return found
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
-    makers = controllers(cfg, pipeline, folder)
-    unknown = set(cfg.evaluation.methods) - set(makers)
-    if unknown or not cfg.evaluation.methods:
-        raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {sorted(unknown)}")
     check_rendering(cfg.rendering, info)
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
-    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering")}
     output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
-    for blind in (True, False):  # methods that need no pixels run without rendering
-        names = [name for name in cfg.evaluation.methods if (name in ("random", "expert")) == blind]
-        if not names:
-            continue
-        environments = VectorEnv(len(seeds), cfg.processes, observation="states" if blind else "frames", **options)
-        try:
-            for name in names:
-                film = name == "ours"
-                probe = cfg.evaluation.probe_every
-                outcome = evaluate(makers[name](), environments, seeds, None, probe, film, name)
-                results[name] = outcome.metrics()
-                if film and pipeline.decoder is not None:
-                    film_file = write_film(output / "video.mp4", outcome, pipeline.decoder, options)
-                    print(f"Video: {film_file}")
-        finally:
-            environments.close()
+    results = run_methods(cfg, pipeline, folder, output, seeds)
     metrics = {
         "task": info["task"],
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "settings": settings,
+        **identity,
         "data": info["data"],
         "machine": {
             "cpu": cpu_name(),
@@ -126,6 +120,42 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
     return metrics
 
 
+def run_methods(
+    cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path, output: Path, seeds: list[int]
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each method; those that need no pixels run without rendering."""
+    info = pipeline.config["info"]
+    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering")}
+    makers = controllers(cfg, pipeline, folder)
+    results = {}
+    for blind in (True, False):
+        names = [name for name in cfg.evaluation.methods if (name in ("random", "expert")) == blind]
+        if not names:
+            continue
+        environments = VectorEnv(len(seeds), cfg.processes, observation="states" if blind else "frames", **options)
+        try:
+            for name in names:
+                film = name == "ours" and pipeline.decoder is not None
+                outcome = evaluate(
+                    makers[name](), environments, seeds, None, cfg.evaluation.probe_every, film, label=name
+                )
+                results[name] = outcome.metrics()
+                if film:
+                    print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
+        finally:
+            environments.close()
+    return results
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A name for the content of a pipeline folder, wherever it lies."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def check_rendering(wanted: str | None, info: dict[str, Any]) -> None:
     """Pictures must be drawn as in the training data.
 
@@ -140,7 +170,7 @@ def check_rendering(wanted: str | None, info: dict[str, Any]) -> None:
         print(f"note: rendering with {back_end()}, the data with {info['back_end']}; pixels differ a little")
 
 
-def write_film(file: Path, outcome: Outcome, decoder: Decoder, options: dict[str, Any]) -> Path:
+def write_film(file: Path, outcome: Outcome, decoder: Decoder) -> Path:
     """The first episode, real frames beside the decoded plan."""
     scenes = [scene for scene in outcome.film if "plan" in scene]
     ahead = [k for k in FILM_AHEAD if k < min(len(scene["plan"]) for scene in scenes)]
@@ -176,6 +206,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 @configured("evaluate")
 def main(cfg: DictConfig) -> None:
+    check(cfg)
     folder = Path(cfg.pipeline)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")

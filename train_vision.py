@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from envs.collect import collect
-from evaluate import compare, table
+from evaluate import check, compare, table
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.report import write_report
@@ -38,6 +38,7 @@ def dataset(cfg: DictConfig) -> Path:
 
 @configured("vision")
 def main(cfg: DictConfig) -> None:
+    check(cfg)
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
     with clock("collect"), accelerator.main_process_first():
         episodes = Episodes.load(dataset(cfg))

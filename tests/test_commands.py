@@ -9,6 +9,7 @@ from pathlib import Path
 
 import imageio.v2 as imageio
 import pytest
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
@@ -16,6 +17,7 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 SMALL = ["debug=true", "episodes=2", "quality=random", "processes=1", "data_root=data", "output_dir=out"]
 MODELS = ("representation", "decoder", "planner", "dynamics", "ranker", "cloning")
 METHODS = ["random", "cloning", "planner", "ours", "expert"]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -78,6 +80,10 @@ def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp
     assert list(found["methods"]) == ["ours"]
     assert found["methods"]["ours"]["returns"] == pytest.approx(first["methods"]["ours"]["returns"], rel=1e-3)
     assert (tmp_path / "moved" / "evaluation" / "report.html").exists()
+    weights = tmp_path / "moved" / "pipeline" / "cloning" / WEIGHTS
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
+    assert done.returncode == 2 and "made with another pipeline" in done.stderr  # never another model's figures
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,8 @@ def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp
         ("evaluate.py", ["pipeline=nowhere"], "pipeline: nowhere is not a pipeline folder"),
         ("train_vision.py", ["quality=foo"], "quality='foo'"),
         ("train_vision.py", ["sampler.steps=0"], "sampler.steps: must be at least 1"),
+        ("train_vision.py", ["evaluation.episodes=0"], "evaluation.episodes: must be at least 1, found 0"),
+        ("train_vision.py", ["evaluation.methods=[ours,magic]"], "evaluation.methods: must be of random, cloning"),
         ("train_vision.py", ["horizon=15"], "horizon: must be a multiple of 4"),
     ],
 )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from mpdiffuser.config import configured, load
 from mpdiffuser.errors import InputError
@@ -24,8 +25,8 @@ def test_every_configuration_loads_and_so_does_its_debug_form(name: str) -> None
 def test_every_group_member_loads(group: str) -> None:
     for file in (CONFIGS / group).glob("*.yaml"):
         config = load("vision", [f"{group}={file.stem}"])
-        if "sampler" in config:
-            sampler_config(config.sampler)
+        assert config[group] == OmegaConf.load(file)
+        sampler_config(config.sampler)
 
 
 def test_overrides_reach_their_options() -> None:
