@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
@@ -46,7 +46,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     Args:
         encoder: observations to latents: `history`, `features(observations)`, `forward(features)` (see `Controller`).
-        latents, actions, condition: fitted normalisers.
+        latents, actions: fitted normalisers; condition: the targets' fitted marginals.
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
 
@@ -57,7 +57,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         encoder: ModelMixin,
         latents: Normalizer,
         actions: Normalizer,
-        condition: Normalizer,
+        condition: Marginals,
         planner: Planner,
         dynamics: Dynamics,
         ranker: Ranker,
@@ -83,17 +83,16 @@ class MPDiffuserPipeline(DiffusionPipeline):
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
         return Sampler(self.planner, self.dynamics, self.schedule, bounds[0], bounds[1], config)
 
-    def target(self, latents: torch.Tensor, above: float) -> torch.Tensor:
-        """The condition (B, c) to ask for at latents (B, d).
+    def target(self, latents: torch.Tensor, level: float) -> torch.Tensor:
+        """The condition (B, c) to ask for at latents (B, d): the return that the share `level` of the data's outcomes
+        from there stays below, and the least cost_to_go of the data, where it has costs.
 
-        A fixed wish is out of reach in most states, and a planner asked for what it never saw draws nonsense. So the
-        wish is the ranker's value of the present state plus `above` standard deviations of the data's return_to_go;
-        and the least cost_to_go of the data, where it has costs.
+        A fixed wish is out of reach in most states, and a planner asked for what it never saw draws nonsense.
         """
-        wish = self.condition.bounds()[0].expand(len(latents), -1).clone()
-        value = self.ranker.values(latents)
-        wish[:, 0] = (value - self.condition.mean[0]) / self.condition.std[0] + above
-        return wish
+        low, _ = self.condition.bounds()
+        wish = self.condition.denormalize(low).expand(len(latents), -1).clone()
+        wish[:, 0] = self.ranker.quantile(latents, level)
+        return self.condition.normalize(wish)
 
     @torch.inference_mode()
     def __call__(

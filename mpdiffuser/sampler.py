@@ -38,8 +38,7 @@ class SamplerConfig:
         temperature: scale of all noise that is drawn, the initial one too.
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
         candidates: N plans drawn for each observation.
-        target: wanted return_to_go: what the ranker expects from the present state, plus this many of the data's
-            standard deviations.
+        target: wanted return_to_go: what this share of the data's outcomes from the present state stays below, 0 to 1.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
 
     Raises:
@@ -54,7 +53,7 @@ class SamplerConfig:
     temperature: float = 0.2
     dynamics_power: float = 0.5
     candidates: int = 2
-    target: float = 0.3
+    target: float = 0.9
     warm_start: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +68,8 @@ class SamplerConfig:
         for name, least in (("steps", 1), ("candidates", 1), ("warm_start", 0), ("temperature", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"sampler.{name}: must be at least {least}, found {getattr(self, name)}")
+        if not 0 <= self.target <= 1:
+            raise InputError(f"sampler.target: must lie in 0..1, found {self.target}")
         if self.warm_start > self.steps:
             raise InputError(
                 f"sampler.warm_start: must be at most sampler.steps = {self.steps}, found {self.warm_start}"

@@ -17,7 +17,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.models.unet import check_horizon
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -61,7 +61,12 @@ def start(cfg: DictConfig) -> Accelerator:
     output = Path(cfg.output_dir)
     if Path(os.path.abspath(output)).is_file():
         raise InputError(f"output_dir: {output} is a file")
-    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=output / "tensorboard")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=not torch.accelerator.is_available(),  # or several processes on a CPU would not know of each other
+        log_with=trackers or None,
+        project_dir=output / "tensorboard",
+    )
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
     if trackers:
@@ -70,6 +75,11 @@ def start(cfg: DictConfig) -> Accelerator:
 
 
 def _check(cfg: DictConfig) -> None:
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        raise InputError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; for several on CPUs use "
+            "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
+        )
     sampler = sampler_config(cfg.sampler)
     NoiseSchedule().grid(sampler.steps, sampler.grid)
     ranges = {"discount": (0, 0.9999), "validation": (0, 1), "seed": (0, 2**32 - 1), "threads": (1, 1024)}
@@ -131,7 +141,7 @@ def train_pipeline(
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
     actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][rows])
     wanted = conditions(train, cfg.discount)[rows]
-    condition = Normalizer(wanted.shape[1]).fit(wanted)
+    condition = Marginals(wanted.shape[1]).fit(wanted)
     schedule = NoiseSchedule()
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
@@ -146,12 +156,13 @@ def train_pipeline(
     windows = [Windows(part, cfg.horizon, cfg.discount, latents, actions, condition) for part in (train, held_out)]
     steps = [Steps(part, cfg.discount) for part in (train, held_out)]
     torch.manual_seed(cfg.seed)
-    planner = Planner(**dims, horizon=cfg.horizon, condition_dim=wanted.shape[1], **settings(cfg.planner))
+    planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     planner = fit("planner", planner, *windows)
     dynamics = fit("dynamics", Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)), *windows)
-    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **cfg.ranker)
+    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **settings(cfg.ranker))
     ranker.latents.fit(train["observations"])
-    ranker.rewards.fit(to_go(train["rewards"], train, cfg.discount)[rows])
+    ranker.rewards.fit(train["rewards"][rows])
+    ranker.returns.fit(to_go(train["rewards"], train, cfg.discount)[rows])
     ranker = fit("ranker", ranker, *steps)
     cloning = BehaviourCloning(**dims)
     cloning.latents.fit(train["observations"])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 
 
 def to_go(amounts: np.ndarray, episodes: Episodes, discount: float) -> np.ndarray:
@@ -47,7 +47,7 @@ class Windows:
         episodes: with `observations` = latents (M, d).
         horizon: H.
         discount: of the return_to_go.
-        latents, actions, condition: fitted normalisers.
+        latents, actions: fitted normalisers; condition: the targets' fitted marginals.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Windows:
         discount: float,
         latents: Normalizer,
         actions: Normalizer,
-        condition: Normalizer,
+        condition: Marginals,
     ) -> None:
         self.horizon = horizon
         with torch.no_grad():

@@ -45,7 +45,64 @@ class Normalizer(ModelMixin, ConfigMixin):
         return self.normalize(self.low), self.normalize(self.high)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Follows the pipeline between devices, but stays float32: half precision would round large means away."""
-        for parameter in self.parameters(recurse=False):
-            parameter.data = parameter.data.to(fn(parameter.data).device)
+        return _move_only(self, fn)
+
+
+class Marginals(ModelMixin, ConfigMixin):
+    """Maps each dimension to how it ranks among the data: uniform, with mean 0 and standard deviation 1.
+
+    For targets: returns of a well-balanced pole differ by hundredths and those of a falling one by tenths, and a
+    planner must tell both apart. Always float32.
+
+    Args:
+        dim: number of dimensions.
+        knots: points of each empirical distribution function; linear between them.
+    """
+
+    @register_to_config
+    def __init__(self, dim: int, knots: int = 257) -> None:
+        super().__init__()
+        line = torch.linspace(-1, 1, knots).expand(dim, knots).clone()
+        self.points = torch.nn.Parameter(line, requires_grad=False)  # rising, (dim, knots)
+
+    def fit(self, rows: np.ndarray) -> Self:
+        """Take the distributions from rows (M, dim) or (M,)."""
+        rows = np.asarray(rows, np.float64).reshape(len(rows), -1)
+        values = np.quantile(rows, np.linspace(0, 1, self.config["knots"]), axis=0).T
+        self.points.data = torch.as_tensor(values, dtype=torch.float32).contiguous()
         return self
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., dim) -> (..., dim), within the square root of 3 around 0; equal values get their mean rank."""
+        columns = x.movedim(-1, 0).reshape(x.shape[-1], -1).contiguous()
+        last = self.points.shape[1] - 1
+        edges = [torch.searchsorted(self.points, columns, right=right) for right in (False, True)]
+        tied = (edges[0] + edges[1] - 1) / 2  # mean index of the knots that equal x
+        upper = edges[0].clamp(1, last)
+        low, high = self.points.gather(1, upper - 1), self.points.gather(1, upper)
+        between = upper - 1 + ((columns - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        place = torch.where(edges[1] > edges[0], tied, between) / last
+        return ((place - 0.5) * 12**0.5).view(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
+
+    def denormalize(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., dim) -> (..., dim), within the data's range."""
+        columns = x.movedim(-1, 0).reshape(x.shape[-1], -1)
+        last = self.points.shape[1] - 1
+        place = ((columns / 12**0.5 + 0.5) * last).clamp(0, last)
+        below = place.nan_to_num().long().clamp(max=last - 1)
+        low, high = self.points.gather(1, below), self.points.gather(1, below + 1)
+        return (low + (place - below) * (high - low)).view(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
+
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The data's range in normalised units, each (dim,)."""
+        return self.normalize(self.points[:, 0]), self.normalize(self.points[:, -1])
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        return _move_only(self, fn)
+
+
+def _move_only(module, fn):  # type: ignore[no-untyped-def]
+    """Follows the pipeline between devices, but stays float32: half precision would round large means away."""
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(fn(parameter.data).device)
+    return module

@@ -5,8 +5,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from mpdiffuser.errors import InputError
 from mpdiffuser.models.mlp import mlp
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.schedule import NoiseSchedule
 
 
@@ -20,8 +21,9 @@ class Ranker(ModelMixin, ConfigMixin):
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers.
         discount: g.
-        expectile: of the returns seen from a state, which one the value stands for (0.5 = their mean; towards 1 =
-            what the best episodes got from there; Kostrikov et al. 2022, eq. 5).
+        quantiles: of the returns seen from a state, how many are learnt (Dabney et al. 2018).
+        optimism: which of them the value of where a rollout ends stands for (0.5 = the median; towards 1 = what the
+            best episodes got from there).
         costs: whether the data has costs.
     """
 
@@ -32,29 +34,41 @@ class Ranker(ModelMixin, ConfigMixin):
         action_dim: int,
         hidden: int = 256,
         discount: float = 0.99,
-        expectile: float = 0.8,
+        quantiles: int = 20,
+        optimism: float = 0.8,
         costs: bool = False,
     ) -> None:
         super().__init__()
+        if quantiles < 2:
+            raise InputError(f"ranker.quantiles: must be at least 2, found {quantiles}")
+        if not 0 < optimism < 1:
+            raise InputError(f"ranker.optimism: must lie between 0 and 1, found {optimism}")
         self.latents = Normalizer(latent_dim)
         self.rewards = Normalizer(1)
+        self.returns = Marginals(1)
         self.step = mlp(latent_dim + action_dim, hidden, 3)
-        self.value = mlp(latent_dim, hidden, 1)
+        self.value = mlp(latent_dim, hidden, quantiles)
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost, value: (...)."""
+        """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost, value: (...);
+        quantiles (..., K) as the network gives them: normalised, not sorted."""
         z = self.latents.normalize(latents)
         reward, continuation, cost = self.step(torch.cat([z, actions], -1)).unbind(-1)
         return {
             "reward": self.rewards.denormalize(reward[..., None])[..., 0],
             "continuation_logit": continuation,
             "cost": cost,
-            "value": self.values(latents),
+            "quantiles": self.value(z),
+            "value": self.quantile(latents, self.config["optimism"]),
         }
 
-    def values(self, latents: torch.Tensor) -> torch.Tensor:
-        """Mean return to expect from decoded latents (..., d) on: (...)."""
-        return self.rewards.denormalize(self.value(self.latents.normalize(latents)))[..., 0]
+    def quantile(self, latents: torch.Tensor, level: float) -> torch.Tensor:
+        """The mean return from decoded latents (..., d) on that the share `level` of the data stays below: (...)."""
+        known = self.value(self.latents.normalize(latents)).sort(-1).values
+        place = min(max(level * known.shape[-1] - 0.5, 0.0), known.shape[-1] - 1.0)  # quantile i has level (i + .5) / K
+        below = min(int(place), known.shape[-1] - 2)
+        between = torch.lerp(known[..., below], known[..., below + 1], place - below)
+        return self.returns.denormalize(between[..., None])[..., 0]
 
     def scores(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.
@@ -79,11 +93,10 @@ class Ranker(ModelMixin, ConfigMixin):
     ) -> dict[str, torch.Tensor]:
         """Batch of decoded steps: latents (B, d), actions (B, m), rewards, continuations, costs, return_to_go (B,)."""
         out = self(batch["latents"], batch["actions"])
-        scale = self.rewards.std
-        reward = ((out["reward"] - batch["rewards"]) / scale).square().mean()
-        gap = (batch["return_to_go"] - out["value"]) / scale
-        expectile = self.config["expectile"]
-        value = (torch.where(gap > 0, expectile, 1 - expectile) * gap.square()).mean()
+        reward = ((out["reward"] - batch["rewards"]) / self.rewards.std).square().mean()
+        gap = self.returns.normalize(batch["return_to_go"][:, None]) - out["quantiles"]
+        levels = (torch.arange(gap.shape[-1], device=gap.device) + 0.5) / gap.shape[-1]
+        value = torch.maximum(levels * gap, (levels - 1) * gap).mean()  # Koenker and Bassett 1978
         continuation = binary_cross_entropy_with_logits(out["continuation_logit"], batch["continuations"])
         loss = reward + value + continuation
         parts = {"reward_loss": reward, "value_loss": value, "continuation_loss": continuation}

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold_present
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.models.unet import TemporalUNet
 from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
@@ -105,6 +106,53 @@ def test_a_cast_leaves_the_normalizer_exact(cast) -> None:
 
 def test_normalizer_is_not_trained() -> None:
     assert not any(parameter.requires_grad for parameter in Normalizer(3).parameters())
+
+
+# marginals
+
+
+def test_marginals_are_uniform_with_unit_deviation(tmp_path) -> None:
+    rows = np.random.default_rng(0).gamma([1, 5], [1, 30], (20_000, 2))
+    marginals = Marginals(2).fit(rows)
+    x = torch.from_numpy(rows.astype(np.float32))
+    scaled = marginals.normalize(x)
+    for column in range(2):
+        assert kstest(scaled[:, column].numpy(), "uniform", (-(3**0.5), 12**0.5)).statistic < 0.005
+        order = np.argsort(rows[:, column])
+        assert (np.diff(scaled[order, column]) >= 0).all()
+    torch.testing.assert_close(marginals.denormalize(scaled), x, rtol=1e-4, atol=1e-3)
+    low, high = marginals.bounds()
+    torch.testing.assert_close(low, torch.full((2,), -(3**0.5)))
+    torch.testing.assert_close(high, torch.full((2,), 3**0.5))
+    torch.testing.assert_close(marginals.normalize(torch.tensor([-1e9, 1e9])), torch.tensor([-(3**0.5), 3**0.5]))
+    marginals.save_pretrained(tmp_path)
+    assert torch.equal(Marginals.from_pretrained(tmp_path).normalize(x), scaled)
+
+
+@pytest.mark.parametrize("knots", [2, 3, 257])
+def test_marginals_lie_where_numpy_says(knots: int) -> None:
+    rows = np.random.default_rng(1).normal(size=(999, 1))
+    marginals, levels = Marginals(1, knots).fit(rows), np.linspace(0, 1, knots)
+    x = np.random.default_rng(2).normal(size=(4, 50, 1))
+    expected = (np.interp(x, np.quantile(rows, levels), levels) - 0.5) * 12**0.5
+    np.testing.assert_allclose(marginals.normalize(torch.from_numpy(x).float()), expected, atol=1e-4)
+    back = np.interp(x / 12**0.5 + 0.5, levels, np.quantile(rows, levels))
+    np.testing.assert_allclose(marginals.denormalize(torch.from_numpy(x).float()), back, atol=1e-4)
+
+
+def test_equal_values_get_their_mean_rank() -> None:
+    rows = np.concatenate([np.zeros(600), np.full(400, 2.0)])  # a sparse reward
+    zero, two = (Marginals(1, 1001).fit(rows).normalize(torch.tensor([[0.0], [2.0]])) / 12**0.5 + 0.5)[:, 0]
+    assert zero.item() == pytest.approx(0.3, abs=2e-3) and two.item() == pytest.approx(0.8, abs=2e-3)
+    constant = Marginals(1).fit(np.full(10, 7.0))
+    assert constant.normalize(torch.tensor([7.0])).item() == pytest.approx(0, abs=1e-6)
+    assert constant.denormalize(torch.tensor([1.0])).item() == 7
+
+
+def test_a_cast_leaves_the_marginals_exact() -> None:
+    marginals = Marginals(1).fit(np.linspace(0, 1, 300))
+    kept = marginals.points.clone()
+    assert torch.equal(marginals.half().points, kept)
 
 
 # U-Net
@@ -230,6 +278,7 @@ def ranker_for(randomize, **settings: Any) -> Ranker:
     ranker = randomize(Ranker(D, M, hidden=16, **settings))
     ranker.latents.fit(np.random.default_rng(0).normal(1, 2, (50, D)))
     ranker.rewards.fit(np.random.default_rng(1).normal(0.5, 3, (50, 1)))
+    ranker.returns.fit(np.random.default_rng(2).normal(0.5, 3, (50, 1)))
     return ranker
 
 
@@ -264,7 +313,7 @@ def test_non_finite_rollouts_rank_last(randomize, bad: float) -> None:
 
 @pytest.mark.parametrize("costs", [False, True])
 def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
-    ranker = ranker_for(randomize, costs=costs, expectile=0.8)
+    ranker = ranker_for(randomize, costs=costs, quantiles=5)
     batch = {
         "latents": normal(6, D),
         "actions": normal(6, M, seed=1),
@@ -280,8 +329,9 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
     parts = {"reward_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0, "cost_loss": 0.0}
     for i in range(6):
         parts["reward_loss"] += ((out["reward"][i].item() - batch["rewards"][i].item()) / scale) ** 2 / 6
-        gap = (batch["return_to_go"][i].item() - out["value"][i].item()) / scale
-        parts["value_loss"] += (0.8 if gap > 0 else 0.2) * gap**2 / 6
+        for k, level in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
+            gap = (ranker.returns.normalize(batch["return_to_go"][i, None]) - out["quantiles"][i, k]).item()
+            parts["value_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
         survival = 1 / (1 + math.exp(-out["continuation_logit"][i].item()))
         parts["continuation_loss"] -= math.log(survival if batch["continuations"][i] else 1 - survival) / 6
         parts["cost_loss"] += (out["cost"][i].item() - batch["costs"][i].item()) ** 2 / 6
@@ -293,24 +343,40 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
     assert losses["loss"].item() == pytest.approx(sum(parts.values()), rel=1e-4)
 
 
-@pytest.mark.parametrize("expectile", [0.5, 0.9])
-def test_the_value_becomes_the_expectile(expectile: float) -> None:
-    """Of two returns 0 and 1, equally frequent, the expectile e solves tau (1 - e) = (1 - tau) e, so e = tau."""
-    torch.manual_seed(0)
-    ranker = Ranker(D, M, hidden=16, expectile=expectile)
+@pytest.mark.parametrize("optimism", [0.5, 0.8])
+def test_the_value_becomes_the_quantile(optimism: float) -> None:
+    """Two kinds of states, the returns of the one uniform in 0..1, of the other in 5..7."""
+    ranker = Ranker(1, M, hidden=16, optimism=optimism)
+    spread = (torch.arange(64).float() + 0.5) / 64
     batch = {
-        "latents": torch.ones(64, D),
-        "actions": torch.zeros(64, M),
-        "rewards": torch.zeros(64),
-        "continuations": torch.ones(64),
-        "return_to_go": torch.arange(64).float() % 2,
+        "latents": torch.cat([-torch.ones(64, 1), torch.ones(64, 1)]),
+        "actions": torch.zeros(128, M),
+        "rewards": torch.zeros(128),
+        "continuations": torch.ones(128),
+        "return_to_go": torch.cat([spread, 5 + 2 * spread]),
     }
-    optimizer = torch.optim.Adam([p for p in ranker.parameters() if p.requires_grad], 0.02)
-    for _ in range(150):
+    ranker.returns.fit(batch["return_to_go"].numpy())
+    optimizer = torch.optim.Adam([p for p in ranker.parameters() if p.requires_grad], 0.01)
+    for _ in range(400):
         optimizer.zero_grad()
         ranker.loss(batch, {}, NoiseSchedule())["loss"].backward()
         optimizer.step()
-    assert ranker(batch["latents"], batch["actions"])["value"][0].item() == pytest.approx(expectile, abs=0.02)
+    latents = torch.tensor([[-1.0], [1.0]])
+    with torch.no_grad():
+        for level in (0.1, 0.33, 0.9):
+            found = ranker.quantile(latents, level).tolist()
+            assert found == pytest.approx([level, 5 + 2 * level], abs=0.1)
+        assert torch.equal(ranker(latents, torch.zeros(2, M))["value"], ranker.quantile(latents, optimism))
+        assert torch.equal(ranker.quantile(latents, 0.0), ranker.quantile(latents, 0.025))  # the lowest of 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"quantiles": 1}, "quantiles: must be at least 2"), ({"optimism": 1.0}, "optimism: must lie between 0 and 1")],
+)
+def test_a_ranker_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Ranker(D, M, **settings)
 
 
 def test_cloning_stays_in_range_and_scores_its_error(randomize) -> None:

@@ -15,7 +15,7 @@ from mpdiffuser.controller import CloningController, Controller, RandomControlle
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import COMPOSITIONS, SamplerConfig
@@ -34,11 +34,12 @@ def pipeline(randomize) -> MPDiffuserPipeline:
     ranker = randomize(Ranker(D, M, hidden=16), seed=4)
     ranker.latents.fit(latents)
     ranker.rewards.fit(random.normal(size=(50, 1)))
+    ranker.returns.fit(random.normal(size=(200, 1)))
     return MPDiffuserPipeline(
         IdentityEncoder(D),
         Normalizer(D).fit(latents),
         Normalizer(M).fit(random.uniform(-0.9, 0.9, (200, M))),
-        Normalizer(1).fit(random.normal(size=(200, 1))),
+        Marginals(1).fit(random.normal(size=(200, 1))),
         randomize(Planner(**SIZES), seed=1),
         randomize(Dynamics(**SIZES), seed=2),
         ranker,
@@ -146,16 +147,17 @@ def test_the_plan(pipeline: MPDiffuserPipeline) -> None:
     assert len(set(plan.chosen)) > 1
 
 
-@pytest.mark.parametrize("above", [-1.0, 0.0, 0.5])
-def test_the_wish_is_the_value_and_a_little_more(pipeline: MPDiffuserPipeline, above: float) -> None:
-    pipeline.condition.fit(np.array([[0.0, 3.0], [10.0, 5.0], [50.0, 9.0]]))  # return_to_go and cost_to_go
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.95])
+def test_the_wish_is_what_the_best_got_from_there(pipeline: MPDiffuserPipeline, level: float) -> None:
+    random = np.random.default_rng(3)
+    pipeline.condition = Marginals(2).fit(random.normal([0, 5], [1, 2], (200, 2)))  # return_to_go and cost_to_go
     latents = latents_of(3)
     with torch.no_grad():
-        wish = pipeline.condition.denormalize(pipeline.target(latents, above))
-        value = torch.stack([pipeline.ranker(row[None], torch.zeros(1, M))["value"][0] for row in latents])
-    deviation = float(np.std([0, 10, 50]))
-    torch.testing.assert_close(wish[:, 0], value + above * deviation, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(wish[:, 1], torch.full((3,), 3.0), rtol=1e-4, atol=1e-4)
+        wish = pipeline.condition.denormalize(pipeline.target(latents, level))
+        expected = torch.stack([pipeline.ranker.quantile(row, level) for row in latents])
+    low, high = pipeline.condition.points[:, 0], pipeline.condition.points[:, -1]
+    torch.testing.assert_close(wish[:, 0], expected.clamp(low[0], high[0]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(wish[:, 1], low[1].expand(3), rtol=1e-4, atol=1e-4)
 
 
 def test_each_row_wishes_for_itself(pipeline: MPDiffuserPipeline) -> None:
@@ -167,7 +169,7 @@ def test_each_row_wishes_for_itself(pipeline: MPDiffuserPipeline) -> None:
     expected = pipeline.target(latents, CONFIG.target).repeat_interleave(3, 0)
     assert len(seen) == CONFIG.steps and all(torch.equal(condition, expected) for condition in seen)
     handle.remove()
-    more = pipeline(latents, pipeline.sampler(SamplerConfig(steps=4, candidates=3, target=3.0)), generators(2))
+    more = pipeline(latents, pipeline.sampler(SamplerConfig(steps=4, candidates=3, target=0.1)), generators(2))
     assert (more.actions != plan.actions).any()
 
 

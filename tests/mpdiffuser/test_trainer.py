@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer, data_order
@@ -33,7 +33,7 @@ TWENTY = TrainConfig(
 
 
 def windows_of(episodes: Episodes) -> Windows:
-    return Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Normalizer(1))
+    return Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Marginals(1))
 
 
 class Watched:
@@ -243,13 +243,13 @@ import numpy as np, torch
 from accelerate import Accelerator
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.denoisers import Planner
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.trainer import TrainConfig, Trainer
 from mpdiffuser.windows import Windows
 
 torch.set_num_threads(1)
 episodes = Episodes.load(sys.argv[1])
-windows = Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Normalizer(1))
+windows = Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Marginals(1))
 torch.manual_seed(0)
 model = Planner(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
 accelerator = Accelerator(cpu=True)
@@ -321,7 +321,7 @@ def inconsistency(
     models: tuple[Planner, Dynamics], normalizers: tuple[Normalizer, ...], present: torch.Tensor
 ) -> float:
     """Mean squared distance of planned states from what the system does with the planned actions."""
-    latents, actions, _ = normalizers
+    latents, actions = normalizers
     low, high = (torch.cat(pair) for pair in zip(latents.bounds(), actions.bounds()))
     sampler = Sampler(*models, NoiseSchedule(), low, high, SamplerConfig(steps=10, temperature=1.0, dynamics_power=1.0))
     generator = torch.Generator().manual_seed(0)
@@ -333,9 +333,9 @@ def inconsistency(
 
 def test_it_learns_a_linear_system(tmp_path: Path) -> None:
     train, held_out = linear_episodes(40, 30, 0), linear_episodes(8, 30, 1)
-    arrays = train["observations"], train["actions"], conditions(train, 0.9)
-    normalizers = tuple(Normalizer(array.shape[1]).fit(array) for array in arrays)
-    data = [Windows(part, 8, 0.9, *normalizers) for part in (train, held_out)]
+    normalizers = tuple(Normalizer(train[key].shape[1]).fit(train[key]) for key in ("observations", "actions"))
+    condition = Marginals(1).fit(conditions(train, 0.9))
+    data = [Windows(part, 8, 0.9, *normalizers, condition) for part in (train, held_out)]
     config = TrainConfig(
         steps=400, batch_size=32, learning_rate=3e-3, warmup=20, ema_decay=0.98, log_every=100, validate_every=400
     )

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.windows import Steps, Windows, conditions, split, split_indices, step_rows, to_go
 
 
@@ -53,10 +53,11 @@ def test_conditions_with_costs(make_episodes) -> None:
     assert conditions(make_episodes([5, 3]), 0.9).shape == (10, 1)
 
 
-def fitted(episodes) -> tuple[Normalizer, Normalizer, Normalizer]:
-    arrays = episodes["observations"], episodes["actions"], conditions(episodes, 0.9)
-    latents, actions, condition = (Normalizer(array.shape[1]).fit(array) for array in arrays)
-    return latents, actions, condition
+def fitted(episodes) -> tuple[Normalizer, Normalizer, Marginals]:
+    latents, actions = (
+        Normalizer(array.shape[1]).fit(array) for array in (episodes["observations"], episodes["actions"])
+    )
+    return latents, actions, Marginals(1).fit(conditions(episodes, 0.9))
 
 
 @settings(max_examples=25)
@@ -70,8 +71,9 @@ def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
     wanted = conditions(episodes, 0.9)
     scaled = [
         ((array - n.mean.numpy()) / n.std.numpy())
-        for array, n in zip((episodes["observations"], episodes["actions"], wanted), normalizers)
+        for array, n in zip((episodes["observations"], episodes["actions"]), normalizers)
     ]
+    scaled.append(normalizers[2].normalize(torch.from_numpy(wanted)).numpy())
     index = 0
     for e, steps in enumerate(lengths):
         first = episodes.offsets[e]
@@ -89,7 +91,7 @@ def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
 def test_the_example_of_the_docstring(make_episodes) -> None:
     episodes = make_episodes([5], latent_dim=1)
     episodes["observations"][:, 0] = np.arange(6)
-    windows = Windows(episodes, 4, 0.9, Normalizer(1), Normalizer(2), Normalizer(1))
+    windows = Windows(episodes, 4, 0.9, Normalizer(1), Normalizer(2), Marginals(1))
     batch = windows.batch(torch.tensor([0, 2, 4]))
     assert batch["latents"][..., 0].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 5, 5]]
     assert batch["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
