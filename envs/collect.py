@@ -3,11 +3,12 @@
 Qualities:
     expert  the committed expert
     medium  the ladder's rung whose return is nearest half of the expert's
-    mixed   equal shares of all rungs, from uniform random to the expert, in a seeded order
+    mixed   each episode is begun by one rung of the ladder, from uniform random to the expert, and finished by
+            another; all pairs equally often, the hand-over at a random time
     random  actions uniform in [-1, 1], each held for the action repeat
 
-A policy's episodes act in turn with Gaussian noise of each standard deviation in `NOISE` on the actions, so that the
-data also hold how it recovers from where it would not go by itself.
+A policy's episodes act in turn with Gaussian noise of each standard deviation in `NOISE` on the actions. Noise and
+hand-overs are there so that the data also hold how a policy recovers from where it would not go by itself.
 The data are a function of the arguments alone, whatever the number of processes.
 """
 
@@ -99,14 +100,14 @@ def _check_reuse(path: Path, info: dict[str, Any]) -> None:
 
 def plan_policies(
     task: str, quality: str, episodes: int, action_repeat: int, seed: int
-) -> tuple[list[str], dict[str, Any]]:
-    """(name of each episode's policy, name -> policy); the policy "random" is None.
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """(names of each episode's policies in their order, name -> policy); the policy "random" is None.
 
     Raises:
         InputError: if the task has no policies, or they were made for another action repeat.
     """
     if quality == "random":
-        return ["random"] * episodes, {"random": None}
+        return [["random"]] * episodes, {"random": None}
     from envs.experts import ladder, load_policy, names
 
     expert = load_policy(task)
@@ -117,21 +118,21 @@ def plan_policies(
         )
     rungs = dict(zip(["random", *names(task)], ladder(task), strict=True))
     if quality == "expert":
-        return ["expert"] * episodes, {"expert": expert}
+        return [["expert"]] * episodes, {"expert": expert}
     if quality == "medium":
         half = expert.info["return_mean"] / 2
         medium = min(names(task), key=lambda name: abs(rungs[name].info["return_mean"] - half))  # type: ignore[union-attr]
-        return [medium] * episodes, {medium: rungs[medium]}
+        return [[medium]] * episodes, {medium: rungs[medium]}
+    pairs = [[first, second] for second in rungs for first in rungs]
     order = np.random.default_rng(seed).permutation(episodes)
-    chosen = [list(rungs)[index % len(rungs)] for index in order]
-    return chosen, {name: policy for name, policy in rungs.items() if name in chosen}
+    chosen = [pairs[index % len(pairs)] for index in order]
+    return chosen, {name: policy for name, policy in rungs.items() if any(name in pair for pair in chosen)}
 
 
-def alternate_noise(chosen: list[str]) -> list[float]:
-    """Standard deviation of each episode's noise: those of NOISE in turn, for each policy."""
-    return [
-        0.0 if name == "random" else NOISE[chosen[:index].count(name) % len(NOISE)] for index, name in enumerate(chosen)
-    ]
+def alternate_noise(chosen: list[list[str]]) -> list[float]:
+    """Standard deviation of each episode's noise: those of NOISE in turn, for each policy that finishes episodes."""
+    last = [names[-1] for names in chosen]
+    return [0.0 if name == "random" else NOISE[last[:i].count(name) % len(NOISE)] for i, name in enumerate(last)]
 
 
 def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int | None) -> None:
@@ -153,8 +154,11 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"data_root={str(path.parent)!r}: cannot make this folder ({error})") from error
-    seeds = np.random.SeedSequence([info["seed"], QUALITIES.index(info["quality"])]).generate_state(episodes)
+    seeds = np.random.SeedSequence([info["seed"], QUALITIES.index(info["quality"])]).generate_state(episodes).tolist()
     noise = alternate_noise(chosen)
+    actors = [
+        Actor([policies[name] for name in names], n, s, steps) for names, n, s in zip(chosen, noise, seeds, strict=True)
+    ]
     with EpisodesWriter(path, rows, {}) as writer:
         arrays = {key: writer.create(key, *spec) for key, spec in shapes.items()}
         options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering", "time_limit")}
@@ -166,39 +170,51 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
                 "back_end": vector.gl_name(),
                 "policies": chosen,
                 "noise": noise,
-                "episode_seeds": seeds.tolist(),
+                "handovers": [actor.handover for actor in actors],
+                "episode_seeds": seeds,
                 "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
                 "joints": env.joints(),
                 "versions": versions(),
             }
-            _fill(arrays, vector, steps, [Actor(policies[n], s, k) for n, s, k in zip(chosen, noise, seeds.tolist())])
+            _fill(arrays, vector, steps, actors)
         finally:
             vector.close()
         writer.offsets = np.arange(episodes + 1) * (steps + 1)
 
 
 class Actor:
-    """Chooses one episode's actions: a policy, or None for uniform random, and its noise."""
+    """Chooses one episode's actions.
 
-    def __init__(self, policy: Any, noise: float, seed: int) -> None:
-        self.policy, self.noise, self.seed = policy, noise, seed
+    Args:
+        policies: one or two; the first acts until `handover`, a random step, then the last. None is uniform random.
+        noise: standard deviation on the policies' actions.
+        seed: of noise, random actions and hand-over.
+        steps: of the episode.
+    """
+
+    def __init__(self, policies: list[Any], noise: float, seed: int, steps: int) -> None:
+        self.policies, self.noise, self.seed = policies, noise, seed
         self.random = np.random.default_rng([seed, 1])
+        self.handover = int(self.random.integers(steps)) if len(policies) > 1 else 0
 
-    def finish(self, action: np.ndarray) -> np.ndarray:
+    def policy(self, step: int) -> Any:
+        return self.policies[0 if step < self.handover else -1]
+
+    def finish(self, action: np.ndarray, step: int) -> np.ndarray:
         """The policy's action (m,) with its noise, or a random one in its place."""
-        if self.policy is None:
+        if self.policy(step) is None:
             return self.random.uniform(-1, 1, action.shape)
         return np.clip(action + self.noise * self.random.standard_normal(action.shape), -1, 1)
 
 
-def choose_actions(actors: list[Actor], states: np.ndarray, dimension: int) -> np.ndarray:
+def choose_actions(actors: list[Actor], states: np.ndarray, dimension: int, step: int) -> np.ndarray:
     """Actions (B, m) float32 of B actors in their states (B, o); each policy is called once."""
     actions = np.zeros((len(actors), dimension), np.float32)
-    for policy in {id(actor.policy): actor.policy for actor in actors}.values():
-        index = [i for i, actor in enumerate(actors) if actor.policy is policy]
-        if policy is not None:
-            actions[index] = policy(states[index])
-    return np.stack([actor.finish(action) for actor, action in zip(actors, actions)]).astype(np.float32)
+    acting = [actor.policy(step) for actor in actors]
+    for policy in {id(policy): policy for policy in acting if policy is not None}.values():
+        index = [i for i, one in enumerate(acting) if one is policy]
+        actions[index] = policy(states[index])
+    return np.stack([actor.finish(action, step) for actor, action in zip(actors, actions)]).astype(np.float32)
 
 
 def _fill(arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: list[Actor]) -> None:
@@ -216,7 +232,7 @@ def _fill(arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: 
             rows = (first + np.arange(count)) * (steps + 1)
             for step in range(steps):
                 _write_rows(arrays, rows + step, observations, infos)
-                actions = choose_actions(batch, observations["states"][:count], dimension)  # type: ignore[call-overload]
+                actions = choose_actions(batch, observations["states"][:count], dimension, step)  # type: ignore[call-overload]
                 padded = np.concatenate([actions, np.zeros((padding, dimension), np.float32)])
                 observations, rewards, terminations, truncations, infos = vector.step(padded)
                 ended = (terminations | truncations)[:count]

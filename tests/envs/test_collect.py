@@ -87,12 +87,13 @@ def test_the_number_of_processes_changes_nothing(mixed, tmp_path):
 @pytest.mark.parametrize("quality", ["expert", "medium", "random"])
 def test_each_quality(quality, tmp_path):
     episodes = Episodes.load(collect(quality=quality, episodes=2, data_root=tmp_path, **TINY))
-    assert len(set(episodes.info["policies"])) == 1
+    (names, second) = episodes.info["policies"]
+    assert names == second and len(names) == 1
     if quality == "random":
-        assert episodes.info["policies"] == ["random"] * 2 and episodes["actions"][:5].std() > 0
+        assert names == ["random"] and episodes["actions"][:5].std() > 0
         return
     assert episodes.info["noise"] == [0.0, 0.1]
-    policy = experts.load_policy("cartpole_swingup", episodes.info["policies"][0])
+    policy = experts.load_policy("cartpole_swingup", names[0])
     clean, noisy = episodes.rows(0), episodes.rows(1)
     acted, meant = episodes["actions"], policy(np.array(episodes["observations"]))
     np.testing.assert_allclose(acted[clean][:-1], meant[clean][:-1], atol=1e-5)
@@ -101,29 +102,49 @@ def test_each_quality(quality, tmp_path):
 
 
 def test_medium_is_the_rung_nearest_half_of_the_expert():
-    (name, *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
+    ([name], *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
     returns = {rung: experts.load_policy("cartpole_swingup", rung).info["return_mean"] for rung in ("rung_1", "expert")}
     gap = abs(experts.load_policy("cartpole_swingup", name).info["return_mean"] - returns["expert"] / 2)
     assert all(gap <= abs(value - returns["expert"] / 2) for value in returns.values())
 
 
-def test_mixed_has_equal_shares_in_seeded_order():
+def test_mixed_has_all_pairs_in_seeded_order():
     rungs = ["random", *experts.names("cartpole_swingup")]
-    chosen, policies = plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)
-    assert {name: chosen.count(name) for name in rungs} == dict.fromkeys(rungs, 4) and set(policies) == set(rungs)
-    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)[0] == chosen
-    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 1)[0] != chosen != sorted(chosen)
+    count = 2 * len(rungs) ** 2
+    chosen, policies = plan_policies("cartpole_swingup", "mixed", count, 4, 0)
+    assert all(chosen.count([first, second]) == 2 for first in rungs for second in rungs)
+    assert set(policies) == set(rungs)
+    assert plan_policies("cartpole_swingup", "mixed", count, 4, 0)[0] == chosen
+    assert plan_policies("cartpole_swingup", "mixed", count, 4, 1)[0] != chosen != sorted(chosen)
 
 
-def test_noise_alternates_for_each_policy():
-    chosen = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
-    assert alternate_noise(chosen) == [0, 0, 0, 0.1, 0, 0.3, 0.1, 0.6, 0]
+def test_one_policy_begins_and_another_finishes(tmp_path):
+    options = {key: value for key, value in TINY.items() if key != "time_limit"}
+    episodes = Episodes.load(collect(quality="mixed", episodes=25, data_root=tmp_path, time_limit=1.0, **options))
+    handovers = episodes.info["handovers"]
+    assert min(handovers) < 8 and max(handovers) > 16 and max(handovers) < 25
+    checked = 0
+    for e, (names, noise) in enumerate(zip(episodes.info["policies"], episodes.info["noise"], strict=True)):
+        rows = episodes.rows(e)
+        states, acted = np.array(episodes["observations"][rows]), episodes["actions"][rows]
+        for name, part in zip(names, (slice(0, handovers[e]), slice(handovers[e], len(acted) - 1)), strict=True):
+            if name != "random" and noise == 0 and len(acted[part]):
+                meant = experts.load_policy("cartpole_swingup", name)(states[part])
+                np.testing.assert_allclose(acted[part], meant, atol=1e-5)
+                checked += 1
+    assert checked >= 5
+
+
+def test_noise_alternates_for_each_policy_that_finishes():
+    last = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
+    assert alternate_noise([["rung_2", name] for name in last]) == [0, 0, 0, 0.1, 0, 0.3, 0.1, 0.6, 0]
+    assert alternate_noise([["expert"]] * 3) == [0, 0.1, 0.3]
 
 
 def test_actors_of_different_policies_act_side_by_side():
     double, half = (lambda states: 2 * states), (lambda states: states / 2)
     states = np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
-    actions = choose_actions([Actor(p, 0.0, 0) for p in (double, half, None, double)], states, 1)
+    actions = choose_actions([Actor([p], 0.0, 0, 9) for p in (double, half, None, double)], states, 1, 0)
     np.testing.assert_allclose(actions[[0, 1, 3], 0], [0.2, 0.1, 1.0], rtol=1e-6)
     assert actions.dtype == np.float32 and abs(actions[2, 0]) <= 1
 
