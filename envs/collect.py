@@ -3,12 +3,12 @@
 Qualities:
     expert  the committed expert
     medium  the ladder's rung whose return is nearest half of the expert's
-    mixed   each episode is begun by one rung of the ladder, from uniform random to the expert, and finished by
-            another; all pairs equally often, the hand-over at a random time
+    mixed   equal shares of all rungs, from uniform random to the expert, in a seeded order
     random  actions uniform in [-1, 1], each held for the action repeat
 
-A policy's episodes act in turn with Gaussian noise of each standard deviation in `NOISE` on the actions. Noise and
-hand-overs are there so that the data also hold how a policy recovers from where it would not go by itself.
+A policy's episodes are disturbed in turn at each rate in `DISTURBANCES`: with that chance a decision, a random action
+takes over for a while. So the data also hold how a policy recovers from where it would not go by itself, and what it
+does of its own is kept clean.
 The data are a function of the arguments alone, whatever the number of processes.
 """
 
@@ -28,7 +28,8 @@ from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
 
 QUALITIES = ("expert", "medium", "mixed", "random")
-NOISE = (0.0, 0.1, 0.3, 0.6)
+DISTURBANCES = (0.0, 0.005, 0.01, 0.02)
+DISTURBED = (5, 15)  # decisions that a disturbance lasts
 PARALLEL = 16  # episodes at a time at most; the same everywhere, so that batched policies round alike
 
 
@@ -51,7 +52,7 @@ def collect(
         task, action_repeat, size, camera, rendering, time_limit: see DMControlEnv.
         quality: one of QUALITIES.
         episodes: their number.
-        seed: of the episodes' starts, the noise and the order.
+        seed: of the episodes' starts, the disturbances and the order.
         data_root: folder of datasets.
         processes: workers; None: one a core.
 
@@ -100,14 +101,14 @@ def _check_reuse(path: Path, info: dict[str, Any]) -> None:
 
 def plan_policies(
     task: str, quality: str, episodes: int, action_repeat: int, seed: int
-) -> tuple[list[list[str]], dict[str, Any]]:
-    """(names of each episode's policies in their order, name -> policy); the policy "random" is None.
+) -> tuple[list[str], dict[str, Any]]:
+    """(name of each episode's policy, name -> policy); the policy "random" is None.
 
     Raises:
         InputError: if the task has no policies, or they were made for another action repeat.
     """
     if quality == "random":
-        return [["random"]] * episodes, {"random": None}
+        return ["random"] * episodes, {"random": None}
     from envs.experts import ladder, load_policy, names
 
     expert = load_policy(task)
@@ -118,21 +119,22 @@ def plan_policies(
         )
     rungs = dict(zip(["random", *names(task)], ladder(task), strict=True))
     if quality == "expert":
-        return [["expert"]] * episodes, {"expert": expert}
+        return ["expert"] * episodes, {"expert": expert}
     if quality == "medium":
         half = expert.info["return_mean"] / 2
         medium = min(names(task), key=lambda name: abs(rungs[name].info["return_mean"] - half))  # type: ignore[union-attr]
-        return [[medium]] * episodes, {medium: rungs[medium]}
-    pairs = [[first, second] for second in rungs for first in rungs]
+        return [medium] * episodes, {medium: rungs[medium]}
     order = np.random.default_rng(seed).permutation(episodes)
-    chosen = [pairs[index % len(pairs)] for index in order]
-    return chosen, {name: policy for name, policy in rungs.items() if any(name in pair for pair in chosen)}
+    chosen = [list(rungs)[index % len(rungs)] for index in order]
+    return chosen, {name: policy for name, policy in rungs.items() if name in chosen}
 
 
-def alternate_noise(chosen: list[list[str]]) -> list[float]:
-    """Standard deviation of each episode's noise: those of NOISE in turn, for each policy that finishes episodes."""
-    last = [names[-1] for names in chosen]
-    return [0.0 if name == "random" else NOISE[last[:i].count(name) % len(NOISE)] for i, name in enumerate(last)]
+def alternate_disturbances(chosen: list[str]) -> list[float]:
+    """Rate of each episode's disturbances: those of DISTURBANCES in turn, for each policy."""
+    return [
+        0.0 if name == "random" else DISTURBANCES[chosen[:index].count(name) % len(DISTURBANCES)]
+        for index, name in enumerate(chosen)
+    ]
 
 
 def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int | None) -> None:
@@ -154,11 +156,8 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"data_root={str(path.parent)!r}: cannot make this folder ({error})") from error
-    seeds = np.random.SeedSequence([info["seed"], QUALITIES.index(info["quality"])]).generate_state(episodes).tolist()
-    noise = alternate_noise(chosen)
-    actors = [
-        Actor([policies[name] for name in names], n, s, steps) for names, n, s in zip(chosen, noise, seeds, strict=True)
-    ]
+    seeds = np.random.SeedSequence([info["seed"], QUALITIES.index(info["quality"])]).generate_state(episodes)
+    rates = alternate_disturbances(chosen)
     with EpisodesWriter(path, rows, {}) as writer:
         arrays = {key: writer.create(key, *spec) for key, spec in shapes.items()}
         options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering", "time_limit")}
@@ -169,14 +168,13 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
                 "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
                 "back_end": vector.gl_name(),
                 "policies": chosen,
-                "noise": noise,
-                "handovers": [actor.handover for actor in actors],
-                "episode_seeds": seeds,
+                "disturbances": rates,
+                "episode_seeds": seeds.tolist(),
                 "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
                 "joints": env.joints(),
                 "versions": versions(),
             }
-            _fill(arrays, vector, steps, actors)
+            _fill(arrays, vector, steps, [Actor(policies[n], s, k) for n, s, k in zip(chosen, rates, seeds.tolist())])
         finally:
             vector.close()
         writer.offsets = np.arange(episodes + 1) * (steps + 1)
@@ -186,35 +184,38 @@ class Actor:
     """Chooses one episode's actions.
 
     Args:
-        policies: one or two; the first acts until `handover`, a random step, then the last. None is uniform random.
-        noise: standard deviation on the policies' actions.
-        seed: of noise, random actions and hand-over.
-        steps: of the episode.
+        policy: None for uniform random.
+        rate: chance of a disturbance to begin at a decision.
+        seed: of disturbances and random actions.
     """
 
-    def __init__(self, policies: list[Any], noise: float, seed: int, steps: int) -> None:
-        self.policies, self.noise, self.seed = policies, noise, seed
+    def __init__(self, policy: Any, rate: float, seed: int) -> None:
+        self.policy, self.rate, self.seed = policy, rate, seed
         self.random = np.random.default_rng([seed, 1])
-        self.handover = int(self.random.integers(steps)) if len(policies) > 1 else 0
+        self.disturbed = 0  # decisions that the disturbance still lasts
+        self.push = np.zeros(0)
 
-    def policy(self, step: int) -> Any:
-        return self.policies[0 if step < self.handover else -1]
-
-    def finish(self, action: np.ndarray, step: int) -> np.ndarray:
-        """The policy's action (m,) with its noise, or a random one in its place."""
-        if self.policy(step) is None:
+    def finish(self, action: np.ndarray) -> np.ndarray:
+        """What is done (m,): the policy's action, or a random one in its place."""
+        if self.policy is None:
             return self.random.uniform(-1, 1, action.shape)
-        return np.clip(action + self.noise * self.random.standard_normal(action.shape), -1, 1)
+        if self.disturbed == 0 and self.random.random() < self.rate:
+            self.disturbed = int(self.random.integers(*DISTURBED, endpoint=True))
+            self.push = self.random.uniform(-1, 1, action.shape)
+        if self.disturbed == 0:
+            return np.clip(action, -1, 1)
+        self.disturbed -= 1
+        return self.push
 
 
-def choose_actions(actors: list[Actor], states: np.ndarray, dimension: int, step: int) -> np.ndarray:
+def choose_actions(actors: list[Actor], states: np.ndarray, dimension: int) -> np.ndarray:
     """Actions (B, m) float32 of B actors in their states (B, o); each policy is called once."""
     actions = np.zeros((len(actors), dimension), np.float32)
-    acting = [actor.policy(step) for actor in actors]
-    for policy in {id(policy): policy for policy in acting if policy is not None}.values():
-        index = [i for i, one in enumerate(acting) if one is policy]
-        actions[index] = policy(states[index])
-    return np.stack([actor.finish(action, step) for actor, action in zip(actors, actions)]).astype(np.float32)
+    for policy in {id(actor.policy): actor.policy for actor in actors}.values():
+        index = [i for i, actor in enumerate(actors) if actor.policy is policy]
+        if policy is not None:
+            actions[index] = policy(states[index])
+    return np.stack([actor.finish(action) for actor, action in zip(actors, actions)]).astype(np.float32)
 
 
 def _fill(arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: list[Actor]) -> None:
@@ -232,7 +233,7 @@ def _fill(arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: 
             rows = (first + np.arange(count)) * (steps + 1)
             for step in range(steps):
                 _write_rows(arrays, rows + step, observations, infos)
-                actions = choose_actions(batch, observations["states"][:count], dimension, step)  # type: ignore[call-overload]
+                actions = choose_actions(batch, observations["states"][:count], dimension)  # type: ignore[call-overload]
                 padded = np.concatenate([actions, np.zeros((padding, dimension), np.float32)])
                 observations, rewards, terminations, truncations, infos = vector.step(padded)
                 ended = (terminations | truncations)[:count]

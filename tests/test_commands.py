@@ -86,6 +86,30 @@ def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp
     assert done.returncode == 2 and "made with another pipeline" in done.stderr  # never another model's figures
 
 
+def test_two_processes(trained: Path, tmp_path: Path) -> None:
+    """The whole flow on two processes: the losses of one process, to rounding."""
+    launch = [word if word != "1" else "2" for word in LAUNCH[:5]] + [*LAUNCH[5:], "--multi_gpu"]
+    shutil.copytree(trained / "data", tmp_path / "data")
+    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[ours]")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Features: reusing") == 2 and done.stdout.count("Report:") == 1
+    for name in MODELS:
+        logs = [folder / "out" / name / "log.jsonl" for folder in (trained, tmp_path)]
+        one, two = ([json.loads(line) for line in log.read_text().splitlines()] for log in logs)
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            for key in ("loss", "validation_loss"):
+                assert a.get(key) == pytest.approx(b.get(key), rel=2e-3, abs=1e-5)
+
+
+def test_a_launch_that_would_start_one_process_only(tmp_path: Path) -> None:
+    launch = [word if word != "1" else "2" for word in LAUNCH[:5]] + [*LAUNCH[5:], "--cpu"]
+    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL)
+    assert done.returncode != 0
+    assert "error: accelerate launch --cpu starts one process" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("program", "options", "words"),
     [

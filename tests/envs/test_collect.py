@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs import experts
-from envs.collect import Actor, alternate_noise, choose_actions, collect, plan_policies
+from envs.collect import DISTURBED, Actor, alternate_disturbances, choose_actions, collect, plan_policies
 from envs.simulator import DMControlEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -72,7 +72,7 @@ def test_info_says_where_the_data_come_from(mixed):
     assert facts.items() <= info.items()
     assert info["quality"] == "mixed" and info["seed"] == 3 and info["time_limit"] == pytest.approx(0.2)
     assert info["back_end"].split(":")[0] == info["MUJOCO_GL"] or info["MUJOCO_GL"] == ""
-    assert len(info["policies"]) == len(info["noise"]) == len(set(info["episode_seeds"])) == 18
+    assert len(info["policies"]) == len(info["disturbances"]) == len(set(info["episode_seeds"])) == 18
     assert info["versions"]["mujoco"] and info["policy_info"]["expert"]["return_mean"] > 0
 
 
@@ -87,64 +87,56 @@ def test_the_number_of_processes_changes_nothing(mixed, tmp_path):
 @pytest.mark.parametrize("quality", ["expert", "medium", "random"])
 def test_each_quality(quality, tmp_path):
     episodes = Episodes.load(collect(quality=quality, episodes=2, data_root=tmp_path, **TINY))
-    (names, second) = episodes.info["policies"]
-    assert names == second and len(names) == 1
+    assert len(set(episodes.info["policies"])) == 1
     if quality == "random":
-        assert names == ["random"] and episodes["actions"][:5].std() > 0
+        assert episodes.info["policies"] == ["random"] * 2 and episodes["actions"][:5].std() > 0
         return
-    assert episodes.info["noise"] == [0.0, 0.1]
-    policy = experts.load_policy("cartpole_swingup", names[0])
-    clean, noisy = episodes.rows(0), episodes.rows(1)
+    assert episodes.info["disturbances"] == [0.0, 0.005]
+    policy = experts.load_policy("cartpole_swingup", episodes.info["policies"][0])
     acted, meant = episodes["actions"], policy(np.array(episodes["observations"]))
-    np.testing.assert_allclose(acted[clean][:-1], meant[clean][:-1], atol=1e-5)
-    distance = np.abs(acted[noisy][:-1] - meant[noisy][:-1])
-    assert 0 < distance.max() < 0.6
+    np.testing.assert_allclose(acted[episodes.rows(0)][:-1], meant[episodes.rows(0)][:-1], atol=1e-5)
 
 
 def test_medium_is_the_rung_nearest_half_of_the_expert():
-    ([name], *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
+    (name, *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
     returns = {rung: experts.load_policy("cartpole_swingup", rung).info["return_mean"] for rung in ("rung_1", "expert")}
     gap = abs(experts.load_policy("cartpole_swingup", name).info["return_mean"] - returns["expert"] / 2)
     assert all(gap <= abs(value - returns["expert"] / 2) for value in returns.values())
 
 
-def test_mixed_has_all_pairs_in_seeded_order():
+def test_mixed_has_equal_shares_in_seeded_order():
     rungs = ["random", *experts.names("cartpole_swingup")]
-    count = 2 * len(rungs) ** 2
-    chosen, policies = plan_policies("cartpole_swingup", "mixed", count, 4, 0)
-    assert all(chosen.count([first, second]) == 2 for first in rungs for second in rungs)
-    assert set(policies) == set(rungs)
-    assert plan_policies("cartpole_swingup", "mixed", count, 4, 0)[0] == chosen
-    assert plan_policies("cartpole_swingup", "mixed", count, 4, 1)[0] != chosen != sorted(chosen)
+    chosen, policies = plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)
+    assert {name: chosen.count(name) for name in rungs} == dict.fromkeys(rungs, 4) and set(policies) == set(rungs)
+    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)[0] == chosen
+    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 1)[0] != chosen != sorted(chosen)
 
 
-def test_one_policy_begins_and_another_finishes(tmp_path):
-    options = {key: value for key, value in TINY.items() if key != "time_limit"}
-    episodes = Episodes.load(collect(quality="mixed", episodes=25, data_root=tmp_path, time_limit=1.0, **options))
-    handovers = episodes.info["handovers"]
-    assert min(handovers) < 8 and max(handovers) > 16 and max(handovers) < 25
-    checked = 0
-    for e, (names, noise) in enumerate(zip(episodes.info["policies"], episodes.info["noise"], strict=True)):
-        rows = episodes.rows(e)
-        states, acted = np.array(episodes["observations"][rows]), episodes["actions"][rows]
-        for name, part in zip(names, (slice(0, handovers[e]), slice(handovers[e], len(acted) - 1)), strict=True):
-            if name != "random" and noise == 0 and len(acted[part]):
-                meant = experts.load_policy("cartpole_swingup", name)(states[part])
-                np.testing.assert_allclose(acted[part], meant, atol=1e-5)
-                checked += 1
-    assert checked >= 5
+def test_disturbances_alternate_for_each_policy():
+    chosen = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
+    assert alternate_disturbances(chosen) == [0, 0, 0, 0.005, 0, 0.01, 0.005, 0.02, 0]
 
 
-def test_noise_alternates_for_each_policy_that_finishes():
-    last = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
-    assert alternate_noise([["rung_2", name] for name in last]) == [0, 0, 0, 0.1, 0, 0.3, 0.1, 0.6, 0]
-    assert alternate_noise([["expert"]] * 3) == [0, 0.1, 0.3]
+def test_a_disturbance_holds_a_random_action_for_a_while():
+    actor, twin, calm = (Actor(lambda states: states, rate, 7) for rate in (0.02, 0.02, 0.0))
+    meant = np.random.default_rng(0).uniform(-1, 1, (20_000, 2))
+    done = np.stack([actor.finish(action) for action in meant])
+    assert np.array_equal(done, np.stack([twin.finish(action) for action in meant]))
+    assert np.array_equal(meant[:500], np.stack([calm.finish(action) for action in meant[:500]]))
+    assert np.abs(done).max() <= 1
+    pushed = (done != meant).any(1)
+    starts = np.flatnonzero(pushed & ~np.r_[False, pushed[:-1] & (done[1:] == done[:-1]).all(1)])
+    lengths = [int((done[start : start + 20] == done[start]).all(1).cumprod().sum()) for start in starts]
+    assert set(lengths) == set(range(DISTURBED[0], DISTURBED[1] + 1))
+    assert sum(lengths) == pushed.sum()
+    assert len(starts) == pytest.approx(0.02 * (~pushed).sum(), rel=0.15)  # 0.02 of the decisions that were free
+    assert done[starts].std(0) == pytest.approx(3**-0.5, rel=0.1)
 
 
 def test_actors_of_different_policies_act_side_by_side():
     double, half = (lambda states: 2 * states), (lambda states: states / 2)
     states = np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
-    actions = choose_actions([Actor([p], 0.0, 0, 9) for p in (double, half, None, double)], states, 1, 0)
+    actions = choose_actions([Actor(p, 0.0, 0) for p in (double, half, None, double)], states, 1)
     np.testing.assert_allclose(actions[[0, 1, 3], 0], [0.2, 0.1, 1.0], rtol=1e-6)
     assert actions.dtype == np.float32 and abs(actions[2, 0]) <= 1
 
