@@ -56,10 +56,7 @@ class Planner(ModelMixin, ConfigMixin):
         check_horizon(horizon, multipliers)
         check_prediction(prediction)
         self.level = LevelEmbedding(embedding)
-        self.condition = nn.Sequential(
-            nn.Linear(condition_dim + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
-        self.present = perceptron(latent_dim, embedding)
+        self.context = perceptron(latent_dim + condition_dim + 1, embedding)
         self.unet = TemporalUNet(latent_dim + action_dim, latent_dim + action_dim, width, multipliers, embedding)
 
     def forward(
@@ -67,8 +64,8 @@ class Planner(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x."""
         keep = keep[:, None].to(x.dtype)
-        known = self.present(x[:, 0, : self.config["latent_dim"]])
-        return self.unet(x, self.level(levels) + known + self.condition(torch.cat([condition * keep, keep], -1)))
+        known = torch.cat([x[:, 0, : self.config["latent_dim"]], condition * keep, keep], -1)
+        return self.unet(x, self.level(levels) + self.context(known))
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
@@ -118,12 +115,12 @@ class Dynamics(ModelMixin, ConfigMixin):
         check_horizon(horizon, multipliers)
         check_prediction(prediction)
         self.level = LevelEmbedding(embedding)
-        self.present = perceptron(latent_dim, embedding)
+        self.context = perceptron(latent_dim, embedding)
         self.unet = TemporalUNet(latent_dim + action_dim, latent_dim, width, multipliers, embedding)
 
     def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d)."""
-        return self.unet(x, self.level(levels) + self.present(x[:, 0, : self.config["latent_dim"]]))
+        return self.unet(x, self.level(levels) + self.context(x[:, 0, : self.config["latent_dim"]]))
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
@@ -150,8 +147,16 @@ class Dynamics(ModelMixin, ConfigMixin):
         return {"loss": weighted_error(output, target, weight)}
 
 
-def perceptron(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, outputs))
+def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, outputs),
+    )
 
 
 def weighted_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
