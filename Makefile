@@ -9,7 +9,7 @@ GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
 .PHONY: install demo test lint doctor gl
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_vision.py
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_vision.py
 
 test: install lint
 	$(BIN)/python -m pytest
