@@ -6,6 +6,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch.nn.functional import smooth_l1_loss
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.mlp import mlp
@@ -146,7 +147,9 @@ class Representation(ModelMixin, ConfigMixin):
             "spread": spread_penalty(now),
         }
         if self.state is not None:
-            parts["state"] = self.config["state_weight"] * (self.state(now) - batch["states"]).square().mean()
+            # absolute beyond 0.05 deviations: what no frame shows (a pole out of view) must not drown what frames show
+            error = smooth_l1_loss(self.state(now), batch["states"], beta=0.05)
+            parts["state"] = self.config["state_weight"] * error
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
 
     def _features(self, frames: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
