@@ -28,8 +28,8 @@ from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
 
 QUALITIES = ("expert", "medium", "mixed", "random")
-DISTURBANCES = (0.0, 0.005, 0.01, 0.02)
-DISTURBED = (5, 15)  # decisions that a disturbance lasts
+DISTURBANCES = (0.0, 0.02, 0.04, 0.08)
+DISTURBED = (2, 10)  # decisions that a disturbance lasts
 PARALLEL = 16  # episodes at a time at most; the same everywhere, so that batched policies round alike
 
 

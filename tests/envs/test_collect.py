@@ -91,7 +91,7 @@ def test_each_quality(quality, tmp_path):
     if quality == "random":
         assert episodes.info["policies"] == ["random"] * 2 and episodes["actions"][:5].std() > 0
         return
-    assert episodes.info["disturbances"] == [0.0, 0.005]
+    assert episodes.info["disturbances"] == [0.0, 0.02]
     policy = experts.load_policy("cartpole_swingup", episodes.info["policies"][0])
     acted, meant = episodes["actions"], policy(np.array(episodes["observations"]))
     np.testing.assert_allclose(acted[episodes.rows(0)][:-1], meant[episodes.rows(0)][:-1], atol=1e-5)
@@ -114,7 +114,7 @@ def test_mixed_has_equal_shares_in_seeded_order():
 
 def test_disturbances_alternate_for_each_policy():
     chosen = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
-    assert alternate_disturbances(chosen) == [0, 0, 0, 0.005, 0, 0.01, 0.005, 0.02, 0]
+    assert alternate_disturbances(chosen) == [0, 0, 0, 0.02, 0, 0.04, 0.02, 0.08, 0]
 
 
 def test_a_disturbance_holds_a_random_action_for_a_while():
