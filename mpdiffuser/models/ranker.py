@@ -50,22 +50,24 @@ class Ranker(ModelMixin, ConfigMixin):
         self.value = mlp(latent_dim, hidden, quantiles)
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost, value: (...);
-        quantiles (..., K) as the network gives them: normalised, not sorted."""
-        z = self.latents.normalize(latents)
-        reward, continuation, cost = self.step(torch.cat([z, actions], -1)).unbind(-1)
+        """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost of each step: (...)."""
+        inputs = torch.cat([self.latents.normalize(latents), actions], -1)
+        reward, continuation, cost = self.step(inputs).unbind(-1)
         return {
             "reward": self.rewards.denormalize(reward[..., None])[..., 0],
             "continuation_logit": continuation,
             "cost": cost,
-            "quantiles": self.value(z),
-            "value": self.quantile(latents, self.config["optimism"]),
         }
+
+    def quantiles(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of the mean return from decoded latents (..., d) on: (..., K), ranked among the data's returns (`Marginals`),
+        in the network's order; the k-th has level (k + 1/2) / K."""
+        return self.value(self.latents.normalize(latents))
 
     def quantile(self, latents: torch.Tensor, level: float) -> torch.Tensor:
         """The mean return from decoded latents (..., d) on that the share `level` of the data stays below: (...)."""
-        known = self.value(self.latents.normalize(latents)).sort(-1).values
-        place = min(max(level * known.shape[-1] - 0.5, 0.0), known.shape[-1] - 1.0)  # quantile i has level (i + .5) / K
+        known = self.quantiles(latents).sort(-1).values
+        place = min(max(level * known.shape[-1] - 0.5, 0.0), known.shape[-1] - 1.0)
         below = min(int(place), known.shape[-1] - 2)
         between = torch.lerp(known[..., below], known[..., below + 1], place - below)
         return self.returns.denormalize(between[..., None])[..., 0]
@@ -82,7 +84,8 @@ class Ranker(ModelMixin, ConfigMixin):
         alive[..., 0] = 1
         discounted = powers * alive
         running = (1 - g) * (discounted * out["reward"])[..., :-1].sum(-1)
-        score = running + discounted[..., -1] * out["value"][..., -1]
+        value = self.quantile(latents[..., -1, :], self.config["optimism"])
+        score = running + discounted[..., -1] * value
         return torch.where(score.isfinite(), score, -torch.inf)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -94,7 +97,7 @@ class Ranker(ModelMixin, ConfigMixin):
         """Batch of decoded steps: latents (B, d), actions (B, m), rewards, continuations, costs, return_to_go (B,)."""
         out = self(batch["latents"], batch["actions"])
         reward = ((out["reward"] - batch["rewards"]) / self.rewards.std).square().mean()
-        gap = self.returns.normalize(batch["return_to_go"][:, None]) - out["quantiles"]
+        gap = self.returns.normalize(batch["return_to_go"][:, None]) - self.quantiles(batch["latents"])
         levels = (torch.arange(gap.shape[-1], device=gap.device) + 0.5) / gap.shape[-1]
         value = torch.maximum(levels * gap, (levels - 1) * gap).mean()  # Koenker and Bassett 1978
         continuation = binary_cross_entropy_with_logits(out["continuation_logit"], batch["continuations"])
