@@ -74,6 +74,7 @@ def collect(
     if not math.isfinite(env.step_limit):
         raise InputError(f"task={task!r} has no time limit of its own; give time_limit in seconds")
     info = {**options, "quality": quality, "episodes": episodes, "seed": seed, "time_limit": env.time_limit}
+    info |= {"disturbance_rates": list(DISTURBANCES), "disturbance_decisions": list(DISTURBED)}
     path = Path(data_root) / f"{task}-{quality}-ar{action_repeat}-{episodes}ep-seed{seed}"
     if path.exists():
         _check_reuse(path, info)

@@ -141,6 +141,12 @@ def test_actors_of_different_policies_act_side_by_side():
     assert actions.dtype == np.float32 and abs(actions[2, 0]) <= 1
 
 
+def test_a_dataset_with_other_disturbances_is_not_reused(mixed, monkeypatch):
+    monkeypatch.setattr("envs.collect.DISTURBED", (5, 15))
+    with pytest.raises(InputError, match=r"exists with other settings: disturbance_decisions is \[2, 10\]"):
+        again(mixed)
+
+
 def test_a_whole_dataset_is_reused(mixed, capsys):
     before = (mixed / "meta.json").stat().st_mtime_ns
     assert again(mixed) == mixed
