@@ -75,7 +75,8 @@ def start(cfg: DictConfig) -> Accelerator:
 
 
 def _check(cfg: DictConfig) -> None:
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+    if launched_on_cpu and "WORLD_SIZE" not in os.environ:
         raise InputError(
             "accelerate launch --cpu starts one process, whatever --num_processes says; for several on CPUs use "
             "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
