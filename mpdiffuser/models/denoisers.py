@@ -148,6 +148,7 @@ class Dynamics(ModelMixin, ConfigMixin):
 
 
 def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:
+    """Three hidden layers: (B, inputs) -> (B, outputs)."""
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.SiLU(),
