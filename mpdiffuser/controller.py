@@ -22,37 +22,50 @@ class Acting(Protocol):
 
 
 class LatentHistory:
-    """Turns a stream of observations (B, ...) into latents (B, d), encoding only the newest observation.
+    """Turns a stream of observations (B, ...) and actions (B, m) into latents (B, d), encoding only the newest
+    observation.
 
-    At an episode's start the first observation stands in for the missing past, as in training.
+    At an episode's start the first observation stands in for the missing past, with actions of 0, as in training.
     """
 
     def __init__(self, encoder: ModelMixin) -> None:
         self.encoder = encoder
         self.device = encoder.device
-        self.features: torch.Tensor | None = None
+        self.reset()
 
     def reset(self) -> None:
-        self.features = None
+        self.features: torch.Tensor | None = None
 
     @torch.inference_mode()
     def __call__(self, observations: np.ndarray) -> torch.Tensor:
+        """Observations (B, ...) that the action of `did` led to."""
         newest = self.encoder.features(torch.from_numpy(np.ascontiguousarray(observations)).to(self.device))[:, None]
+        history = self.encoder.history
         if self.features is None:
-            self.features = newest.expand(-1, self.encoder.history, *newest.shape[2:])
+            self.features = newest.expand(-1, history, *newest.shape[2:])
+            actions = torch.zeros(len(newest), history, self.encoder.config["action_dim"], device=self.device)
+            self.actions, self.action = actions[:, 1:], actions[:, :1]
         else:
-            self.features = torch.cat([self.features[:, 1:], newest], 1)
-        return self.encoder(self.features)
+            self.features = torch.cat([self.features, newest], 1)[:, 1:]
+            self.actions = torch.cat([self.actions, self.action], 1)[:, 1:]
+        return self.encoder(self.features, self.actions)
+
+    def did(self, actions: np.ndarray) -> None:
+        """Note the actions (B, m) taken at the newest observations."""
+        self.action = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)[:, None]
 
     @torch.inference_mode()
-    def ahead(self, observations: np.ndarray) -> torch.Tensor:
-        """Latents (B, K, d) of K observations (B, K, ...) that would follow; the history stays as it is."""
+    def ahead(self, observations: np.ndarray, actions: np.ndarray) -> torch.Tensor:
+        """Latents (B, K, d) of K observations (B, K, ...) that the actions (B, K, m) would lead to; the history stays
+        as it is."""
         assert self.features is not None
         batch, steps = observations.shape[:2]
         flat = torch.from_numpy(np.ascontiguousarray(observations)).flatten(0, 1).to(self.device)
         features = torch.cat([self.features, self.encoder.features(flat).unflatten(0, (batch, steps))], 1)
-        windows = features.unfold(1, self.encoder.history, 1).movedim(-1, 2)  # (B, K + 1, history, ...)
-        return self.encoder(windows[:, 1:])
+        taken = torch.cat([self.actions, torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)], 1)
+        history = self.encoder.history
+        pairs = [(features[:, k : k + history], taken[:, k : k + history - 1]) for k in range(1, steps + 1)]
+        return torch.stack([self.encoder(*pair) for pair in pairs], 1)
 
 
 class Controller:
@@ -91,9 +104,10 @@ class Controller:
         if self.plan is None or self.executed == self.chunk:
             self.plan = self.pipeline(self.latents, self.sampler, self.generators, self._shifted())
             self.executed = 0
-        actions = self.plan.best_actions[:, self.executed]
+        actions = np.nan_to_num(self.plan.best_actions[:, self.executed], nan=0.0, posinf=1.0, neginf=-1.0)
         self.executed += 1
-        return np.nan_to_num(actions, nan=0.0, posinf=1.0, neginf=-1.0)
+        self.history.did(actions)
+        return actions
 
     @property
     def planned_now(self) -> bool:
@@ -125,7 +139,9 @@ class CloningController:
 
     @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:
-        return self.policy(self.history(observations)).cpu().numpy()
+        actions = self.policy(self.history(observations)).cpu().numpy()
+        self.history.did(actions)
+        return actions
 
 
 class RandomController:

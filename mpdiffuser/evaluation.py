@@ -130,8 +130,9 @@ def _probe(
     plan = controller.plan
     assert plan is not None
     steps = min(max(AHEAD), plan.actions.shape[2] - 1)
-    seen = environments.peek(np.clip(plan.best_actions[:, :steps], -1, 1))
-    realised = controller.history.ahead(seen[observation] if observation else seen).cpu().numpy()
+    actions = np.clip(plan.best_actions[:, :steps], -1, 1)
+    seen = environments.peek(actions)
+    realised = controller.history.ahead(seen[observation] if observation else seen, actions).cpu().numpy()
     std = controller.pipeline.latents.std.cpu().numpy()
     error = (((plan.best_latents[:, 1 : steps + 1] - realised) / std) ** 2).mean(-1)
     for k in (k for k in AHEAD if k <= steps):

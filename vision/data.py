@@ -65,14 +65,21 @@ def history_rows(episodes: Episodes, rows: np.ndarray, history: int) -> np.ndarr
     return np.maximum(rows[:, None] + np.arange(1 - history, 1), first[:, None])
 
 
+def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
+    """The actions (B, history - 1, m) between the frames of `history_rows` (B, history); 0 where a frame stands in."""
+    between = rows[:, :-1]
+    return np.where((between < rows[:, 1:])[..., None], episodes["actions"][between], np.float32(0))
+
+
 @torch.inference_mode()
 def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batch: int = 1024) -> np.ndarray:
     """Latents (M, d) float32 of every row."""
     index = history_rows(episodes, np.arange(len(features)), encoder.history)
     parts = []
     for start in range(0, len(index), batch):
-        stack = torch.from_numpy(features[index[start : start + batch]].astype(np.float32))
-        parts.append(encoder(stack.to(encoder.device)).cpu().numpy())
+        rows = index[start : start + batch]
+        inputs = (features[rows].astype(np.float32), history_actions(episodes, rows))
+        parts.append(encoder(*(torch.from_numpy(part).to(encoder.device) for part in inputs)).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -108,7 +115,7 @@ class Transitions:
         )  # history frames up to o_t, then o_t+1
         self.source = features if features is not None else episodes["frames"]
         self.key = "features" if features is not None else "frames"
-        self.actions = np.array(episodes["actions"][self.rows])
+        self.actions = history_actions(episodes, self.index)
         targets = {"rewards": np.array(episodes["rewards"][self.rows])}
         if "observations" in episodes:
             targets["states"] = np.array(episodes["observations"][self.rows])

@@ -16,10 +16,14 @@ from vision.backbones import DEFAULT, Backbone, load_pretrained
 
 
 class PixelEncoder(ModelMixin, ConfigMixin):
-    """A backbone on each frame, and a trained head over the last `history` frames, since one frame has no velocity.
+    """A backbone on each frame, and a trained head over the last `history` frames and the actions taken between them.
+
+    One frame has no velocity; two have the mean velocity between them, and what the last action made of it no frame
+    shows yet.
 
     Args:
         backbone, stride, pool: see `Backbone`.
+        action_dim: m.
         latent_dim: d.
         history: frames a latent is made from.
         projection, hidden: widths of the head's layers, for each frame and after the frames are joined.
@@ -32,6 +36,7 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         backbone: str = DEFAULT,
         stride: int = 16,
         pool: int = 4,
+        action_dim: int = 1,
         latent_dim: int = 16,
         history: int = 3,
         projection: int = 128,
@@ -45,7 +50,7 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         self.frame_net = Backbone(backbone, stride, pool).requires_grad_(trainable)
         self.standard = Normalizer(self.frame_net.dim)
         self.frame_head = nn.Sequential(nn.Linear(self.frame_net.dim, projection), nn.LayerNorm(projection), nn.SiLU())
-        self.head = mlp(history * projection, hidden, latent_dim)
+        self.head = mlp(history * projection + (history - 1) * action_dim, hidden, latent_dim)
 
     @classmethod
     def pretrained(cls, download: bool = False, **config: Any) -> Self:
@@ -58,14 +63,18 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         """Frames (B, height, width, 3) uint8 -> features (B, F) of single frames."""
         return self.frame_net(frames)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features of consecutive frames (..., history, F), the newest last -> latents (..., d)."""
-        return self.head(self.frame_head(self.standard.normalize(features)).flatten(-2))
+    def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Features of consecutive frames (..., history, F), the newest last, and the actions between them
+        (..., history - 1, m), 0 where there was no earlier frame -> latents (..., d)."""
+        return self.join(self.frames(features), actions)
 
-    def consecutive(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, history + 1, F) -> latents (B, d) now and one step later, each frame's part computed once."""
-        frames = self.frame_head(self.standard.normalize(features))
-        return self.head(frames[:, :-1].flatten(1)), self.head(frames[:, 1:].flatten(1))
+    def frames(self, features: torch.Tensor) -> torch.Tensor:
+        """Each frame's part of the head: (..., F) -> (..., projection)."""
+        return self.frame_head(self.standard.normalize(features))
+
+    def join(self, frames: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """(..., history, projection) of `frames` and the actions between them (..., history - 1, m) -> (..., d)."""
+        return self.head(torch.cat([frames.flatten(-2), actions.flatten(-2)], -1))
 
     def train(self, mode: bool = True) -> Self:
         """The backbone's batch norms keep their statistics, also while it is fine-tuned."""
@@ -79,12 +88,13 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
 
     Args:
         latent_dim: dimension of the states.
+        action_dim: m.
     """
 
     history = 1
 
     @register_to_config
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, action_dim: int = 1) -> None:
         super().__init__()
         # diffusers asks a module for its device and dtype through a parameter
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
@@ -93,17 +103,18 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
         """States (B, d) -> (B, d)."""
         return states.to(torch.float32)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., 1, d) -> (..., d)"""
+    def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """(..., 1, d), and no action (..., 0, m) -> (..., d)"""
         return features[..., -1, :]
 
 
 class Representation(ModelMixin, ConfigMixin):
     """What trains the encoder: latents must tell the action taken, the next latent, the reward, the true state.
 
+    The action taken must be told from the frames, so it is hidden from the latents that tell it.
+
     Args:
         encoder_config: of a `PixelEncoder`.
-        action_dim: m.
         state_dim: of the true states, 0 where the data has none.
         state_weight: of the true states among the targets.
         shift: pixels of random shift, used where the backbone is trained (Yarats et al. 2022).
@@ -113,7 +124,6 @@ class Representation(ModelMixin, ConfigMixin):
     def __init__(
         self,
         encoder_config: dict[str, Any],
-        action_dim: int,
         state_dim: int = 0,
         hidden: int = 256,
         shift: int = 3,
@@ -121,7 +131,7 @@ class Representation(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.encoder = PixelEncoder(**encoder_config)
-        d = self.encoder.config["latent_dim"]
+        d, action_dim = self.encoder.config["latent_dim"], self.encoder.config["action_dim"]
         self.inverse = mlp(2 * d, hidden, action_dim)
         self.next = mlp(d + action_dim, hidden, d)
         self.reward = mlp(d + action_dim, hidden, 1)
@@ -135,13 +145,19 @@ class Representation(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch of `Transitions`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3); actions
-        (B, m), rewards (B,), states (B, s), standardised."""
+        """Batch of `Transitions`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3); the
+        actions between them (B, history, m), the last of them the one to tell; rewards (B,), states (B, s),
+        standardised."""
         features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
-        now, after = self.encoder.consecutive(features)
-        pair = torch.cat([now, batch["actions"]], -1)
+        frames, actions = self.encoder.frames(features), batch["actions"]
+        hidden = actions[:, 1:].clone()
+        hidden[:, -1:] = 0
+        now = self.encoder.join(frames[:, :-1], actions[:, :-1])
+        after, blind = (self.encoder.join(frames[:, 1:], known) for known in (actions[:, 1:], hidden))
+        taken = actions[:, -1]
+        pair = torch.cat([now, taken], -1)
         parts = {
-            "inverse": (self.inverse(torch.cat([now, after], -1)) - batch["actions"]).square().mean(),
+            "inverse": (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean(),
             "next": (now + self.next(pair) - after).square().mean(),
             "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
             "spread": spread_penalty(now),

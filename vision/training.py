@@ -32,7 +32,7 @@ def train_encoder(
     if "frames" not in episodes:
         raise InputError(f"{episodes.path}: holds no frames; for states use train_state.py")
     output, cache = Path(cfg.output_dir), Path(cfg.data_root) / "cache"
-    options = settings(cfg.encoder)
+    options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1]}
     pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
@@ -44,9 +44,7 @@ def train_encoder(
         encoder.standard.fit(features[:: max(1, len(features) // 4096)].astype(np.float32))
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
     known = "observations" in episodes and cfg.true_states
-    representation = Representation(
-        options, episodes["actions"].shape[1], episodes["observations"].shape[1] if known else 0
-    )
+    representation = Representation(options, episodes["observations"].shape[1] if known else 0)
     representation.encoder.load_state_dict(encoder.state_dict())
     data = Transitions(episodes, train, encoder.history, features)
     validation = Transitions(episodes, held_out, encoder.history, features, data.statistics)

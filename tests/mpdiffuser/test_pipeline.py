@@ -36,7 +36,7 @@ def pipeline(randomize) -> MPDiffuserPipeline:
     ranker.rewards.fit(random.normal(size=(50, 1)))
     ranker.returns.fit(random.normal(size=(200, 1)))
     return MPDiffuserPipeline(
-        IdentityEncoder(D),
+        IdentityEncoder(D, M),
         Normalizer(D).fit(latents),
         Normalizer(M).fit(random.uniform(-0.9, 0.9, (200, M))),
         Marginals(1).fit(random.normal(size=(200, 1))),
@@ -266,7 +266,7 @@ def test_a_candidate_gone_bad_is_never_chosen(pipeline: MPDiffuserPipeline) -> N
 
 def test_cloning_controller_is_the_policy(randomize) -> None:
     policy = randomize(BehaviourCloning(D, M, hidden=16))
-    controller = CloningController(IdentityEncoder(D), policy)
+    controller = CloningController(IdentityEncoder(D, M), policy)
     controller.reset([0, 1])
     observations = latents_of(2).numpy()
     with torch.no_grad():

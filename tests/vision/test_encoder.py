@@ -12,11 +12,11 @@ from mpdiffuser.controller import LatentHistory
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.trainer import TrainConfig, Trainer
-from vision.data import Pictures, Transitions, cached_features, encode, encode_frames, history_rows
+from vision.data import Pictures, Transitions, cached_features, encode, encode_frames, history_actions, history_rows
 from vision.decoder import Decoder
 from vision.encoder import IdentityEncoder, PixelEncoder, Representation, spread_penalty
 
-SMALL = dict(backbone="conv", stride=8, pool=2, latent_dim=4, projection=16, hidden=16)
+SMALL = dict(backbone="conv", stride=8, pool=2, action_dim=2, latent_dim=4, projection=16, hidden=16)
 SIZE = 32
 
 
@@ -52,6 +52,13 @@ def test_history_rows_stay_in_their_episode(episodes: Episodes) -> None:
     ]
 
 
+def test_history_actions_lie_between_the_frames(episodes: Episodes) -> None:
+    found = history_actions(episodes, history_rows(episodes, np.array([0, 1, 5, 7, 12]), 3))
+    taken, none = episodes["actions"], np.zeros(2, np.float32)
+    expected = [[none, none], [none, taken[0]], [taken[3], taken[4]], [none, none], [none, none]]
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("history", [1, 2, 4])
 def test_acting_sees_what_training_saw(episodes: Episodes, tmp_path: Path, history: int) -> None:
     """The stream of an episode, frame by frame, gives the latents that the models were trained on."""
@@ -64,6 +71,7 @@ def test_acting_sees_what_training_saw(episodes: Episodes, tmp_path: Path, histo
         stream.reset()
         for row in range(rows.start, rows.stop):
             latent = stream(episodes["frames"][row][None])[0].numpy()
+            stream.did(episodes["actions"][row][None])
             # the cache holds features in half precision
             np.testing.assert_allclose(latent, trained_on[row], rtol=0, atol=2e-3)
     spread = trained_on.std(0).min()
@@ -77,6 +85,9 @@ def test_a_batch_of_streams(episodes: Episodes) -> None:
         both = together(np.stack([frames[t], frames[7 + t]]))
         single = [stream(frames[row + t][None])[0] for stream, row in zip(alone, (0, 7))]
         torch.testing.assert_close(both, torch.stack(single), rtol=0, atol=1e-5)
+        together.did(episodes["actions"][[t, 7 + t]])
+        for stream, row in zip(alone, (0, 7)):
+            stream.did(episodes["actions"][row + t][None])
 
 
 @pytest.mark.parametrize("history", [1, 3])
@@ -84,23 +95,40 @@ def test_looking_ahead_is_streaming(episodes: Episodes, history: int) -> None:
     encoder = encoder_of(history)
     frames = np.stack([episodes["frames"][:4], episodes["frames"][7:11]])
     stream, other = LatentHistory(encoder), LatentHistory(encoder)
+    actions = np.stack([episodes["actions"][:3], episodes["actions"][7:10]])
     for t in range(2):
         assert torch.equal(stream(frames[:, t]), other(frames[:, t]))
-    ahead = stream.ahead(frames[:, 2:])
+        for each in (stream, other):
+            each.did(actions[:, t])
+    ahead = stream.ahead(frames[:, 2:], actions[:, 1:])
     assert ahead.shape == (2, 2, 4)
     for k in range(2):
         torch.testing.assert_close(ahead[:, k], other(frames[:, 2 + k]), rtol=0, atol=1e-5)
+        other.did(actions[:, min(2, 2 + k)])
     # and the stream stayed where it was
     torch.testing.assert_close(stream(frames[:, 2]), ahead[:, 0], rtol=0, atol=1e-5)
 
 
-def test_consecutive_latents_are_two_histories() -> None:
-    encoder = encoder_of()
-    features = torch.randn(5, 4, encoder.frame_net.dim, generator=torch.Generator().manual_seed(0))
-    now, after = encoder.consecutive(features)
-    torch.testing.assert_close(now, encoder(features[:, :3]))
-    torch.testing.assert_close(after, encoder(features[:, 1:]))
-    assert not torch.allclose(now, encoder(features[:, :3].flip(1)))  # order matters
+def test_order_and_actions_matter() -> None:
+    encoder, generator = encoder_of(), torch.Generator().manual_seed(0)
+    features, actions = (torch.randn(5, n, dim, generator=generator) for n, dim in ((3, encoder.frame_net.dim), (2, 2)))
+    latents = encoder(features, actions)
+    assert not torch.allclose(latents, encoder(features.flip(1), actions), atol=1e-3)
+    assert not torch.allclose(latents, encoder(features, actions.flip(1)), atol=1e-3)
+
+
+def test_the_action_to_tell_is_hidden_from_what_tells_it() -> None:
+    """With frames that show nothing, it cannot be told: no gradient leads to it."""
+    representation = Representation({**SMALL, "history": 3}, 0)
+    actions = torch.rand(4, 3, 2, requires_grad=True)
+    batch = {"features": torch.zeros(4, 4, representation.encoder.frame_net.dim), "actions": actions}
+    inverse = representation.loss(batch | {"rewards": torch.zeros(4)}, {}, None)["inverse"]
+    (gradient,) = torch.autograd.grad(inverse, actions)
+    assert gradient[:, :2].abs().sum() > 0  # earlier actions are seen
+    hidden = torch.stack([actions[:, 1], torch.zeros(4, 2)], 1)
+    now = representation.encoder(batch["features"][:, :3], actions[:, :2])
+    told = representation.inverse(torch.cat([now, representation.encoder(batch["features"][:, 1:], hidden)], -1))
+    torch.testing.assert_close(gradient[:, 2], 2 * (actions[:, 2] - told) / 8)  # only as the target
 
 
 # saving
@@ -113,7 +141,8 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     frames = torch.randint(0, 256, (3, SIZE, SIZE, 3), dtype=torch.uint8)
     features = encoder.features(frames)
     assert torch.equal(loaded.features(frames), features)
-    torch.testing.assert_close(loaded(features[None]), encoder(features[None]))
+    actions = torch.rand(1, 2, 2)
+    torch.testing.assert_close(loaded(features[None], actions), encoder(features[None], actions))
     assert loaded.history == 3
 
 
@@ -139,6 +168,7 @@ def test_identity_encoder(tmp_path: Path) -> None:
     stream = LatentHistory(encoder)
     for state in states:
         np.testing.assert_array_equal(stream(state), state.astype(np.float32))
+        stream.did(np.ones((2, 1)))
     encoder.save_pretrained(tmp_path)
     assert IdentityEncoder.from_pretrained(tmp_path).config["latent_dim"] == 4
 
@@ -225,7 +255,8 @@ def test_transitions_hold_consecutive_steps(episodes: Episodes) -> None:
     rows = [0, 5, 12]
     for i, (before, row) in enumerate([(0, 0), (4, 5), (12, 12)]):
         np.testing.assert_array_equal(batch["frames"][i], episodes["frames"][[before, row, row + 1]])
-    np.testing.assert_array_equal(batch["actions"], episodes["actions"][rows])
+    before = [np.zeros(2), episodes["actions"][4], np.zeros(2)]
+    np.testing.assert_array_equal(batch["actions"], np.stack([before, episodes["actions"][rows]], 1).astype(np.float32))
     used = [*range(6), *range(12, 17)]
     for key, name in (("rewards", "rewards"), ("observations", "states")):
         mean, std = episodes[key][used].mean(0), episodes[key][used].std(0)
@@ -243,7 +274,7 @@ def test_held_out_transitions_use_the_training_statistics(episodes: Episodes) ->
 def test_a_frozen_backbone_stays_as_it_is(episodes: Episodes, tmp_path: Path) -> None:
     """Parameters and the statistics of its batch norms, though frames run through it in training."""
     settings = {**SMALL, "backbone": "torchvision:resnet18", "history": 2}
-    representation = Representation(settings, 2, 3)
+    representation = Representation(settings, 3)
     before = {key: value.clone() for key, value in representation.encoder.frame_net.state_dict().items()}
     head = representation.encoder.head[0].weight.detach().clone()
     trained = run(representation, Transitions(episodes, np.arange(3), 2, None), tmp_path, steps=3)
@@ -255,7 +286,7 @@ def test_a_frozen_backbone_stays_as_it_is(episodes: Episodes, tmp_path: Path) ->
 
 def test_fine_tuning_moves_the_weights_and_not_the_statistics(episodes: Episodes, tmp_path: Path) -> None:
     settings = {**SMALL, "backbone": "torchvision:resnet18", "history": 1, "trainable": True}
-    representation = Representation(settings, 2, 3)
+    representation = Representation(settings, 3)
     before = {key: value.clone() for key, value in representation.encoder.frame_net.state_dict().items()}
     trained = run(representation, Transitions(episodes, np.arange(3), 1, None), tmp_path, steps=2)
     for key, value in trained.encoder.frame_net.state_dict().items():
@@ -289,7 +320,7 @@ def test_a_small_net_learns_from_frames(tmp_path: Path) -> None:
     data = pointer_episodes()
     torch.manual_seed(0)
     settings = {**SMALL, "pool": 4, "history": 1, "trainable": True}
-    representation = Representation(settings, 2, 2, hidden=32, shift=1)
+    representation = Representation(settings, 2, hidden=32, shift=1)
     transitions = Transitions(data, np.arange(6), 1, None)
     batch = transitions.batch(torch.arange(len(transitions)))
     random = {"shift": torch.zeros(len(transitions), 2, dtype=torch.long)}
@@ -303,7 +334,7 @@ def test_a_small_net_learns_from_frames(tmp_path: Path) -> None:
 
 
 def test_shifts_are_small_and_repeat() -> None:
-    representation = Representation({**SMALL, "history": 1}, 2, shift=3)
+    representation = Representation({**SMALL, "history": 1}, shift=3)
     first, second = (representation.draw(1000, None, torch.Generator().manual_seed(0))["shift"] for _ in range(2))
     assert torch.equal(first, second)
     assert set(first.flatten().tolist()) == set(range(-3, 4))
