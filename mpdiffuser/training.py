@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -24,7 +25,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.windows import Steps, Windows, conditions, split, step_rows, to_go
+from mpdiffuser.windows import Steps, Windows, split, step_rows, to_go
 
 
 class Clock:
@@ -83,7 +84,7 @@ def _check(cfg: DictConfig) -> None:
         )
     sampler = sampler_config(cfg.sampler)
     NoiseSchedule().grid(sampler.steps, sampler.grid)
-    ranges = {"discount": (0, 0.9999), "validation": (0, 1), "seed": (0, 2**32 - 1), "threads": (1, 1024)}
+    ranges = {"discount": (0, 0.9999), "trace": (0, 1), "rounds": (1, 100), "validation": (0, 1), "seed": (0, 2**32 - 1), "threads": (1, 1024)}
     for name, (least, most) in ranges.items():
         if not least <= cfg[name] <= most:
             raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
@@ -141,33 +142,30 @@ def train_pipeline(
     rows = step_rows(train)
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
     actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][rows])
-    wanted = conditions(train, cfg.discount)[rows]
-    condition = Marginals(wanted.shape[1]).fit(wanted)
     schedule = NoiseSchedule()
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
-        config = train_config(cfg, name)
-        identity = {"data": info["data"], "horizon": cfg.horizon, "discount": cfg.discount}
+        config = train_config(cfg, name.partition("/")[0])
+        identity = {"data": info["data"]} | {key: cfg[key] for key in ("horizon", "discount", "rounds", "trace")}
         with clock(name):
             return Trainer(
                 name, model, data, validation, config, output / name, accelerator, schedule, identity
             ).train()
 
-    windows = [Windows(part, cfg.horizon, cfg.discount, latents, actions, condition) for part in (train, held_out)]
-    steps = [Steps(part, cfg.discount) for part in (train, held_out)]
     torch.manual_seed(cfg.seed)
+    parts = (train, held_out)
+    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **settings(cfg.ranker))
+    returns = train_ranker(ranker, parts, cfg.rounds, cfg.trace, fit)
+    targets = [planner_targets(part, wanted, cfg.discount) for part, wanted in zip(parts, returns)]
+    condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
+    windows = [Windows(*each, cfg.horizon, latents, actions, condition) for each in zip(parts, targets)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     planner = fit("planner", planner, *windows)
     dynamics = fit("dynamics", Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)), *windows)
-    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **settings(cfg.ranker))
-    ranker.latents.fit(train["observations"])
-    ranker.rewards.fit(train["rewards"][rows])
-    ranker.returns.fit(to_go(train["rewards"], train, cfg.discount)[rows])
-    ranker = fit("ranker", ranker, *steps)
     cloning = BehaviourCloning(**dims)
     cloning.latents.fit(train["observations"])
-    cloning = fit("cloning", cloning, *steps)
+    cloning = fit("cloning", cloning, *(Steps(*each) for each in zip(parts, returns)))
     pipeline = MPDiffuserPipeline(
         encoder, latents, actions, condition, planner, dynamics, ranker, schedule, decoder, info
     )
@@ -176,3 +174,42 @@ def train_pipeline(
         cloning.save_pretrained(output / "pipeline" / "cloning")
     accelerator.wait_for_everyone()
     return pipeline.to(accelerator.device), cloning
+
+
+def train_ranker(
+    ranker: Ranker, parts: Sequence[Episodes], rounds: int, trace: float, fit: Callable[..., Any]
+) -> list[np.ndarray]:
+    """Fitted value iteration: each round learns the returns (see `to_go`) that the values of the round before complete.
+
+    The data hold good beginnings that end badly, and the other way round. A ranker of the returns as logged would hold
+    the end against the beginning; with each round its values come nearer to what the best of the data, put together,
+    would bring.
+
+    Args:
+        ranker: untrained; trained in place.
+        parts: training and held-out episodes, `observations` = latents.
+        fit: (name, model, data, validation) trains a model.
+
+    Returns:
+        The returns that the last round learnt, (M,) for each part.
+    """
+    train, discount = parts[0], ranker.config["discount"]
+    rows = step_rows(train)
+    ranker.latents.fit(train["observations"])
+    ranker.rewards.fit(train["rewards"][rows])
+    returns = [to_go(part["rewards"], part, discount) for part in parts]
+    for number in range(1, rounds + 1):
+        ranker.returns.fit(returns[0][rows])
+        steps = [Steps(*each) for each in zip(parts, returns)]
+        fit("ranker" if number == rounds else f"ranker/round_{number}", ranker, *steps)
+        if number < rounds:
+            returns = [to_go(part["rewards"], part, discount, ranker.worth(part["observations"]), trace) for part in parts]
+    return returns
+
+
+def planner_targets(episodes: Episodes, returns: np.ndarray, discount: float) -> np.ndarray:
+    """What the planner is asked for, at each row, (M, c): return_to_go, and cost_to_go where the data has costs."""
+    columns = [returns]
+    if "costs" in episodes:
+        columns.append(to_go(episodes["costs"], episodes, discount))
+    return np.stack(columns, -1)

@@ -10,33 +10,48 @@ row and do not count in the loss:
 
 import numpy as np
 import torch
+from scipy.signal import lfilter
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 
 
-def to_go(amounts: np.ndarray, episodes: Episodes, discount: float) -> np.ndarray:
+def to_go(
+    amounts: np.ndarray,
+    episodes: Episodes,
+    discount: float,
+    values: np.ndarray | None = None,
+    trace: float = 1.0,
+) -> np.ndarray:
     """Discounted mean of what is still to come at each row: (1 - g) sum_k g^k amount_k, (M,) float32.
 
     After a termination nothing more comes. After a truncation the episode would have gone on: the sum over what was
     seen is scaled by (1 - g) / (1 - g^n), n the number of steps seen, as if the rest had the same mean. So a target
     means the same early and late in an episode. The final row takes over the value of the last step.
+
+    With values V (M,) the TD(lambda) return (Sutton 1988), R_t = (1 - g) amount_t + g ((1 - trace) V_t+1 + trace R_t+1):
+    what was logged for some 1 / (1 - trace) steps, then what the place that was reached is worth. A truncated episode
+    goes on with V of its final row.
     """
+    if values is None:
+        trace = 1.0
     result = np.zeros(len(amounts), np.float64)
     for e in range(len(episodes)):
-        rows = episodes.rows(e)
-        values = np.asarray(amounts[rows], np.float64)
-        steps = len(values) - 1
-        total = 0.0
-        for t in range(steps - 1, -1, -1):
-            total = values[t] + discount * total
-            result[rows.start + t] = total
-        seen = np.arange(steps, 0, -1)
-        if episodes["terminations"][rows.stop - 2]:
-            result[rows.start : rows.stop - 1] *= 1 - discount
-        else:
-            result[rows.start : rows.stop - 1] /= ((1 - discount**seen) / (1 - discount)) if discount < 1 else seen
-            result[rows.stop - 1] = result[rows.stop - 2]
+        rows, last = episodes.rows(e), episodes.offsets[e + 1] - 1
+        terminated = episodes["terminations"][last - 1]
+        logged = (1 - discount) * np.asarray(amounts[rows.start : last], np.float64)
+        if values is not None:
+            worth = np.array(values[rows], np.float64)
+            worth[-1] *= not terminated
+            logged += discount * (1 - trace) * worth[1:]
+            result[last] = worth[-1]
+        # R_t = logged_t + g trace R_t+1 is a linear filter run backwards
+        carry = discount * trace
+        result[rows.start : last] = lfilter([1], [1, -carry], logged[::-1], zi=[carry * result[last]])[0][::-1]
+        if values is None and not terminated:
+            seen = np.arange(last - rows.start, 0, -1)
+            result[rows.start : last] /= 1 - discount**seen
+            result[last] = result[last - 1]
     return result.astype(np.float32)
 
 
@@ -45,16 +60,16 @@ class Windows:
 
     Args:
         episodes: with `observations` = latents (M, d).
+        targets: what the planner is to be asked for, at each row: return_to_go, cost_to_go (M, c).
         horizon: H.
-        discount: of the return_to_go.
         latents, actions: fitted normalisers; condition: the targets' fitted marginals.
     """
 
     def __init__(
         self,
         episodes: Episodes,
+        targets: np.ndarray,
         horizon: int,
-        discount: float,
         latents: Normalizer,
         actions: Normalizer,
         condition: Marginals,
@@ -63,7 +78,7 @@ class Windows:
         with torch.no_grad():
             self.latents = latents.normalize(torch.from_numpy(np.array(episodes["observations"], np.float32)))
             self.actions = actions.normalize(torch.from_numpy(np.array(episodes["actions"], np.float32)))
-            self.condition = condition.normalize(torch.from_numpy(conditions(episodes, discount)))
+            self.condition = condition.normalize(torch.from_numpy(targets))
         ends = torch.from_numpy(episodes.offsets[1:] - 1)  # row of the final observation
         self.last_row = ends[torch.from_numpy(episodes.episode_of_row)]
         self.starts = torch.from_numpy(step_rows(episodes))
@@ -87,9 +102,14 @@ class Windows:
 
 
 class Steps:
-    """Single decoded steps for the ranker, drawn by index. Arguments as `Windows`."""
+    """Single decoded steps for the ranker, drawn by index.
 
-    def __init__(self, episodes: Episodes, discount: float) -> None:
+    Args:
+        episodes: with `observations` = latents (M, d).
+        return_to_go: (M,).
+    """
+
+    def __init__(self, episodes: Episodes, return_to_go: np.ndarray) -> None:
         rows = step_rows(episodes)
         take = lambda key: torch.from_numpy(np.array(episodes[key][rows], np.float32))  # noqa: E731
         self.tensors = {
@@ -97,7 +117,7 @@ class Steps:
             "actions": take("actions"),
             "rewards": take("rewards"),
             "continuations": 1 - take("terminations"),
-            "return_to_go": torch.from_numpy(to_go(episodes["rewards"], episodes, discount)[rows]),
+            "return_to_go": torch.from_numpy(return_to_go[rows]),
         }
         if "costs" in episodes:
             self.tensors["costs"] = take("costs")
@@ -114,14 +134,6 @@ def step_rows(episodes: Episodes) -> np.ndarray:
     keep = np.ones(episodes.offsets[-1], bool)
     keep[episodes.offsets[1:] - 1] = False
     return np.flatnonzero(keep)
-
-
-def conditions(episodes: Episodes, discount: float) -> np.ndarray:
-    """The planner's target at each row, (M, c): return_to_go, and cost_to_go where the data has costs."""
-    columns = [to_go(episodes["rewards"], episodes, discount)]
-    if "costs" in episodes:
-        columns.append(to_go(episodes["costs"], episodes, discount))
-    return np.stack(columns, -1)
 
 
 def split_indices(count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

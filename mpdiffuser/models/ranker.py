@@ -1,5 +1,6 @@
 """The ranker: what a decoded rollout is worth."""
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -35,7 +36,7 @@ class Ranker(ModelMixin, ConfigMixin):
         hidden: int = 256,
         discount: float = 0.99,
         quantiles: int = 20,
-        optimism: float = 0.8,
+        optimism: float = 0.9,
         costs: bool = False,
     ) -> None:
         super().__init__()
@@ -71,6 +72,12 @@ class Ranker(ModelMixin, ConfigMixin):
         below = min(int(place), known.shape[-1] - 2)
         between = torch.lerp(known[..., below], known[..., below + 1], place - below)
         return self.returns.denormalize(between[..., None])[..., 0]
+
+    @torch.inference_mode()
+    def worth(self, latents: np.ndarray) -> np.ndarray:
+        """The value of each of many decoded latents (M, d), at the level `optimism`: (M,)."""
+        rows = torch.from_numpy(np.array(latents, np.float32)).to(self.device).split(16_384)
+        return torch.cat([self.quantile(part, self.config["optimism"]) for part in rows]).cpu().numpy()
 
     def scores(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.

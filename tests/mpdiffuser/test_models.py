@@ -295,7 +295,7 @@ def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
                 for k in range(H):
                     out = ranker(latents[i, j, k], actions[i, j, k])
                     if k == H - 1:
-                        score += discount**k * alive * ranker.quantile(latents[i, j, k], 0.8).item()
+                        score += discount**k * alive * ranker.quantile(latents[i, j, k], ranker.config["optimism"]).item()
                         break
                     score += (1 - discount) * discount**k * alive * out["reward"].item()
                     alive *= 1 / (1 + math.exp(-out["continuation_logit"].item()))

@@ -24,7 +24,7 @@ from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer, data_order
-from mpdiffuser.windows import Windows, conditions
+from mpdiffuser.windows import Windows, to_go
 
 SIZES = dict(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
 TWENTY = TrainConfig(
@@ -33,7 +33,7 @@ TWENTY = TrainConfig(
 
 
 def windows_of(episodes: Episodes) -> Windows:
-    return Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Marginals(1))
+    return Windows(episodes, to_go(episodes["rewards"], episodes, 0.9)[:, None], 8, Normalizer(3), Normalizer(2), Marginals(1))
 
 
 class Watched:
@@ -249,7 +249,7 @@ from mpdiffuser.windows import Windows
 
 torch.set_num_threads(1)
 episodes = Episodes.load(sys.argv[1])
-windows = Windows(episodes, 8, 0.9, Normalizer(3), Normalizer(2), Marginals(1))
+windows = Windows(episodes, to_go(episodes["rewards"], episodes, 0.9)[:, None], 8, Normalizer(3), Normalizer(2), Marginals(1))
 torch.manual_seed(0)
 model = Planner(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
 accelerator = Accelerator(cpu=True)
@@ -334,8 +334,11 @@ def inconsistency(
 def test_it_learns_a_linear_system(tmp_path: Path) -> None:
     train, held_out = linear_episodes(40, 30, 0), linear_episodes(8, 30, 1)
     normalizers = tuple(Normalizer(train[key].shape[1]).fit(train[key]) for key in ("observations", "actions"))
-    condition = Marginals(1).fit(conditions(train, 0.9))
-    data = [Windows(part, 8, 0.9, *normalizers, condition) for part in (train, held_out)]
+    condition = Marginals(1).fit(to_go(train["rewards"], train, 0.9)[:, None])
+    data = [
+        Windows(part, to_go(part["rewards"], part, 0.9)[:, None], 8, *normalizers, condition)
+        for part in (train, held_out)
+    ]
     config = TrainConfig(
         steps=400, batch_size=32, learning_rate=3e-3, warmup=20, ema_decay=0.98, log_every=100, validate_every=400
     )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.windows import Steps, Windows, conditions, split, split_indices, step_rows, to_go
+from mpdiffuser.windows import Steps, Windows, split, split_indices, step_rows, to_go
 
 
 def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
@@ -25,7 +25,7 @@ def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool],
 
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=4),
-    st.sampled_from([0.0, 0.5, 0.97, 1.0]),
+    st.sampled_from([0.0, 0.5, 0.97, 0.999]),
     st.integers(0, 1000),
 )
 def test_to_go(make_episodes, shapes: list[tuple[int, bool]], discount: float, seed: int) -> None:
@@ -43,21 +43,62 @@ def test_a_constant_reward_means_the_same_all_along_a_truncated_episode(make_epi
     np.testing.assert_allclose(to_go(episodes["rewards"], episodes, 0.95), 0.6, rtol=1e-6)
 
 
-def test_conditions_with_costs(make_episodes) -> None:
-    episodes = make_episodes([5, 3], costs=True, terminated=[1])
-    columns = conditions(episodes, 0.9)
-    assert columns.shape == (10, 2)
-    for column, key in enumerate(("rewards", "costs")):
-        expected = slow_to_go(episodes[key], episodes.offsets, [False, True], 0.9)
-        np.testing.assert_allclose(columns[:, column], expected, rtol=1e-5)
-    assert conditions(make_episodes([5, 3]), 0.9).shape == (10, 1)
+def n_step_mixture(
+    amounts: np.ndarray, values: np.ndarray, terminated: bool, discount: float, trace: float
+) -> np.ndarray:
+    """One episode's TD(lambda) returns by their definition: n-step returns G_n, weighted (1 - lambda) lambda^(n - 1),
+    the last with all the weight that is left."""
+    steps = len(amounts) - 1
+    result = np.zeros(len(amounts))
+    result[steps] = 0.0 if terminated else values[steps]
+    for t in range(steps):
+        total, left = 0.0, 1.0
+        for n in range(1, steps - t + 1):
+            ends = t + n == steps
+            beyond = 0.0 if ends and terminated else values[t + n]
+            logged = (1 - discount) * sum(discount**k * amounts[t + k] for k in range(n))
+            weight = left if ends else (1 - trace) * trace ** (n - 1)
+            total += weight * (logged + discount**n * beyond)
+            left -= weight
+        result[t] = total
+    return result
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=3),
+    st.sampled_from([0.0, 0.6, 0.99]),
+    st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    st.integers(0, 1000),
+)
+def test_returns_completed_by_values(make_episodes, shapes, discount: float, trace: float, seed: int) -> None:
+    lengths, terminated = [n for n, _ in shapes], [ends for _, ends in shapes]
+    episodes = make_episodes(lengths, terminated=np.flatnonzero(terminated), seed=seed)
+    values = np.random.default_rng(seed).normal(size=len(episodes["rewards"]))
+    found = to_go(episodes["rewards"], episodes, discount, values, trace)
+    for e, ends in enumerate(terminated):
+        rows = episodes.rows(e)
+        expected = n_step_mixture(episodes["rewards"][rows].astype(float), values[rows], ends, discount, trace)
+        np.testing.assert_allclose(found[rows], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_true_value_completes_to_itself(make_episodes) -> None:
+    """In a world of constant reward the value is that reward, whatever the trace."""
+    episodes = make_episodes([6, 9])
+    episodes["rewards"][:] = 0.6
+    for trace in (0.0, 0.5, 1.0):
+        found = to_go(episodes["rewards"], episodes, 0.9, np.full(17, 0.6), trace)
+        np.testing.assert_allclose(found, 0.6, rtol=1e-6)
+
+
+def targets_of(episodes) -> np.ndarray:
+    return to_go(episodes["rewards"], episodes, 0.9)[:, None]
 
 
 def fitted(episodes) -> tuple[Normalizer, Normalizer, Marginals]:
     latents, actions = (
         Normalizer(array.shape[1]).fit(array) for array in (episodes["observations"], episodes["actions"])
     )
-    return latents, actions, Marginals(1).fit(conditions(episodes, 0.9))
+    return latents, actions, Marginals(1).fit(targets_of(episodes))
 
 
 @settings(max_examples=25)
@@ -65,10 +106,10 @@ def fitted(episodes) -> tuple[Normalizer, Normalizer, Marginals]:
 def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
     episodes = make_episodes(lengths)
     normalizers = fitted(episodes)
-    windows = Windows(episodes, horizon, 0.9, *normalizers)
+    windows = Windows(episodes, targets_of(episodes), horizon, *normalizers)
     assert len(windows) == sum(lengths)
     batch = windows.batch(torch.arange(len(windows)))
-    wanted = conditions(episodes, 0.9)
+    wanted = targets_of(episodes)
     scaled = [
         ((array - n.mean.numpy()) / n.std.numpy())
         for array, n in zip((episodes["observations"], episodes["actions"]), normalizers)
@@ -91,7 +132,7 @@ def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
 def test_the_example_of_the_docstring(make_episodes) -> None:
     episodes = make_episodes([5], latent_dim=1)
     episodes["observations"][:, 0] = np.arange(6)
-    windows = Windows(episodes, 4, 0.9, Normalizer(1), Normalizer(2), Marginals(1))
+    windows = Windows(episodes, targets_of(episodes), 4, Normalizer(1), Normalizer(2), Marginals(1))
     batch = windows.batch(torch.tensor([0, 2, 4]))
     assert batch["latents"][..., 0].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 5, 5]]
     assert batch["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
@@ -104,7 +145,7 @@ def test_step_rows(make_episodes) -> None:
 
 def test_steps_hold_what_the_episodes_hold(make_episodes) -> None:
     episodes = make_episodes([4, 3], costs=True, terminated=[0])
-    steps = Steps(episodes, 0.9)
+    steps = Steps(episodes, to_go(episodes["rewards"], episodes, 0.9))
     batch = steps.batch(torch.tensor([3, 4, 6]))
     rows = [3, 5, 7]
     for key, name in (("observations", "latents"), ("actions", "actions"), ("rewards", "rewards"), ("costs", "costs")):

@@ -1,0 +1,62 @@
+"""From latent episodes to models: the ranker's rounds and the planner's targets."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.trainer import TrainConfig, Trainer
+from mpdiffuser.training import planner_targets, train_ranker
+from mpdiffuser.windows import to_go
+
+START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
+DISCOUNT = 0.9
+
+
+def crossroads(repeats: int = 8, tail: int = 12) -> Episodes:
+    """All episodes from START cross to BAD (reward 0); those from ELSEWHERE cross to GOOD (reward 1)."""
+    places = [[START, START, CROSSING, *[BAD] * tail], [ELSEWHERE, ELSEWHERE, CROSSING, *[GOOD] * tail]] * repeats
+    rows, steps = np.concatenate(places), len(places[0]) - 1
+    rewards, ends = (rows == GOOD).astype(np.float32), np.zeros(len(rows), bool)
+    offsets = np.arange(len(places) + 1) * (steps + 1)
+    ends[offsets[1:] - 2] = True
+    arrays = {"observations": np.eye(5, dtype=np.float32)[rows], "actions": np.zeros((len(rows), 1), np.float32)}
+    arrays |= {"rewards": rewards, "terminations": np.zeros(len(rows), bool), "truncations": ends}
+    return Episodes(arrays, offsets)
+
+
+@pytest.mark.parametrize(("rounds", "trace", "worth"), [(1, 0.5, 0.0), (4, 0.0, 0.81), (4, 0.5, 0.405)])
+def test_rounds_put_beginnings_and_ends_together(tmp_path: Path, rounds: int, trace: float, worth: float) -> None:
+    """What START is worth: nothing as logged, but from CROSSING on others did well: CROSSING is worth g, and what leads
+    there g^2, as far as the trace lets go of what was logged."""
+    episodes = crossroads()
+    trained: list[str] = []
+
+    def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
+        trained.append(name)
+        config = TrainConfig(steps=150, batch_size=64, learning_rate=3e-3, warmup=5, ema_decay=0.95)
+        return Trainer(name, model, data, validation, config, tmp_path / name, Accelerator(cpu=True)).train()
+
+    torch.manual_seed(0)
+    ranker = Ranker(5, 1, hidden=32, discount=DISCOUNT, optimism=0.8)
+    returns = train_ranker(ranker, (episodes, episodes), rounds, trace, fit)
+    assert trained == [*(f"ranker/round_{k}" for k in range(1, rounds)), "ranker"]
+    if rounds == 1:
+        np.testing.assert_allclose(returns[0], to_go(episodes["rewards"], episodes, DISCOUNT))
+    found = ranker.worth(np.eye(5))
+    assert found[START] == pytest.approx(worth, abs=0.06)
+    assert found[GOOD] == pytest.approx(1, abs=0.02)
+    assert found[BAD] == pytest.approx(0, abs=0.02)
+
+
+def test_targets_with_costs(make_episodes) -> None:
+    episodes = make_episodes([5, 3], costs=True, terminated=[1])
+    returns = np.arange(10, dtype=np.float32)
+    targets = planner_targets(episodes, returns, 0.9)
+    np.testing.assert_array_equal(targets, np.stack([returns, to_go(episodes["costs"], episodes, 0.9)], 1))
+    assert planner_targets(make_episodes([5, 3]), returns, 0.9).shape == (10, 1)
