@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import json
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,11 +18,12 @@ import vision  # noqa: F401  the classes that a pipeline folder may name
 from envs.doctor import versions
 from envs.experts import Policy, load_policy
 from envs.rendering import back_end
-from envs.vector import VectorEnv, available_cores
+from envs.vector import VectorEnv
 from mpdiffuser.config import configured
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
+from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.report import write_report
@@ -179,13 +179,6 @@ def write_film(file: Path, outcome: Outcome, decoder: Decoder) -> Path:
     imagined = decoder.frames(flat).cpu().numpy().reshape(*plans.shape[:2], *scenes[0]["frame"].shape)
     captions = [f"decision {i}, return so far {scene['return']:.0f}" for i, scene in enumerate(scenes)]
     return write_video(file, np.stack([scene["frame"] for scene in scenes]), imagined, ahead, captions, 25)
-
-
-def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(metrics: dict[str, Any]) -> str:

@@ -3,11 +3,12 @@
 Qualities:
     expert  the committed expert
     medium  the ladder's rung whose return is nearest half of the expert's
-    mixed   equal shares of all rungs, from uniform random to the expert, in a seeded order
+    mixed   equal shares of all rungs, from uniform random to the expert; each episode is begun by one and, at a random
+            decision, taken over by another (seeded)
     random  actions uniform in [-1, 1], each held for the action repeat
 
-A policy's episodes are disturbed in turn at each rate in `DISTURBANCES`: with that chance a decision, a random action
-takes over for a while. So the data also hold how a policy recovers from where it would not go by itself, and what it
+Episodes are disturbed in turn at each rate in `DISTURBANCES`: with that chance a decision, a random action takes over
+for a while. So the data also hold how a policy recovers from where it would not go by itself, and what it
 does of its own is kept clean.
 The data are a function of the arguments alone, whatever the number of processes.
 """
@@ -15,6 +16,7 @@ The data are a function of the arguments alone, whatever the number of processes
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +104,14 @@ def _check_reuse(path: Path, info: dict[str, Any]) -> None:
 
 def plan_policies(
     task: str, quality: str, episodes: int, action_repeat: int, seed: int
-) -> tuple[list[str], dict[str, Any]]:
-    """(name of each episode's policy, name -> policy); the policy "random" is None.
+) -> tuple[list[tuple[str, ...]], dict[str, Any]]:
+    """(names of each episode's policies, one or the two that take turns; name -> policy). The policy "random" is None.
 
     Raises:
         InputError: if the task has no policies, or they were made for another action repeat.
     """
     if quality == "random":
-        return ["random"] * episodes, {"random": None}
+        return [("random",)] * episodes, {"random": None}
     from envs.experts import ladder, load_policy, names
 
     expert = load_policy(task)
@@ -120,22 +122,14 @@ def plan_policies(
         )
     rungs = dict(zip(["random", *names(task)], ladder(task), strict=True))
     if quality == "expert":
-        return ["expert"] * episodes, {"expert": expert}
+        return [("expert",)] * episodes, {"expert": expert}
     if quality == "medium":
         half = expert.info["return_mean"] / 2
         medium = min(names(task), key=lambda name: abs(rungs[name].info["return_mean"] - half))  # type: ignore[union-attr]
-        return [medium] * episodes, {medium: rungs[medium]}
-    order = np.random.default_rng(seed).permutation(episodes)
-    chosen = [list(rungs)[index % len(rungs)] for index in order]
-    return chosen, {name: policy for name, policy in rungs.items() if name in chosen}
-
-
-def alternate_disturbances(chosen: list[str]) -> list[float]:
-    """Rate of each episode's disturbances: those of DISTURBANCES in turn, for each policy."""
-    return [
-        0.0 if name == "random" else DISTURBANCES[chosen[:index].count(name) % len(DISTURBANCES)]
-        for index, name in enumerate(chosen)
-    ]
+        return [(medium,)] * episodes, {medium: rungs[medium]}
+    random = np.random.default_rng(seed)
+    turns = [[list(rungs)[index % len(rungs)] for index in random.permutation(episodes)] for _ in range(2)]
+    return list(zip(*turns)), {name: policy for name, policy in rungs.items() if name in turns[0] + turns[1]}
 
 
 def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int | None) -> None:
@@ -158,7 +152,11 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
     except OSError as error:
         raise InputError(f"data_root={str(path.parent)!r}: cannot make this folder ({error})") from error
     seeds = np.random.SeedSequence([info["seed"], QUALITIES.index(info["quality"])]).generate_state(episodes)
-    rates = alternate_disturbances(chosen)
+    rates = [0.0 if info["quality"] == "random" else DISTURBANCES[i % len(DISTURBANCES)] for i in range(episodes)]
+    actors = [
+        Actor([policies[name] for name in names], rate, seed, steps)
+        for names, rate, seed in zip(chosen, rates, seeds.tolist())
+    ]
     with EpisodesWriter(path, rows, {}) as writer:
         arrays = {key: writer.create(key, *spec) for key, spec in shapes.items()}
         options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering", "time_limit")}
@@ -168,14 +166,15 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
             writer.info = info | {
                 "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
                 "back_end": vector.gl_name(),
-                "policies": chosen,
+                "policies": [list(names) for names in chosen],
+                "handovers": [actor.handover for actor in actors],
                 "disturbances": rates,
                 "episode_seeds": seeds.tolist(),
                 "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
                 "joints": env.joints(),
                 "versions": versions(),
             }
-            _fill(arrays, vector, steps, [Actor(policies[n], s, k) for n, s, k in zip(chosen, rates, seeds.tolist())])
+            _fill(arrays, vector, steps, actors)
         finally:
             vector.close()
         writer.offsets = np.arange(episodes + 1) * (steps + 1)
@@ -185,20 +184,30 @@ class Actor:
     """Chooses one episode's actions.
 
     Args:
-        policy: None for uniform random.
+        policies: one, or two of which the second takes over; None stands for uniform random.
         rate: chance of a disturbance to begin at a decision.
-        seed: of disturbances and random actions.
+        seed: of the handover, disturbances and random actions.
+        decisions: of the episode.
     """
 
-    def __init__(self, policy: Any, rate: float, seed: int) -> None:
-        self.policy, self.rate, self.seed = policy, rate, seed
+    def __init__(self, policies: Sequence[Any], rate: float, seed: int, decisions: int) -> None:
+        self.policies, self.rate, self.seed = policies, rate, seed
         self.random = np.random.default_rng([seed, 1])
+        self.handover = int(self.random.integers(decisions)) if len(policies) > 1 else decisions
+        self.decision = 0
         self.disturbed = 0  # decisions that the disturbance still lasts
         self.push = np.zeros(0)
 
+    @property
+    def policy(self) -> Any:
+        """Whose turn it is."""
+        return self.policies[0 if self.decision < self.handover else -1]
+
     def finish(self, action: np.ndarray) -> np.ndarray:
-        """What is done (m,): the policy's action, or a random one in its place."""
-        if self.policy is None:
+        """What is done (m,): the policy's action, or a random one in its place; on to the next decision."""
+        policy = self.policy
+        self.decision += 1
+        if policy is None:
             return self.random.uniform(-1, 1, action.shape)
         if self.disturbed == 0 and self.random.random() < self.rate:
             self.disturbed = int(self.random.integers(*DISTURBED, endpoint=True))

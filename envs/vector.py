@@ -15,13 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.simulator import Observation
 from mpdiffuser.errors import InputError
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+from mpdiffuser.machine import available_cores
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.machine import side_by_side
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
@@ -161,8 +162,9 @@ def train_pipeline(
     condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
     windows = [Windows(*each, cfg.horizon, latents, actions, condition) for each in zip(parts, targets)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
-    planner = fit("planner", planner, *windows)
-    dynamics = fit("dynamics", Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)), *windows)
+    dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics))
+    jobs = [lambda: fit("planner", planner, *windows), lambda: fit("dynamics", dynamics, *windows)]
+    side_by_side(jobs, accelerator.device, accelerator.num_processes)
     cloning = BehaviourCloning(**dims)
     cloning.latents.fit(train["observations"])
     cloning = fit("cloning", cloning, *(Steps(*each) for each in zip(parts, returns)))

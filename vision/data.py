@@ -1,5 +1,6 @@
 """Training data for the encoder and the decoder, and the caches of what a frozen backbone says."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.machine import side_by_side
 from mpdiffuser.windows import step_rows
 from vision.encoder import PixelEncoder
 
@@ -46,9 +48,12 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
     rows = len(episodes["frames"])
     out = np.lib.format.open_memmap(partial, "w+", np.float16, (rows, encoder.frame_net.dim))
     with tqdm(total=rows, desc="features", unit="frame") as bar:
-        for start in range(0, rows, batch):
+
+        def compute(start: int) -> None:
             out[start : start + batch] = _features(encoder, episodes["frames"][start : start + batch])
             bar.update(min(batch, rows - start))
+
+        side_by_side([functools.partial(compute, start) for start in range(0, rows, batch)], encoder.device)
     out.flush()
     partial.rename(file)
     return np.load(file, mmap_mode="r", allow_pickle=False)

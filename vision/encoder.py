@@ -111,12 +111,17 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
 class Representation(ModelMixin, ConfigMixin):
     """What trains the encoder: latents must tell the action taken, the next latent, the reward, the true state.
 
-    The action taken must be told from the frames, so it is hidden from the latents that tell it.
+    They are told through noise, each dimension with its own learnt amount, and pay for every nat they carry (a
+    variational bottleneck, Alemi et al. 2017). So a latent holds what those targets need and nothing else: a dimension
+    that is not needed falls silent. Without this the latents carry along the last actions, which the next latent makes
+    easy to tell, and whatever is planned on them copies the past.
+    The action to tell must come from the frames, so it is hidden from the latents that tell it.
 
     Args:
         encoder_config: of a `PixelEncoder`.
-        state_dim: of the true states, 0 where the data has none.
+        state_dim: of the true states, 0 where the data has none; they are to be linear in the latents.
         state_weight: of the true states among the targets.
+        information_weight: price of a nat.
         shift: pixels of random shift, used where the backbone is trained (Yarats et al. 2022).
     """
 
@@ -128,19 +133,24 @@ class Representation(ModelMixin, ConfigMixin):
         hidden: int = 256,
         shift: int = 3,
         state_weight: float = 5.0,
+        information_weight: float = 1e-3,
     ) -> None:
         super().__init__()
         self.encoder = PixelEncoder(**encoder_config)
         d, action_dim = self.encoder.config["latent_dim"], self.encoder.config["action_dim"]
-        self.inverse = mlp(2 * d, hidden, action_dim)
+        self.log_noise = nn.Parameter(torch.full((d,), -2.0))
+        self.inverse = None if state_dim else mlp(2 * d, hidden, action_dim)
         self.next = mlp(d + action_dim, hidden, d)
         self.reward = mlp(d + action_dim, hidden, 1)
-        self.state = mlp(d, hidden, state_dim) if state_dim else None
+        self.state = nn.Linear(d, state_dim) if state_dim else None
 
     def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """One shift for each example, the same for all its frames: (B, 2) pixels."""
-        s = self.config["shift"]
-        return {"shift": torch.randint(-s, s + 1, (batch, 2), generator=generator)}
+        """One shift for each example, the same for all its frames, (B, 2) pixels; noise (B, 2, d) of the latents."""
+        s, d = self.config["shift"], self.encoder.config["latent_dim"]
+        return {
+            "shift": torch.randint(-s, s + 1, (batch, 2), generator=generator),
+            "noise": torch.randn(batch, 2, d, generator=generator),
+        }
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
@@ -152,16 +162,19 @@ class Representation(ModelMixin, ConfigMixin):
         frames, actions = self.encoder.frames(features), batch["actions"]
         hidden = actions[:, 1:].clone()
         hidden[:, -1:] = 0
-        now = self.encoder.join(frames[:, :-1], actions[:, :-1])
+        mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
         after, blind = (self.encoder.join(frames[:, 1:], known) for known in (actions[:, 1:], hidden))
+        noise = self.log_noise.exp() * random["noise"]
+        now, blind = mean + noise[:, 0], blind + noise[:, 1]
         taken = actions[:, -1]
         pair = torch.cat([now, taken], -1)
         parts = {
-            "inverse": (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean(),
-            "next": (now + self.next(pair) - after).square().mean(),
+            "next": (now + self.next(pair) - after.detach()).square().mean(),
             "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
-            "spread": spread_penalty(now),
+            "information": self.config["information_weight"] * information(mean, self.log_noise),
         }
+        if self.inverse is not None:
+            parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
         if self.state is not None:
             # absolute beyond 0.05 deviations: what no frame shows (a pole out of view) must not drown what frames show
             error = smooth_l1_loss(self.state(now), batch["states"], beta=0.05)
@@ -173,10 +186,6 @@ class Representation(ModelMixin, ConfigMixin):
         return self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
-def spread_penalty(latents: torch.Tensor) -> torch.Tensor:
-    """Keeps the latents (B, d) from collapsing: unit deviation, no correlation (Bardes et al. 2022, eq. 1 and 4)."""
-    centred = latents - latents.mean(0)
-    deviation = (centred.square().mean(0) + 1e-4).sqrt()
-    covariance = centred.T @ centred / len(latents)
-    off_diagonal = covariance - torch.diag(covariance.diagonal())
-    return (1 - deviation).relu().square().mean() + 0.04 * off_diagonal.square().sum() / latents.shape[1]
+def information(mean: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
+    """Nats in latents (B, d) told through noise of deviation exp(log_noise) (d,): KL(N(mean, noise^2) || N(0, 1))."""
+    return 0.5 * (mean.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(-1).mean()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs import experts
-from envs.collect import DISTURBED, Actor, alternate_disturbances, choose_actions, collect, plan_policies
+from envs.collect import DISTURBED, DISTURBANCES, Actor, choose_actions, collect, plan_policies
 from envs.simulator import DMControlEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -87,18 +87,18 @@ def test_the_number_of_processes_changes_nothing(mixed, tmp_path):
 @pytest.mark.parametrize("quality", ["expert", "medium", "random"])
 def test_each_quality(quality, tmp_path):
     episodes = Episodes.load(collect(quality=quality, episodes=2, data_root=tmp_path, **TINY))
-    assert len(set(episodes.info["policies"])) == 1
+    assert len(set(map(tuple, episodes.info["policies"]))) == 1
     if quality == "random":
-        assert episodes.info["policies"] == ["random"] * 2 and episodes["actions"][:5].std() > 0
+        assert episodes.info["policies"] == [["random"]] * 2 and episodes["actions"][:5].std() > 0
         return
     assert episodes.info["disturbances"] == [0.0, 0.02]
-    policy = experts.load_policy("cartpole_swingup", episodes.info["policies"][0])
+    policy = experts.load_policy("cartpole_swingup", *episodes.info["policies"][0])
     acted, meant = episodes["actions"], policy(np.array(episodes["observations"]))
     np.testing.assert_allclose(acted[episodes.rows(0)][:-1], meant[episodes.rows(0)][:-1], atol=1e-5)
 
 
 def test_medium_is_the_rung_nearest_half_of_the_expert():
-    (name, *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
+    ((name,), *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
     returns = {rung: experts.load_policy("cartpole_swingup", rung).info["return_mean"] for rung in ("rung_1", "expert")}
     gap = abs(experts.load_policy("cartpole_swingup", name).info["return_mean"] - returns["expert"] / 2)
     assert all(gap <= abs(value - returns["expert"] / 2) for value in returns.values())
@@ -107,18 +107,32 @@ def test_medium_is_the_rung_nearest_half_of_the_expert():
 def test_mixed_has_equal_shares_in_seeded_order():
     rungs = ["random", *experts.names("cartpole_swingup")]
     chosen, policies = plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)
-    assert {name: chosen.count(name) for name in rungs} == dict.fromkeys(rungs, 4) and set(policies) == set(rungs)
+    for turn in zip(*chosen):
+        assert {name: turn.count(name) for name in rungs} == dict.fromkeys(rungs, 4) and set(policies) == set(rungs)
+    assert any(first != second for first, second in chosen)
     assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)[0] == chosen
     assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 1)[0] != chosen != sorted(chosen)
 
 
-def test_disturbances_alternate_for_each_policy():
-    chosen = ["expert", "random", "rung_1", "expert", "random", "expert", "rung_1", "expert", "expert"]
-    assert alternate_disturbances(chosen) == [0, 0, 0, 0.02, 0, 0.04, 0.02, 0.08, 0]
+def test_handovers(mixed):
+    """In a real dataset: before it the first policy's actions, from it on the second's, wherever nothing disturbs."""
+    episodes = Episodes.load(mixed)
+    checked = 0
+    for e, (names, at) in enumerate(zip(episodes.info["policies"], episodes.info["handovers"])):
+        assert 0 <= at < episodes.lengths[e]
+        rows = np.arange(episodes.rows(e).start, episodes.rows(e).stop - 1)
+        for name, part in ((names[0], rows[:at]), (names[1], rows[at:])):
+            if name == "random" or episodes.info["disturbances"][e] or not len(part):
+                continue
+            meant = experts.load_policy("cartpole_swingup", name)(np.array(episodes["observations"][part]))
+            np.testing.assert_allclose(episodes["actions"][part], meant, atol=1e-5)
+            checked += len(part)
+    assert checked >= 5
+    assert episodes.info["disturbances"] == [DISTURBANCES[e % 4] for e in range(len(episodes))]
 
 
 def test_a_disturbance_holds_a_random_action_for_a_while():
-    actor, twin, calm = (Actor(lambda states: states, rate, 7) for rate in (0.02, 0.02, 0.0))
+    actor, twin, calm = (Actor([lambda states: states], rate, 7, 20_000) for rate in (0.02, 0.02, 0.0))
     meant = np.random.default_rng(0).uniform(-1, 1, (20_000, 2))
     done = np.stack([actor.finish(action) for action in meant])
     assert np.array_equal(done, np.stack([twin.finish(action) for action in meant]))
@@ -136,7 +150,7 @@ def test_a_disturbance_holds_a_random_action_for_a_while():
 def test_actors_of_different_policies_act_side_by_side():
     double, half = (lambda states: 2 * states), (lambda states: states / 2)
     states = np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
-    actions = choose_actions([Actor(p, 0.0, 0) for p in (double, half, None, double)], states, 1)
+    actions = choose_actions([Actor([p], 0.0, 0, 9) for p in (double, half, None, double)], states, 1)
     np.testing.assert_allclose(actions[[0, 1, 3], 0], [0.2, 0.1, 1.0], rtol=1e-6)
     assert actions.dtype == np.float32 and abs(actions[2, 0]) <= 1
 

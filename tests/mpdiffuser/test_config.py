@@ -82,7 +82,7 @@ def test_a_mandatory_option_that_is_missing() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("horizon=15", r"horizon: must be a multiple of 4.*found 15"),
+        ("horizon=15", r"horizon: must be a multiple of 2.*found 15"),
         ("discount=1.0", r"discount: must lie in 0\.\."),
         ("validation=1.5", r"validation: must lie in 0\.\.1, found 1\.5"),
         ("seed=-1", r"seed: must lie in 0\.\."),
