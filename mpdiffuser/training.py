@@ -85,6 +85,11 @@ def _check(cfg: DictConfig) -> None:
         )
     sampler = sampler_config(cfg.sampler)
     NoiseSchedule().grid(sampler.steps, sampler.grid)
+    if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.trace <= 1:
+        raise InputError(
+            "advantage: temperature must be positive and trace lie in 0..1, "
+            f"found temperature={cfg.advantage.temperature}, trace={cfg.advantage.trace}"
+        )
     ranges = {"discount": (0, 0.9999), "trace": (0, 1), "rounds": (1, 100), "validation": (0, 1), "seed": (0, 2**32 - 1), "threads": (1, 1024)}
     for name, (least, most) in ranges.items():
         if not least <= cfg[name] <= most:
@@ -146,9 +151,10 @@ def train_pipeline(
     schedule = NoiseSchedule()
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
-    def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
+    def fit(name: str, model: Any, data: Any, validation: Any, **more: Any) -> Any:
         config = train_config(cfg, name.partition("/")[0])
-        identity = {"data": info["data"]} | {key: cfg[key] for key in ("horizon", "discount", "rounds", "trace")}
+        kept = ("horizon", "discount", "rounds", "trace")
+        identity = {"data": info["data"]} | {key: cfg[key] for key in kept} | more
         with clock(name):
             return Trainer(
                 name, model, data, validation, config, output / name, accelerator, schedule, identity
@@ -161,9 +167,12 @@ def train_pipeline(
     targets = [planner_targets(part, wanted, cfg.discount) for part, wanted in zip(parts, returns)]
     condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
     windows = [Windows(*each, cfg.horizon, latents, actions, condition) for each in zip(parts, targets)]
+    advantage = settings(cfg.advantage)
+    weights = planner_weights(ranker, parts, **advantage)
+    good = [Windows(*each, cfg.horizon, latents, actions, condition, w) for *each, w in zip(parts, targets, weights)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics))
-    jobs = [lambda: fit("planner", planner, *windows), lambda: fit("dynamics", dynamics, *windows)]
+    jobs = [lambda: fit("planner", planner, *good, advantage=advantage), lambda: fit("dynamics", dynamics, *windows)]
     side_by_side(jobs, accelerator.device, accelerator.num_processes)
     cloning = BehaviourCloning(**dims)
     cloning.latents.fit(train["observations"])
@@ -215,3 +224,20 @@ def planner_targets(episodes: Episodes, returns: np.ndarray, discount: float) ->
     if "costs" in episodes:
         columns.append(to_go(episodes["costs"], episodes, discount))
     return np.stack(columns, -1)
+
+
+def planner_weights(ranker: Ranker, parts: Sequence[Episodes], trace: float, temperature: float) -> list[np.ndarray]:
+    """How often the planner is to see the window that starts at each row, (M,) for each part: exp(A / temperature).
+
+    A is the advantage, how much better things went than the ranker expects from there, in standard deviations of the
+    training data: the TD(lambda) return of a short trace less the value (Schulman et al. 2016). Weighting the data by
+    its exponential is the policy improvement of Peters and Schaal (2007) and Peng et al. (2019).
+    """
+    values = [ranker.worth(part["observations"]) for part in parts]
+    returns = [
+        to_go(part["rewards"], part, ranker.config["discount"], value, trace) for part, value in zip(parts, values)
+    ]
+    advantages = [after - before for after, before in zip(returns, values)]
+    scale = temperature * max(float(advantages[0][step_rows(parts[0])].std()), 1e-8)
+    # beyond these bounds lie a few windows, which would crowd out all others
+    return [np.exp(np.clip(advantage / scale, -8, 4)) for advantage in advantages]

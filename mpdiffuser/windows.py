@@ -62,6 +62,7 @@ class Windows:
         episodes: with `observations` = latents (M, d).
         targets: what the planner is to be asked for, at each row: return_to_go, cost_to_go (M, c).
         horizon: H.
+        weights: of the windows that start at each row, (M,): a window of twice the weight is there twice as often.
         latents, actions: fitted normalisers; condition: the targets' fitted marginals.
     """
 
@@ -73,6 +74,7 @@ class Windows:
         latents: Normalizer,
         actions: Normalizer,
         condition: Marginals,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.horizon = horizon
         with torch.no_grad():
@@ -81,7 +83,8 @@ class Windows:
             self.condition = condition.normalize(torch.from_numpy(targets))
         ends = torch.from_numpy(episodes.offsets[1:] - 1)  # row of the final observation
         self.last_row = ends[torch.from_numpy(episodes.episode_of_row)]
-        self.starts = torch.from_numpy(step_rows(episodes))
+        starts = step_rows(episodes)
+        self.starts = torch.from_numpy(starts if weights is None else starts[resample(weights[starts])])
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -99,6 +102,13 @@ class Windows:
             "action_mask": (rows < last).float(),
             "condition": self.condition[start],
         }
+
+
+def resample(weights: np.ndarray) -> np.ndarray:
+    """Indices (n,) of n items drawn in proportion to their weights (n,), each within one of its due (systematic
+    resampling, Kitagawa 1996)."""
+    shares = np.cumsum(weights, dtype=np.float64)
+    return np.searchsorted(shares, (np.arange(len(weights)) + 0.5) / len(weights) * shares[-1])
 
 
 class Steps:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import planner_targets, train_ranker
+from mpdiffuser.training import planner_targets, planner_weights, train_ranker
 from mpdiffuser.windows import to_go
 
 START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
@@ -60,3 +60,28 @@ def test_targets_with_costs(make_episodes) -> None:
     targets = planner_targets(episodes, returns, 0.9)
     np.testing.assert_array_equal(targets, np.stack([returns, to_go(episodes["costs"], episodes, 0.9)], 1))
     assert planner_targets(make_episodes([5, 3]), returns, 0.9).shape == (10, 1)
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.6, 1.0])
+def test_weights_by_their_definition(make_episodes, randomize, trace: float) -> None:
+    """One-step errors of the values, summed with (g trace)^k (Schulman et al. 2016, eq. 16), exponentiated."""
+    parts = (make_episodes([7, 5], terminated=[1]), make_episodes([4], seed=1))
+    ranker = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
+    found = planner_weights(ranker, parts, trace, 0.7)
+    advantages = []
+    for part in parts:
+        values = ranker.worth(part["observations"]).astype(float)
+        each = np.zeros(len(values))
+        for e in range(len(part)):
+            rows = part.rows(e)
+            last, ends = rows.stop - 1, part["terminations"][rows.stop - 2]
+            for t in range(rows.start, last):
+                for k in range(t, last):
+                    beyond = 0.0 if k + 1 == last and ends else values[k + 1]
+                    error = (1 - DISCOUNT) * part["rewards"][k] + DISCOUNT * beyond - values[k]
+                    each[t] += (DISCOUNT * trace) ** (k - t) * error
+        advantages.append(each)
+    steps = [np.delete(np.arange(len(a)), part.offsets[1:] - 1) for a, part in zip(advantages, parts)]
+    scale = 0.7 * advantages[0][steps[0]].std()
+    for weights, advantage, rows in zip(found, advantages, steps):
+        np.testing.assert_allclose(np.log(weights[rows]), np.clip(advantage[rows] / scale, -8, 4), atol=1e-3)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.windows import Steps, Windows, split, split_indices, step_rows, to_go
+from mpdiffuser.windows import Steps, Windows, resample, split, split_indices, step_rows, to_go
 
 
 def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
@@ -127,6 +127,25 @@ def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
                 assert batch["action_mask"][index, k] == (t + k < steps)
             np.testing.assert_allclose(batch["condition"][index], scaled[2][first + t], rtol=1e-5, atol=1e-6)
             index += 1
+
+
+@given(st.lists(st.floats(1e-3, 50), min_size=1, max_size=60))
+def test_resampling_in_proportion(weights: list[float]) -> None:
+    count = np.bincount(resample(np.array(weights)), minlength=len(weights))
+    due = len(weights) * np.array(weights) / sum(weights)
+    assert count.sum() == len(weights)
+    assert (np.abs(count - due) <= 1 + 1e-6).all()
+
+
+def test_windows_of_twice_the_weight_are_there_twice_as_often(make_episodes) -> None:
+    episodes = make_episodes([5, 3])
+    weights = np.where(np.arange(10) < 6, 2.0, 1.0)  # of the first episode's rows
+    windows = Windows(episodes, targets_of(episodes), 4, *fitted(episodes), np.r_[weights])
+    assert len(windows) == 8
+    assert (windows.starts < 6).sum() == 6  # 8 windows in shares 10 : 3 make 6.2 and 1.8
+    assert set(windows.starts.tolist()) <= set(step_rows(episodes).tolist())
+    plain = Windows(episodes, targets_of(episodes), 4, *fitted(episodes), np.full(10, 0.3))
+    assert plain.starts.tolist() == step_rows(episodes).tolist()
 
 
 def test_the_example_of_the_docstring(make_episodes) -> None:
