@@ -104,7 +104,7 @@ def figure(
     axes[0, 2].set(yscale="log")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="upper center")
     for axis, measure in zip(axes[1, :2], ("mean", "violation")):
-        for i, levels in enumerate((100, 10, 5, 3)):
+        for i, levels in enumerate(n for n in (100, 10, 5, 3) if n in LEVELS):
             values = [getattr(powers[p, levels], measure) for p in POWERS]
             axis.plot(
                 range(len(POWERS)), values, "o-", ms=3, color=plt.get_cmap("viridis")(i / 4), label=f"{levels} levels"
@@ -144,9 +144,7 @@ def table(one: Problem, runs: Runs, feasible: Runs, powers: Powers, biases: Bias
     machine = f"{platform.machine()} with {os.cpu_count()} shared cores"
     ends = [(WORDS[name], [one.distance(getattr(one, name), one.product)]) for name in WORDS]
     by_levels = [(f"{c}, {s}", [runs[c, s, n] for n in LEVELS]) for c, s in RUNS]
-    carried_out = [
-        (f"{c}, {s}", [feasible[c, s, n] for n in LEVELS]) for c, s in RUNS if c in ("joint", "sequential", "release")
-    ]
+    carried_out = [(f"{c}, {s}", [feasible[c, s, n] for n in LEVELS]) for c, s in RUNS if c != "planner"]
     by_power = [(f"{p:g}", [powers[p, n] for n in LEVELS]) for p in POWERS]
     lines = [
         HEAD.format(date=date, machine=machine),
