@@ -168,6 +168,13 @@ class Problem:
             float((square / len(residuals)).sqrt() / self.system.noise),
         )
 
+    def promise(self, drawn: Gaussian) -> tuple[float, float]:
+        """Mean last position: as the plans say, and where the plans' actions take the system."""
+        actions = ~self.system.states
+        mean, covariance = drawn.mean[actions], drawn.covariance[actions][:, actions]
+        last = (self.system.horizon - 1) * sum(self.system.sizes[:2])
+        return float(drawn.mean[last]), float(self.system.rollouts(Gaussian(mean, covariance)).mean[last])
+
     def drawn(self, temperature: float = 1.0, goal: torch.Tensor | None = None, **config) -> Gaussian:
         """Exact mean and covariance of what the sampler draws.
 

@@ -244,11 +244,32 @@ def test_fused_is_near_the_actions_carried_out() -> None:
     config = dict(levels=1000, solver="dpmpp_2m", steps=1000)
     fused = ONE.drawn(composition="fused", dynamics_power=0.5, **config)
     assert ONE.distance(fused, ONE.feasible).mean == pytest.approx(0.05, abs=0.01)
-    for composition, mean in (("planner", 0.19), ("joint", 0.36)):
-        other = ONE.drawn(composition=composition, **config)
+    for composition, power, mean in (("planner", 0.5, 0.19), ("joint", 0.5, 0.36), ("fused", 2.0, 0.07)):
+        other = ONE.drawn(composition=composition, dynamics_power=power, **config)
         assert ONE.distance(other, ONE.feasible).mean == pytest.approx(mean, abs=0.01)
     release = ONE.drawn(levels=400, composition="release", solver="ddpm", steps=400)
     assert ONE.distance(release, ONE.feasible).mean == pytest.approx(0.12, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("composition", "announced", "carried_out"),
+    [
+        ("planner", 0.59, 0.30),
+        ("fused", 0.27, 0.27),
+        ("release", 0.48, 0.33),
+        ("joint", -0.13, 0.13),
+        ("sequential", -0.06, 0.30),
+    ],
+)
+def test_what_plans_announce_and_what_they_do(composition: str, announced: float, carried_out: float) -> None:
+    solver = "ddpm" if composition == "release" else "dpmpp_2m"
+    drawn = ONE.drawn(composition=composition, solver=solver, steps=100, dynamics_power=0.5)
+    assert ONE.promise(drawn) == pytest.approx((announced, carried_out), abs=0.01)
+    assert ONE.promise(ONE.product) == pytest.approx((0.59, 0.59), abs=0.01)
+    z, u = ONE.system.present, drawn.mean.view(ONE.system.horizon, D + M)[:, D:]
+    for k in range(ONE.system.horizon - 1):
+        z = ONE.system.A @ z + ONE.system.B @ u[k]
+    assert ONE.promise(drawn)[1] == pytest.approx(z[0].item(), abs=1e-9)
 
 
 @pytest.mark.parametrize(("composition", "gradient"), [("planner", True), ("fused", False), ("joint", False)])
