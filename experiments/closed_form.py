@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -77,6 +78,17 @@ def power_sweep(one: Problem) -> Powers:
         for p in POWERS
         for n in LEVELS
     }
+
+
+def heard(one: Problem) -> list[tuple[str, list[Distance], list[tuple[float, float]]]]:
+    """Fused with p = 2 without and with actions that hear the dynamics model (docs/theory.md, section 8): distances
+    from the product and promises at each number of levels."""
+    rows = []
+    for hearing, name in ((False, "fused, p = 2"), (True, "the same, heard")):
+        each = replace(one, hearing=hearing)
+        drawn = [each.drawn(composition="fused", steps=n, dynamics_power=2.0) for n in LEVELS]
+        rows.append((name, [one.distance(x, one.product) for x in drawn], [one.promise(x) for x in drawn]))
+    return rows
 
 
 def bias() -> Biases:
@@ -146,6 +158,7 @@ def table(one: Problem, runs: Runs, feasible: Runs, promises: Promises, powers: 
     ends = [(WORDS[name], [one.distance(getattr(one, name), one.product)]) for name in WORDS]
     by_levels = [(f"{c}, {s}", [runs[c, s, n] for n in LEVELS]) for c, s in RUNS]
     carried_out = [(f"{c}, {s}", [feasible[c, s, n] for n in LEVELS]) for c, s in RUNS if c != "planner"]
+    hearing = heard(one)
     by_power = [(f"{p:g}", [powers[p, n] for n in LEVELS]) for p in POWERS]
     lines = [
         HEAD.format(date=date, machine=machine),
@@ -156,15 +169,13 @@ def table(one: Problem, runs: Runs, feasible: Runs, promises: Promises, powers: 
         "## Distance from the planner's actions carried out, p_P(u) p_D(z \\| u)\n",
         *_rows("composition, solver", LEVELS, carried_out),
         "## What plans promise: mean last position as planned, and as their actions bring about (goal 0.6)\n",
-        f"| composition, solver | {' | '.join(map(str, LEVELS))} |",
-        "|---" * (len(LEVELS) + 1) + "|",
-        *(
-            f"| {c}, {s} | " + " | ".join("{:.2f}, {:.2f}".format(*promises[c, s, n]) for n in LEVELS) + " |"
-            for c, s in RUNS
-        ),
-        "| the product |" + " {:.2f}, {:.2f} |".format(*one.promise(one.product)) * len(LEVELS) + "\n",
+        *_pairs([(f"{c}, {s}", [promises[c, s, n] for n in LEVELS]) for c, s in RUNS]),
+        "The product: {:.2f}, {:.2f}.\n".format(*one.promise(one.product)),
         "## Fused, dpmpp_2m: distance from the product against the power p of the dynamics' weight\n",
         *_rows("p", LEVELS, by_power),
+        "## If the actions heard the dynamics model: distance from the product; last position planned, brought about\n",
+        *_rows("composition", LEVELS, [(name, distances) for name, distances, _ in hearing]),
+        *_pairs([(name, pairs) for name, _, pairs in hearing]),
         "## The release's bias where both models are the same, right density N(1, v)\n",
         "| v | mean, 1000 levels | theory | variance / v, 1000 levels | theory |",
         "|---|---|---|---|---|",
@@ -178,6 +189,13 @@ def _rows(corner: str, columns: Sequence[object], rows: Sequence[tuple[str, Sequ
     cells = [[f"{x.mean:.2f} / {x.covariance:.2f} / {x.violation:.1f}" for x in row] for _, row in rows]
     head = [f"| {corner} | {' | '.join(map(str, columns))} |", "|---" * (len(columns) + 1) + "|"]
     return [*head, *(f"| {name} | {' | '.join(row)} |" for (name, _), row in zip(rows, cells)), ""]
+
+
+def _pairs(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> list[str]:
+    """A table of promises."""
+    head = [f"| composition | {' | '.join(map(str, LEVELS))} |", "|---" * (len(LEVELS) + 1) + "|"]
+    cells = [" | ".join("{:.2f}, {:.2f}".format(*pair) for pair in pairs) for _, pairs in rows]
+    return [*head, *(f"| {name} | {row} |" for (name, _), row in zip(rows, cells)), ""]
 
 
 HEAD = """# The compositions in closed form

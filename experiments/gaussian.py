@@ -100,6 +100,27 @@ class ExactPlanner(nn.Module):
         return self.clean(x.flatten(1), int(levels[0])).view_as(x)
 
 
+class HearingPlanner(ExactPlanner):
+    """A planner whose actions hear the dynamics model: D_P + E_D[u | z_t, u_t] - E_D[u | u_t] for the actions."""
+
+    def __init__(self, density: Gaussian, dynamics: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
+        super().__init__(density, latent_dim, schedule)
+        self.informed = dynamics.denoiser(schedule)
+        self.dynamics, self.schedule = dynamics, schedule
+
+    def forward(
+        self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """x (B, H, d + m) -> D (B, H, d + m)."""
+        level = int(levels[0])
+        is_action = torch.ones_like(x[0])
+        is_action[:, : self.config["latent_dim"]] = 0
+        actions = is_action.flatten()
+        alone = Gaussian(self.dynamics.mean, self.dynamics.covariance * actions * actions[:, None])
+        heard = self.informed(x.flatten(1), level) - alone.denoiser(self.schedule)(x.flatten(1), level)
+        return super().forward(x, levels, condition, keep) + (actions * heard).view_as(x)
+
+
 class ExactDynamics(nn.Module):
     """A dynamics model that knows the density p(u) p(z | u) of what it learned from, with both noised."""
 
@@ -136,11 +157,14 @@ class Problem:
     dynamics: Gaussian
     product: Gaussian
     feasible: Gaussian
+    hearing: bool = False  # whether the planner's actions hear the dynamics model
 
     def sampler(self, levels: int = 100, betas: str = "cosine", **config) -> Sampler:
         schedule, (d, m, _) = NoiseSchedule(levels, betas), self.system.sizes
         free = torch.full((d + m,), 1e9, dtype=torch.float64)
         planner, dynamics = ExactPlanner(self.planner, d, schedule), ExactDynamics(self.dynamics, d, schedule)
+        if self.hearing:
+            planner = HearingPlanner(self.planner, self.dynamics, d, schedule)
         return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(**config))  # type: ignore[arg-type]
 
     def equilibrium(self, states: tuple[float, float], actions: tuple[float, float]) -> torch.Tensor:
