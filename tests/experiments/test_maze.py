@@ -74,6 +74,7 @@ def test_the_outcome_of_true_and_of_wrong_plans() -> None:
 
 def test_training_learns_the_system() -> None:
     states, actions = play(PENDULUM, 300, 40, 0)
+    torch.manual_seed(0)
     model = Dynamics(3, 1, maze.HORIZON, width=8, multipliers=(1, 2), embedding=16)
     held_out = dict(
         zip(("latents", "actions"), play(PENDULUM, 100, maze.HORIZON, 1)), mask=torch.ones(100, maze.HORIZON)
