@@ -73,7 +73,7 @@ class Controller:
 
     Args:
         pipeline: the loaded pipeline.
-        config: how to draw plans.
+        config: how to draw plans; with a `deadline_ms` the first `act` times this machine and settles the levels.
         chunk: actions to execute of each plan before planning again.
 
     Raises:
@@ -86,6 +86,7 @@ class Controller:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {chunk}")
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
+        self.calibrated = not config.deadline_ms
         self.chunk = chunk
         self.history = LatentHistory(pipeline.encoder)
         self.reset([0])
@@ -101,6 +102,9 @@ class Controller:
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Observations (B, ...) as the encoder takes them -> actions (B, m) in [-1, 1], always finite."""
         self.latents = self.history(observations)
+        if not self.calibrated:  # once, with a batch of the size that is served
+            self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, self.latents))
+            self.calibrated = True
         if self.plan is None or self.executed == self.chunk:
             self.plan = self.pipeline(self.latents, self.sampler, self.generators, self._shifted())
             self.executed = 0

@@ -1,7 +1,8 @@
 """The pipeline: everything that acting needs, in one folder of safetensors and JSON."""
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,23 @@ class MPDiffuserPipeline(DiffusionPipeline):
         wish[:, 0] = self.ranker.quantile(latents, level)
         return self.condition.normalize(wish)
 
+    def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
+        """`config` with as many levels, 1 to config.steps, as a plan for a batch like latents (B, d) can have in
+        config.deadline_ms, by plans timed now: the median of `repeats` with few levels and with all."""
+
+        def milliseconds(levels: int) -> float:
+            sampler = self.sampler(replace(config, steps=levels, warm_start=0))
+            generators = [torch.Generator().manual_seed(0) for _ in latents]
+            return float(np.median([self(latents, sampler, generators).plan_ms for _ in range(repeats + 1)][1:]))
+
+        if not config.deadline_ms or config.steps == 1:
+            return config
+        one, all_levels = milliseconds(1), milliseconds(config.steps)
+        each = max((all_levels - one) / (config.steps - 1), 1e-3)
+        fit = 1 + math.floor((config.deadline_ms - one) / each)
+        steps = min(max(fit, 1), config.steps)
+        return replace(config, steps=steps, warm_start=min(config.warm_start, steps))
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -101,6 +119,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         sampler: Sampler,
         generators: list[torch.Generator],
         last: tuple[torch.Tensor, torch.Tensor] | None = None,
+        goal: torch.Tensor | None = None,
+        committed: torch.Tensor | None = None,
     ) -> Plan:
         """Draw N candidate plans for each latent, score them, choose.
 
@@ -109,6 +129,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
             sampler: from `sampler(config)`; reused between calls.
             generators: one a row, so that a row's plan does not depend on the batch it sits in.
             last: shifted last plan to warm-start from: latents (B, H, d) and actions (B, H, m).
+            goal: the plans' last latent, (B, d), where it is known already.
+            committed: the plans' first actions, (B, K, m), where they are decided already.
         """
         began = time.perf_counter()
         config, batch, n = sampler.config, len(latents), sampler.config.candidates
@@ -119,13 +141,16 @@ class MPDiffuserPipeline(DiffusionPipeline):
         def noise() -> torch.Tensor:
             return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
 
+        def spread(normalizer: Normalizer, known: torch.Tensor | None) -> torch.Tensor | None:
+            return None if known is None else normalizer.normalize(known).repeat_interleave(n, 0)
+
         present = self.latents.normalize(latents).repeat_interleave(n, 0)
         start = None
         if last is not None and config.warm_start:
             start = torch.cat([self.latents.normalize(last[0]), self.actions.normalize(last[1])], -1)
             start = start.repeat_interleave(n, 0)
         wish = self.target(latents, config.target).repeat_interleave(n, 0)
-        x = sampler(present, wish, noise, start)
+        x = sampler(present, wish, noise, start, spread(self.latents, goal), spread(self.actions, committed))
         d = latents.shape[-1]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)

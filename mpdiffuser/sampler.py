@@ -1,28 +1,31 @@
 """The alternating sampler: two diffusion models in one reverse process.
 
-At each noise level both models say what the clean trajectory is, and one update moves the trajectory to the next level:
+At each noise level a model says what the clean trajectory is, D, and one update moves the trajectory to the next level:
 
-    fused     one x0 from two: states w(t) dynamics + (1 - w(t)) planner, w(t) = alpha-bar(t)^p, actions from the
-              planner; the planner shapes the plan while noise is high, the dynamics model makes it feasible while low
-    release   the states take a posterior step with the dynamics' x0, then states and actions take one with the
-              planner's (the update of Balim, Li and Du 2025)
-    planner   the planner alone
+    fused       one D from two: states w(t) dynamics + (1 - w(t)) planner, w(t) = alpha-bar(t)^p, actions from the
+                planner; the planner shapes the plan while noise is high, the dynamics model makes it feasible while low
+    joint       states from the dynamics model at every level, actions from the planner: fused with w = 1
+    release     the states take a posterior step with the dynamics' D, then states and actions take one with the
+                planner's (the update of Balim, Li and Du 2025)
+    planner     the planner alone
+    sequential  the planner alone; then the dynamics model draws the states anew while the planned actions, noised to
+                the same level as in its training, are given (the order of D-MPC: Zhou et al. 2024)
 
-Solvers move x from level t to level n by x_n = k x_t + m D + s noise, with D the x0 estimate, for dpmpp_2m extrapolated
-from the last two (Lu et al. 2022, alg. 2). Model outputs become x0 estimates first, so any prediction type fits.
+Solvers move x from level t to level n by x_n = k x_t + m D + s noise, for dpmpp_2m with D extrapolated from the last
+two (Lu et al. 2022, alg. 2). Model outputs become D first, so any prediction type fits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.denoisers import Dynamics, Planner, hold_present
-from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.models.denoisers import Dynamics, Planner, hold
+from mpdiffuser.schedule import SOLVERS, Move, NoiseSchedule, moves
 
-COMPOSITIONS = ("fused", "release", "planner")
-SOLVERS = ("dpmpp_2m", "ddim", "ddpm")
+COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint")
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,17 @@ class SamplerConfig:
     Args:
         composition: how the two models work together (see the module).
         steps: noise levels visited.
-        grid: their spacing, "logsnr", "uniform" or "quadratic".
+        grid: their spacing, "logsnr", "uniform", "quadratic" or "karras".
         solver: "dpmpp_2m", "ddim" or "ddpm".
+        eta: share of ddpm's noise that ddim draws, 0 to 1.
         guidance: classifier-free guidance scale; 1 costs one network pass, anything else two.
+        guidance_interval: [low, high]; guided where the noise's deviation sigma_t lies within, elsewhere as with 1.
         temperature: scale of all noise that is drawn, the initial one too.
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
         candidates: N plans drawn for each observation.
         target: wanted return_to_go: what this share of the data's outcomes from the present state stays below, 0 to 1.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
+        deadline_ms: a controller visits as many levels, up to `steps`, as it can plan with in this time; 0 = `steps`.
 
     Raises:
         InputError: for a value that cannot be.
@@ -49,63 +55,40 @@ class SamplerConfig:
     steps: int = 8
     grid: str = "logsnr"
     solver: str = "dpmpp_2m"
+    eta: float = 0.0
     guidance: float = 1.0
+    guidance_interval: Sequence[float] = (0.0, 1.0)
     temperature: float = 0.2
     dynamics_power: float = 0.5
     candidates: int = 2
     target: float = 0.9
     warm_start: int = 0
+    deadline_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("composition", COMPOSITIONS), ("solver", SOLVERS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"sampler.{name}: must be one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        if self.composition == "release" and self.solver != "ddpm":
-            raise InputError(
-                "sampler.solver: the release composition moves by posterior means, so it must be ddpm; "
-                f"found {self.solver!r}"
-            )
-        for name, least in (("steps", 1), ("candidates", 1), ("warm_start", 0), ("temperature", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"sampler.{name}: must be at least {least}, found {getattr(self, name)}")
-        if not 0 <= self.target <= 1:
-            raise InputError(f"sampler.target: must lie in 0..1, found {self.target}")
-        if self.warm_start > self.steps:
-            raise InputError(
-                f"sampler.warm_start: must be at most sampler.steps = {self.steps}, found {self.warm_start}"
-            )
+        def demand(fits: bool, name: str, allowed: str) -> None:
+            if not fits:
+                raise InputError(f"sampler.{name}: must {allowed}, found {getattr(self, name)!r}")
 
-
-@dataclass(frozen=True)
-class Move:
-    """x_n = carry x_t + pull D + spread noise; D = x0 + extrapolation (x0 - previous x0)."""
-
-    level: int
-    carry: float
-    pull: float
-    spread: float
-    extrapolation: float
-
-
-def moves(schedule: NoiseSchedule, levels: list[int], solver: str) -> list[Move]:
-    """The update's coefficients from each level to the next, the last landing on clean data."""
-    alpha_bar = [*schedule.alpha_bar[levels].tolist(), 1.0]
-    result: list[Move] = []
-    last_step = None
-    for level, a, b in zip(levels, alpha_bar[:-1], alpha_bar[1:]):
-        spread = ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5 if solver == "ddpm" else 0.0
-        carry = max(1 - b - spread**2, 0.0) ** 0.5 / (1 - a) ** 0.5
-        pull = b**0.5 - carry * a**0.5
-        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # onto clean data the move is first order
-        extrapolation = step / (2 * last_step) if solver == "dpmpp_2m" and last_step else 0.0
-        result.append(Move(level, carry, pull, spread, extrapolation))
-        last_step = step
-    return result
-
-
-def _log_snr(alpha_bar: float) -> float:
-    """lambda = log(alpha / sigma)."""
-    return float(torch.logit(torch.tensor(alpha_bar, dtype=torch.float64))) / 2
+        for name, names in (("composition", COMPOSITIONS), ("solver", SOLVERS)):
+            demand(getattr(self, name) in names, name, f"be one of {', '.join(names)}")
+        least = {"steps": 1, "candidates": 1, "warm_start": 0, "temperature": 0, "dynamics_power": 0, "deadline_ms": 0}
+        for name, value in least.items():
+            demand(getattr(self, name) >= value, name, f"be at least {value}")
+        for name in ("target", "eta"):
+            demand(0 <= getattr(self, name) <= 1, name, "lie in 0..1")
+        demand(
+            self.composition != "release" or self.solver == "ddpm",
+            "solver",
+            "be ddpm with the release composition, which moves by posterior means",
+        )
+        demand(self.eta == 0 or self.solver == "ddim", "eta", f"be 0 with the solver {self.solver}")
+        demand(self.warm_start <= self.steps, "warm_start", f"be at most sampler.steps = {self.steps}")
+        interval = list(self.guidance_interval)
+        fits = len(interval) == 2 and all(isinstance(end, int | float) for end in interval)
+        demand(
+            fits and 0 <= interval[0] <= interval[1] <= 1, "guidance_interval", "be [low, high], 0 <= low <= high <= 1"
+        )
 
 
 class Sampler:
@@ -128,7 +111,7 @@ class Sampler:
     ) -> None:
         self.planner, self.dynamics, self.schedule, self.config = planner, dynamics, schedule, config
         self.low, self.high = low, high
-        self.moves = moves(schedule, schedule.grid(config.steps, config.grid), config.solver)
+        self.moves = moves(schedule, schedule.grid(config.steps, config.grid), config.solver, config.eta)
         if dynamics is None and config.composition != "planner":
             raise InputError(
                 f"sampler.composition: {config.composition!r} needs a dynamics model; this pipeline has none"
@@ -141,6 +124,8 @@ class Sampler:
         condition: torch.Tensor,
         noise: Callable[[], torch.Tensor],
         start: torch.Tensor | None = None,
+        goal: torch.Tensor | None = None,
+        committed: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Draw a trajectory for each present latent.
 
@@ -149,66 +134,66 @@ class Sampler:
             condition: (B, c), normalised.
             noise: gives standard normal noise (B, H, d + m) each time it is called.
             start: a clean trajectory (B, H, d + m) to refine over the last `warm_start` levels; None = from pure noise.
+            goal, committed: the last latent (B, d) and the first actions (B, K, m), where they are known already.
 
         Returns:
-            (B, H, d + m), normalised, within the data's range, z_0 in its place.
+            (B, H, d + m), normalised, within the data's range, what is known in its place.
         """
-        config = self.config
-        todo = self.moves if start is None else self.moves[len(self.moves) - config.warm_start :]
-        x = config.temperature * noise()
-        if start is not None:
-            a = float(self.schedule.alpha_bar[todo[0].level])
-            x = a**0.5 * start + (1 - a) ** 0.5 * x
-        x = hold_present(x, present)
-        advance = self._release if config.composition == "release" else self._advance
-        last: torch.Tensor | None = None
-        for move in todo:
-            levels = torch.full((len(x),), move.level, device=x.device)
-            x, last = advance(x, levels, present, condition, move, last)
-            if move.spread:
-                x = x + config.temperature * move.spread * noise()
-            x = hold_present(x, present)
+        d, tau = present.shape[-1], self.config.temperature
+        todo = self.moves if start is None else self.moves[len(self.moves) - self.config.warm_start :]
+        fix = partial(hold, present=present, goal=goal, committed=committed)
+        x = tau * noise() if start is None else self._noised(start, todo[0].level, tau * noise())
+        x = self._descend(x, todo, partial(self._estimate, condition=condition), noise, fix)
+        if self.config.composition == "sequential":
+            actions = x[..., d:]
+            x = self._noised(x, todo[0].level, tau * noise())
+            given = lambda x, level: torch.cat([self.realised(x, level), actions], -1)  # noqa: E731
+            x = self._descend(x, todo, given, noise, fix)
         return x
 
-    def _advance(
+    def _descend(
         self,
         x: torch.Tensor,
-        levels: torch.Tensor,
-        present: torch.Tensor,
-        condition: torch.Tensor,
-        move: Move,
-        last: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One level of the fused composition, or of the planner alone."""
-        d = present.shape[-1]
-        clean = self.planned(x, levels, condition)
-        if self.config.composition == "fused":
-            w = float(self.schedule.alpha_bar[move.level]) ** self.config.dynamics_power
-            clean[..., :d] = w * self.realised(x, levels) + (1 - w) * clean[..., :d]
-        ahead = clean if last is None else clean + move.extrapolation * (clean - last)
-        return move.carry * x + move.pull * ahead, clean
+        todo: Sequence[Move],
+        estimate: Callable[[torch.Tensor, int], torch.Tensor],
+        noise: Callable[[], torch.Tensor],
+        fix: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """From noisy to clean x (B, H, d + m), with D = estimate(x, level) at each level and `fix` before each look."""
+        x, last = fix(x), None
+        for move in todo:
+            if self.config.composition == "release":
+                real = self.realised(x, move.level)
+                states = move.carry * x[..., : real.shape[-1]] + move.pull * real
+                x = fix(torch.cat([states, x[..., real.shape[-1] :]], -1))
+            clean = estimate(x, move.level)
+            ahead = clean if last is None else clean + move.extrapolation * (clean - last)
+            x, last = move.carry * x + move.pull * ahead, clean
+            if move.spread:
+                x = x + self.config.temperature * move.spread * noise()
+            x = fix(x)
+        return x
 
-    def _release(
-        self,
-        x: torch.Tensor,
-        levels: torch.Tensor,
-        present: torch.Tensor,
-        condition: torch.Tensor,
-        move: Move,
-        last: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One level of the release: two posterior-mean moves of the states, one of the actions."""
-        d = present.shape[-1]
-        moved = x.clone()
-        moved[..., :d] = move.carry * x[..., :d] + move.pull * self.realised(x, levels)
-        moved = hold_present(moved, present)
-        return move.carry * moved + move.pull * self.planned(moved, levels, condition), None
+    def _estimate(self, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
+        """D of noisy x (B, H, d + m) at one level."""
+        clean = self.planned(x, level, condition)
+        if self.config.composition in ("fused", "joint"):
+            power = self.config.dynamics_power if self.config.composition == "fused" else 0.0
+            w = float(self.schedule.alpha_bar[level]) ** power
+            real = self.realised(x, level)
+            clean[..., : real.shape[-1]] = w * real + (1 - w) * clean[..., : real.shape[-1]]
+        return clean
 
-    def planned(self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The planner's x0 of noisy x (B, H, d + m), guided: x0 = u + g (c - u), clamped to the data's range."""
-        g = self.config.guidance
+    def _noised(self, clean: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:
+        a = float(self.schedule.alpha_bar[level])
+        return a**0.5 * clean + (1 - a) ** 0.5 * noise
+
+    def planned(self, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
+        """The planner's D of x (B, H, d + m), guided: D = u + g (c - u), clamped to the data's range."""
+        low, high = self.config.guidance_interval
+        g = self.config.guidance if low <= float(self.schedule.sigmas[level]) <= high else 1.0
         prediction = self.planner.config["prediction"]
-        keep = torch.ones(len(x), device=x.device, dtype=x.dtype)
+        levels, keep = x.new_full((len(x),), level, dtype=torch.long), x.new_ones(len(x))
         if g == 1:
             clean = self.schedule.to_clean(prediction, self.planner(x, levels, condition, keep), x, levels)
         else:
@@ -218,9 +203,10 @@ class Sampler:
             clean = without + g * (with_target - without)
         return clean.clamp(self.low, self.high)
 
-    def realised(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """The dynamics model's x0 of the states (B, H, d), clamped to the data's range."""
+    def realised(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        """The dynamics model's D of the states (B, H, d), clamped to the data's range."""
         assert self.dynamics is not None
         d = self.dynamics.config["latent_dim"]
+        levels = x.new_full((len(x),), level, dtype=torch.long)
         clean = self.schedule.to_clean(self.dynamics.config["prediction"], self.dynamics(x, levels), x[..., :d], levels)
         return clean.clamp(self.low[:d], self.high[:d])

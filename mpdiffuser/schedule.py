@@ -2,10 +2,12 @@
 
 Forward process (Ho et al. 2020): x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 = alpha-bar_t = 1 - sigma_t^2.
 Level 0 is the least noisy trained level, level T - 1 the noisiest; level -1 stands for clean data.
+A `Move` leads from one visited level to the next.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -14,7 +16,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from mpdiffuser.errors import InputError
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-GRIDS = ("uniform", "logsnr", "quadratic")
+GRIDS = ("uniform", "logsnr", "quadratic", "karras")
+SOLVERS = ("dpmpp_2m", "ddim", "ddpm")
+RHO = 7  # Karras et al. 2022, equation 5
 
 
 class NoiseSchedule(SchedulerMixin, ConfigMixin):
@@ -85,7 +89,8 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
 
         Args:
             steps: how many, 1..T.
-            kind: "uniform" in t, "logsnr" (uniform in log(alpha / sigma)), or "quadratic" (denser near the data).
+            kind: "uniform" in t, "logsnr" (uniform in log(alpha / sigma)), "quadratic" (denser near the data), or
+                "karras" (uniform in (sigma / alpha)^(1 / 7)).
 
         Raises:
             InputError: for steps outside 1..T or an unknown kind.
@@ -98,14 +103,13 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
         if steps == 1:
             return [total - 1]
         fraction = torch.linspace(0, 1, steps, dtype=torch.float64)
-        if kind == "uniform":
-            wanted = (1 - fraction) * (total - 1)
-        elif kind == "quadratic":
-            wanted = (1 - fraction) ** 2 * (total - 1)
+        if kind in ("uniform", "quadratic"):
+            wanted = (1 - fraction) ** (1 if kind == "uniform" else 2) * (total - 1)
         else:
             logsnr = torch.logit(self.alpha_bar) / 2
-            points = logsnr[-1] + fraction * (logsnr[0] - logsnr[-1])
-            wanted = (logsnr[None] - points[:, None]).abs().argmin(1).double()
+            place = logsnr if kind == "logsnr" else torch.exp(-logsnr / RHO)
+            points = place[-1] + fraction * (place[0] - place[-1])
+            wanted = (place[None] - points[:, None]).abs().argmin(1).double()
         return _distinct(wanted.round().long().tolist(), total)
 
 
@@ -118,3 +122,41 @@ def _distinct(levels: Sequence[int], total: int) -> list[int]:
         result[i] = max(result[i], len(result) - 1 - i)
     assert result[0] < total
     return result
+
+
+@dataclass(frozen=True)
+class Move:
+    """x_n = carry x_t + pull D + spread noise; D = x0 + extrapolation (x0 - previous x0)."""
+
+    level: int
+    carry: float
+    pull: float
+    spread: float
+    extrapolation: float
+
+
+def moves(schedule: NoiseSchedule, levels: list[int], solver: str, eta: float = 0.0) -> list[Move]:
+    """The update's coefficients from each level to the next, the last landing on clean data.
+
+    Args:
+        levels: visited, falling.
+        solver: "ddim" with `eta` (Song et al. 2021, equation 16: 0 draws no noise, 1 is ddpm), "ddpm", or "dpmpp_2m".
+    """
+    eta = {"ddpm": 1.0, "ddim": eta, "dpmpp_2m": 0.0}[solver]
+    alpha_bar = [*schedule.alpha_bar[levels].tolist(), 1.0]
+    result: list[Move] = []
+    last_step = None
+    for level, a, b in zip(levels, alpha_bar[:-1], alpha_bar[1:]):
+        spread = eta * ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5
+        carry = max(1 - b - spread**2, 0.0) ** 0.5 / (1 - a) ** 0.5
+        pull = b**0.5 - carry * a**0.5
+        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # onto clean data the move is first order
+        extrapolation = step / (2 * last_step) if solver == "dpmpp_2m" and last_step else 0.0
+        result.append(Move(level, carry, pull, spread, extrapolation))
+        last_step = step
+    return result
+
+
+def _log_snr(alpha_bar: float) -> float:
+    """lambda = log(alpha / sigma)."""
+    return float(torch.logit(torch.tensor(alpha_bar, dtype=torch.float64))) / 2

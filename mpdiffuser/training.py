@@ -90,7 +90,14 @@ def _check(cfg: DictConfig) -> None:
             "advantage: temperature must be positive and trace lie in 0..1, "
             f"found temperature={cfg.advantage.temperature}, trace={cfg.advantage.trace}"
         )
-    ranges = {"discount": (0, 0.9999), "trace": (0, 1), "rounds": (1, 100), "validation": (0, 1), "seed": (0, 2**32 - 1), "threads": (1, 1024)}
+    ranges = {
+        "discount": (0, 0.9999),
+        "trace": (0, 1),
+        "rounds": (1, 100),
+        "validation": (0, 1),
+        "seed": (0, 2**32 - 1),
+        "threads": (1, 1024),
+    }
     for name, (least, most) in ranges.items():
         if not least <= cfg[name] <= most:
             raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
@@ -166,10 +173,11 @@ def train_pipeline(
     returns = train_ranker(ranker, parts, cfg.rounds, cfg.trace, fit)
     targets = [planner_targets(part, wanted, cfg.discount) for part, wanted in zip(parts, returns)]
     condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
-    windows = [Windows(*each, cfg.horizon, latents, actions, condition) for each in zip(parts, targets)]
+    common = (cfg.horizon, latents, actions, condition)
+    windows = [Windows(part, target, *common) for part, target in zip(parts, targets)]
     advantage = settings(cfg.advantage)
     weights = planner_weights(ranker, parts, **advantage)
-    good = [Windows(*each, cfg.horizon, latents, actions, condition, w) for *each, w in zip(parts, targets, weights)]
+    good = [Windows(part, target, *common, weight) for part, target, weight in zip(parts, targets, weights)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics))
     jobs = [lambda: fit("planner", planner, *good, advantage=advantage), lambda: fit("dynamics", dynamics, *windows)]
@@ -214,7 +222,9 @@ def train_ranker(
         steps = [Steps(*each) for each in zip(parts, returns)]
         fit("ranker" if number == rounds else f"ranker/round_{number}", ranker, *steps)
         if number < rounds:
-            returns = [to_go(part["rewards"], part, discount, ranker.worth(part["observations"]), trace) for part in parts]
+            returns = [
+                to_go(part["rewards"], part, discount, ranker.worth(part["observations"]), trace) for part in parts
+            ]
     return returns
 
 

@@ -29,9 +29,9 @@ def to_go(
     seen is scaled by (1 - g) / (1 - g^n), n the number of steps seen, as if the rest had the same mean. So a target
     means the same early and late in an episode. The final row takes over the value of the last step.
 
-    With values V (M,) the TD(lambda) return (Sutton 1988), R_t = (1 - g) amount_t + g ((1 - trace) V_t+1 + trace R_t+1):
-    what was logged for some 1 / (1 - trace) steps, then what the place that was reached is worth. A truncated episode
-    goes on with V of its final row.
+    With values V (M,) the TD(lambda) return (Sutton 1988), with lambda = trace,
+    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1): what was logged for some 1 / (1 - lambda) steps,
+    then what the place that was reached is worth. A truncated episode goes on with V of its final row.
     """
     if values is None:
         trace = 1.0

@@ -1,8 +1,8 @@
 """The two diffusion models: the planner and the dynamics model.
 
 A trajectory x is (B, H, d + m): row k holds the normalised latent z_k and the action u_k that is taken there.
-The present latent z_0 is known: it is held clean at every noise level (`hold_present`) in training and in sampling, and
-also modulates every layer, since the first action must follow small differences of z_0.
+The present latent z_0 is known: it is held clean at every noise level (`hold`) in training and in sampling, and also
+modulates every layer, since the first action must follow small differences of z_0.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,23 @@ from mpdiffuser.models.unet import LevelEmbedding, TemporalUNet, check_horizon
 from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 
 
-def hold_present(x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """x (B, H, c) with the first row's latent replaced by z_0 (B, d)."""
+def hold(
+    x: torch.Tensor, present: torch.Tensor, goal: torch.Tensor | None = None, committed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """In-painting: x (B, H, d + m) with all that is known in its place.
+
+    Args:
+        present: z_0, (B, d).
+        goal: the last latent z_{H-1}, (B, d).
+        committed: the first actions u_0..u_{K-1}, (B, K, m), decided already.
+    """
+    d = present.shape[-1]
     held = x.clone()
-    held[:, 0, : present.shape[-1]] = present
+    held[:, 0, :d] = present
+    if goal is not None:
+        held[:, -1, :d] = goal
+    if committed is not None:
+        held[:, : committed.shape[1], d:] = committed
     return held
 
 
@@ -82,7 +95,7 @@ class Planner(ModelMixin, ConfigMixin):
         """Denoising loss of a batch of `Windows`."""
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
         present = batch["latents"][:, 0]
-        noisy = hold_present(schedule.add_noise(clean, random["noise"], random["levels"]), present)
+        noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), present)
         output = self(noisy, random["levels"], batch["condition"], random["keep"])
         target = schedule.training_target(self.config["prediction"], clean, random["noise"], random["levels"])
         states = batch["mask"][..., None].expand_as(batch["latents"]).clone()
@@ -137,7 +150,7 @@ class Dynamics(ModelMixin, ConfigMixin):
         latents = batch["latents"]
         d = latents.shape[-1]
         clean = torch.cat([latents, batch["actions"]], -1)
-        noisy = hold_present(schedule.add_noise(clean, random["noise"], random["levels"]), latents[:, 0])
+        noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), latents[:, 0])
         output = self(noisy, random["levels"])
         target = schedule.training_target(
             self.config["prediction"], latents, random["noise"][..., :d], random["levels"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs import experts
-from envs.collect import DISTURBED, DISTURBANCES, Actor, choose_actions, collect, plan_policies
+from envs.collect import DISTURBANCES, DISTURBED, Actor, choose_actions, collect, plan_policies
 from envs.simulator import DMControlEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError

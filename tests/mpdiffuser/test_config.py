@@ -91,7 +91,7 @@ def test_a_mandatory_option_that_is_missing() -> None:
         ("trackers=[comet]", r"trackers: .*comet"),
         ("train.planner.steps=0", r"train\.planner\.steps: must be positive"),
         ("sampler.steps=101", r"sampler\.steps: must lie in 1\.\.100.*101"),
-        ("sampler.grid=karras", r"sampler\.grid: .*'karras'"),
+        ("sampler.grid=cubic", r"sampler\.grid: .*'cubic'"),
         ("sampler.chunk=16", r"sampler\.chunk: must lie in 1\.\.15 .*16"),
         ("train.ranker.stepz=3", r"train\.ranker\.stepz: no such option"),
     ],
@@ -137,6 +137,9 @@ def test_a_malformed_override_is_an_input_error(override: str) -> None:
         ("sampler.steps=0", r"sampler\.steps: .*0"),
         ("sampler.composition=mixed", r"sampler\.composition: must be one of fused, release, planner"),
         ("sampler.solver=euler", r"sampler\.solver: must be one of"),
+        ("sampler.eta=0.5", r"sampler\.eta: must be 0 with the solver dpmpp_2m, found 0\.5"),
+        ("sampler.guidance_interval=[0.2]", r"sampler\.guidance_interval: must be \[low, high\].*found \[0\.2\]"),
+        ("sampler.deadline_ms=-1", r"sampler\.deadline_ms: must be at least 0, found -1"),
     ],
 )
 def test_sampler_values_that_cannot_be(override: str, words: str) -> None:

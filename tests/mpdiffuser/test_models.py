@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.cloning import BehaviourCloning
-from mpdiffuser.models.denoisers import Dynamics, Planner, hold_present
+from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.models.unet import TemporalUNet
@@ -261,14 +263,18 @@ def test_draw_covers_all_levels_and_repeats() -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_hold_present_copies() -> None:
-    x, present = normal(2, H, D + M), normal(2, D, seed=1)
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.data())
+def test_hold_puts_what_is_known_in_its_place(horizon: int, d: int, m: int, with_goal: bool, data) -> None:
+    count = data.draw(st.integers(0, horizon))
+    x, present, goal = normal(2, horizon, d + m), normal(2, d, seed=1), normal(2, d, seed=2)
+    committed = normal(2, count, m, seed=3)
     before = x.clone()
-    held = hold_present(x, present)
+    held = hold(x, present, goal if with_goal else None, committed if count else None)
     assert torch.equal(x, before)
-    assert torch.equal(held[:, 0, :D], present)
-    assert torch.equal(held[:, 0, D:], x[:, 0, D:])
-    assert torch.equal(held[:, 1:], x[:, 1:])
+    for k in range(horizon):
+        state = present if k == 0 else goal if with_goal and k == horizon - 1 else x[:, k, :d]
+        assert torch.equal(held[:, k, :d], state)
+        assert torch.equal(held[:, k, d:], committed[:, k] if k < count else x[:, k, d:])
 
 
 # ranker and cloning
@@ -295,7 +301,9 @@ def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
                 for k in range(H):
                     out = ranker(latents[i, j, k], actions[i, j, k])
                     if k == H - 1:
-                        score += discount**k * alive * ranker.quantile(latents[i, j, k], ranker.config["optimism"]).item()
+                        score += (
+                            discount**k * alive * ranker.quantile(latents[i, j, k], ranker.config["optimism"]).item()
+                        )
                         break
                     score += (1 - discount) * discount**k * alive * out["reward"].item()
                     alive *= 1 / (1 + math.exp(-out["continuation_logit"].item()))

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,12 +115,15 @@ def test_a_fresh_process_acts_the_same(pipeline: MPDiffuserPipeline, tmp_path: P
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize(
+    ("composition", "solver"),
+    [*((name, "ddpm") for name in COMPOSITIONS), *((name, "dpmpp_2m") for name in COMPOSITIONS if name != "release")],
+)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_plan_does_not_depend_on_its_neighbours(
-    pipeline: MPDiffuserPipeline, composition: str, guidance: float
+    pipeline: MPDiffuserPipeline, composition: str, guidance: float, solver: str
 ) -> None:
-    config = SamplerConfig(composition=composition, solver="ddpm", steps=4, candidates=3, guidance=guidance)
+    config = SamplerConfig(composition=composition, solver=solver, steps=4, candidates=3, guidance=guidance)
     sampler, latents = pipeline.sampler(config), latents_of(5)
     together = pipeline(latents, sampler, generators(5))
     for i in range(5):
@@ -173,7 +178,65 @@ def test_each_row_wishes_for_itself(pipeline: MPDiffuserPipeline) -> None:
     assert (more.actions != plan.actions).any()
 
 
+def test_what_is_known_is_in_its_place(pipeline: MPDiffuserPipeline) -> None:
+    goal, committed = latents_of(2) + 1, torch.linspace(-0.8, 0.8, 2 * 3 * M).reshape(2, 3, M)
+    sampler = pipeline.sampler(CONFIG)
+    plan = pipeline(latents_of(2), sampler, generators(2), goal=goal, committed=committed)
+    free = pipeline(latents_of(2), sampler, generators(2))
+    for candidate in range(CONFIG.candidates):
+        np.testing.assert_allclose(plan.latents[:, candidate, -1], goal, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(plan.actions[:, candidate, :3], committed, rtol=0, atol=1e-5)
+    assert np.abs(plan.actions[:, :, 3:] - free.actions[:, :, 3:]).max() > 1e-3  # and the rest of the plan answers
+
+
 # controllers
+
+
+@pytest.fixture
+def clock(pipeline: MPDiffuserPipeline, monkeypatch) -> SimpleNamespace:
+    """A clock that only the networks move: 10 ms a look of the planner, 30 ms of the ranker."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("mpdiffuser.pipeline.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(
+        Ranker,
+        "scores",
+        lambda self, *x, rank=Ranker.scores: (clock.__dict__.update(now=clock.now + 0.03), rank(self, *x))[1],
+    )
+    pipeline.planner.register_forward_hook(lambda *_: clock.__dict__.update(now=clock.now + 0.01))
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("deadline", "steps", "expected"),
+    [(0.0, 8, 8), (75.0, 8, 4), (109.0, 8, 7), (1e6, 8, 8), (40.5, 8, 1), (5.0, 8, 1), (75.0, 3, 3), (5.0, 1, 1)],
+)
+def test_the_most_levels_that_meet_the_deadline(
+    pipeline: MPDiffuserPipeline, clock: SimpleNamespace, deadline: float, steps: int, expected: int
+) -> None:
+    controller = Controller(pipeline, SamplerConfig(steps=steps, candidates=2, deadline_ms=deadline, warm_start=1))
+    for seed in range(2):
+        controller.reset([seed, 7])
+        for _ in range(2):
+            actions = controller.act(latents_of(2).numpy())
+            assert actions.shape == (2, M) and np.isfinite(actions).all()
+    assert controller.sampler.config.steps == len(controller.sampler.moves) == expected
+    before = clock.now
+    pipeline(latents_of(2), controller.sampler, generators(2))
+    spent = 1e3 * (clock.now - before)
+    assert spent == pytest.approx(30 + 10 * expected)
+    assert not deadline or spent <= deadline or expected == 1
+
+
+def test_calibration_leaves_the_plans_alone(pipeline: MPDiffuserPipeline, clock: SimpleNamespace) -> None:
+    config = SamplerConfig(steps=4, candidates=2, warm_start=3)
+    timed, plain = Controller(pipeline, replace(config, deadline_ms=1e6)), Controller(pipeline, config)
+    for controller in (timed, plain):
+        controller.reset([3, 4])
+    for t in range(3):
+        observations = np.full((2, D), t, np.float32)
+        np.testing.assert_array_equal(timed.act(observations), plain.act(observations))
+    short = pipeline.within_deadline(replace(config, deadline_ms=55.0), latents_of(2))
+    assert (short.steps, short.warm_start) == (2, 2)
 
 
 def test_a_chunk_is_executed_before_planning_again(pipeline: MPDiffuserPipeline) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from hypothesis import given as given_hypothesis
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import nn
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.sampler import COMPOSITIONS, Sampler, SamplerConfig, moves
-from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
+from mpdiffuser.sampler import COMPOSITIONS, Sampler, SamplerConfig
+from mpdiffuser.schedule import GRIDS, PREDICTIONS, SOLVERS, NoiseSchedule, moves
 
 D, M, H = 3, 2, 8
 SIZES = dict(latent_dim=D, action_dim=M, horizon=H, width=8, multipliers=(1, 2), embedding=16)
@@ -89,6 +92,32 @@ def test_agrees_with_diffusers(randomize, solver: str, prediction: str, steps: i
     found = sampler(present, condition, noise_from(7, 4))
     scale = expected.abs().max().item()
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_ddim_with_eta_agrees_with_diffusers(planner: Planner, eta: float) -> None:
+    schedule = NoiseSchedule(100, "linear")
+    scheduler = DDIMScheduler(
+        100,
+        clip_sample=False,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        beta_start=1e-3,
+        beta_end=0.2,
+        set_alpha_to_one=True,
+    )
+    scheduler.set_timesteps(10)
+    step = scheduler.step
+    scheduler.step = lambda *inputs, **named: step(*inputs, eta=eta, **named)
+    present, condition = given(4)
+    expected = reference(scheduler, planner, present, condition, seed=7)
+    settings: dict[str, Any] = dict(composition="planner", solver="ddim", eta=eta, temperature=1.0, steps=10)
+    sampler = make(planner, None, schedule, **settings)
+    sampler.moves = moves(schedule, scheduler.timesteps.tolist(), "ddim", eta)
+    torch.testing.assert_close(sampler(present, condition, noise_from(7, 4)), expected, rtol=1e-4, atol=1e-4)
+    same_as_ddpm = make(planner, None, schedule, **{**settings, "solver": "ddpm", "eta": 0.0})
+    same_as_ddpm.moves = sampler.moves = moves(schedule, scheduler.timesteps.tolist(), "ddim", 1.0)
+    assert torch.equal(*(s(present, condition, noise_from(7, 4)) for s in (sampler, same_as_ddpm)))
 
 
 class GaussianPlanner(nn.Module):
@@ -169,6 +198,20 @@ def test_guidance(planner: Planner, batch: int, scale: float) -> None:
     assert (wished - free).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.9), (0.9, 1.0), (0.0, 0.2), (0.0, 0.0)])
+def test_guided_only_inside_the_interval(planner: Planner, interval: tuple[float, float]) -> None:
+    present, condition = given(3)
+    calls = watch(planner)
+    settings: dict[str, Any] = dict(composition="planner", solver="ddim", bound=2.0, steps=10, grid="uniform")
+    found = make(planner, None, guidance=2.0, guidance_interval=interval, **settings)(
+        present, condition, noise_from(1, 3)
+    )
+    sigmas = [(1 - SCHEDULE.alpha_bar[level].item()) ** 0.5 for level in SCHEDULE.grid(10, "uniform")]
+    assert [len(call.x) for call in calls] == [6 if interval[0] <= sigma <= interval[1] else 3 for sigma in sigmas]
+    plain = make(planner, None, guidance=1.0, **settings)(present, condition, noise_from(1, 3))
+    assert torch.equal(found, plain) == (interval == (0.0, 0.0))
+
+
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 @pytest.mark.parametrize("warm_start", [0, 3])
 def test_the_present_is_held(planner: Planner, dynamics: Dynamics, composition: str, warm_start: int) -> None:
@@ -185,6 +228,108 @@ def test_the_present_is_held(planner: Planner, dynamics: Dynamics, composition: 
             continue
         assert [int(call.levels[0]) for call in calls] == levels
         assert all(torch.equal(call.x[:, 0, :D], present) for call in calls)
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_what_is_known_is_held(planner: Planner, dynamics: Dynamics, composition: str) -> None:
+    present, condition = given(4)
+    goal, committed = given(4, seed=1)[0], torch.rand(4, 2, M)
+    seen = watch(planner), watch(dynamics)
+    sampler = make(planner, dynamics, composition=composition, solver="ddpm", steps=6)
+    free = sampler(present, condition, noise_from(0, 4))
+    for calls in seen:
+        calls.clear()
+    x = sampler(present, condition, noise_from(0, 4), goal=goal, committed=committed)
+    for y in (x, *(call.x for calls in seen for call in calls)):
+        assert torch.equal(y[:, 0, :D], present)
+        assert torch.equal(y[:, -1, :D], goal)
+        assert torch.equal(y[:, :2, D:], committed)
+    assert (x[:, 1:-1] - free[:, 1:-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_joint_is_fused_with_all_weight_on_the_dynamics(planner: Planner, dynamics: Dynamics, solver: str) -> None:
+    present, condition = given(3)
+    results = [
+        make(planner, dynamics, bound=2.0, solver=solver, **settings)(present, condition, noise_from(0, 3))
+        for settings in ({"composition": "joint"}, {"dynamics_power": 0.0}, {"dynamics_power": 1.0})
+    ]
+    assert torch.equal(results[0], results[1])
+    assert not torch.allclose(results[0], results[2])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_sequential_is_a_plan_and_then_its_states(planner: Planner, dynamics: Dynamics, warm: bool) -> None:
+    """The second pass as a plain DDIM loop: states by the dynamics model, actions noised to the level of the states."""
+    present, condition = given(2)
+    bound, temperature = 1.5, 0.7
+    start = torch.randn(2, H, D + M, generator=torch.Generator().manual_seed(8)) if warm else None
+    settings: dict[str, Any] = dict(
+        bound=bound, solver="ddim", steps=5, grid="uniform", temperature=temperature, warm_start=3 if warm else 0
+    )
+    noise = noise_from(0, 2)
+    plan = make(planner, None, composition="planner", **settings)(present, condition, noise, start)
+    eps = temperature * noise()
+    x = states = torch.empty(0)
+    grid = [99, 74, 50, 25, 0][-3 if warm else 0 :]
+    for level, following in zip(grid, [*grid[1:], None]):
+        kept = SCHEDULE.alpha_bar[level].item()
+        if level == grid[0]:
+            states = kept**0.5 * plan[..., :D] + (1 - kept) ** 0.5 * eps[..., :D]
+        actions = kept**0.5 * plan[..., D:] + (1 - kept) ** 0.5 * eps[..., D:]
+        states[:, 0] = present
+        x = torch.cat([states, actions], -1)
+        with torch.no_grad():
+            real = clean_estimate(dynamics, dynamics(x, torch.full((2,), level)), x, level, D).clamp(-bound, bound)
+        then = 1.0 if following is None else SCHEDULE.alpha_bar[following].item()
+        noise_in_it = (states - kept**0.5 * real) / (1 - kept) ** 0.5
+        states = then**0.5 * real + (1 - then) ** 0.5 * noise_in_it
+    states[:, 0] = present
+    expected = torch.cat([states, plan[..., D:]], -1)
+    found = make(planner, dynamics, composition="sequential", **settings)(present, condition, noise_from(0, 2), start)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (states - plan[..., :D]).abs().max() > 0.01
+
+
+@settings(max_examples=25)
+@given_hypothesis(
+    st.sampled_from(COMPOSITIONS),
+    st.sampled_from(SOLVERS),
+    st.sampled_from(GRIDS),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    st.floats(0, 1),
+    st.data(),
+)
+def test_any_call_gives_finite_plans_that_rows_do_not_share(
+    randomize, composition: str, solver: str, grid: str, batch: int, total: int, eta: float, data
+) -> None:
+    steps = data.draw(st.integers(1, total))
+    config = dict(
+        composition=composition,
+        solver="ddpm" if composition == "release" else solver,
+        eta=eta if solver == "ddim" and composition != "release" else 0.0,
+        grid=grid,
+        steps=steps,
+        warm_start=data.draw(st.integers(0, steps)),
+        guidance=data.draw(st.sampled_from([1.0, 2.0])),
+        guidance_interval=sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1)))),
+    )
+    models = (randomize(Planner(**SIZES), seed=1), randomize(Dynamics(**SIZES), seed=2))
+    sampler = make(*models, NoiseSchedule(total), bound=2.0, **config)
+    present, condition = given(batch)
+    present = present.clamp(-2, 2)
+    start = torch.rand(batch, H, D + M) if config["warm_start"] else None
+    draws = [torch.randn(batch, H, D + M, generator=torch.Generator().manual_seed(i)) for i in range(2 * total + 2)]
+
+    def plans(rows: slice) -> torch.Tensor:
+        todo = iter(draws)
+        return sampler(present[rows], condition[rows], lambda: next(todo)[rows], None if start is None else start[rows])
+
+    together = plans(slice(None))
+    assert together.abs().max() <= 2 and torch.isfinite(together).all()
+    assert torch.equal(together[:, 0, :D], present)
+    torch.testing.assert_close(plans(slice(batch - 1, batch)), together[-1:], rtol=0, atol=1e-4)
 
 
 def test_dynamics_power_zero_leaves_the_states_to_the_dynamics(randomize, planner: Planner, dynamics: Dynamics) -> None:
@@ -306,6 +451,15 @@ def test_plans_stay_within_the_data(planner: Planner, dynamics: Dynamics, compos
         ({"temperature": -0.1}, r"sampler\.temperature: must be at least 0.*found -0\.1"),
         ({"steps": 4, "warm_start": 5}, r"sampler\.warm_start: must be at most sampler\.steps = 4.*found 5"),
         ({"warm_start": -1}, r"sampler\.warm_start: must be at least 0.*found -1"),
+        ({"eta": 1.5, "solver": "ddim"}, r"sampler\.eta: must lie in 0\.\.1.*found 1\.5"),
+        ({"eta": 0.5, "solver": "ddpm"}, r"sampler\.eta: must be 0 with the solver ddpm, found 0\.5"),
+        ({"target": 1.1}, r"sampler\.target: must lie in 0\.\.1, found 1\.1"),
+        ({"dynamics_power": -1.0}, r"sampler\.dynamics_power: must be at least 0, found -1\.0"),
+        ({"deadline_ms": -1.0}, r"sampler\.deadline_ms: must be at least 0, found -1\.0"),
+        ({"guidance_interval": [0.5, 0.2]}, r"sampler\.guidance_interval: must be \[low, high\].*found \[0\.5, 0\.2\]"),
+        ({"guidance_interval": [0.5, 1.2]}, r"sampler\.guidance_interval: .*high <= 1, found \[0\.5, 1\.2\]"),
+        ({"guidance_interval": [0, 1, 1]}, r"sampler\.guidance_interval: .*found \[0, 1, 1\]"),
+        ({"guidance_interval": ["a", 1]}, r"sampler\.guidance_interval: .*found \['a', 1\]"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:

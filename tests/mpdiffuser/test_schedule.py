@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpdiffuser.errors import InputError
-from mpdiffuser.schedule import GRIDS, PREDICTIONS, NoiseSchedule
+from mpdiffuser.schedule import GRIDS, PREDICTIONS, SOLVERS, NoiseSchedule, moves
 
 
 @pytest.mark.parametrize("levels", [10, 100, 1000])
@@ -102,6 +102,37 @@ def test_spacings() -> None:
         assert level == min(range(1000), key=lambda i: abs(logsnr[i] - wanted))
 
 
+@pytest.mark.parametrize("steps", [2, 5, 12])
+def test_karras_spacing_is_that_of_diffusers(steps: int) -> None:
+    """The nearest of 1000 levels to the sigmas of equation 5, which diffusers leaves between the levels."""
+    schedule = NoiseSchedule(1000, "linear")
+    theirs = EulerDiscreteScheduler(1000, beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True)
+    theirs.set_timesteps(steps)
+    sigmas = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
+    for level, sigma in zip(schedule.grid(steps, "karras"), theirs.sigmas[:-1].tolist()):
+        gaps = (sigmas ** (1 / 7) - sigma ** (1 / 7)).abs()
+        assert gaps[level] <= gaps.min() + 1e-5
+
+
+@given(st.integers(1, 200), st.sampled_from(GRIDS), st.sampled_from(SOLVERS), st.floats(0, 1), st.data())
+def test_moves_keep_the_noise_of_each_level(total: int, kind: str, solver: str, eta: float, data) -> None:
+    """A right D keeps the signal at alpha and the noise at sigma from every level to the next, onto clean data."""
+    schedule = NoiseSchedule(total)
+    levels = schedule.grid(data.draw(st.integers(1, total)), kind)
+    chain = moves(schedule, levels, solver, eta)
+    assert [move.level for move in chain] == levels
+    ends = [*((schedule.alphas[i].item(), schedule.sigmas[i].item()) for i in levels), (1.0, 0.0)]
+    for move, (alpha, sigma), (alpha_next, sigma_next) in zip(chain, ends, ends[1:]):
+        assert move.carry * alpha + move.pull == pytest.approx(alpha_next, abs=1e-6)
+        assert math.hypot(move.carry * sigma, move.spread) == pytest.approx(sigma_next, abs=1e-6)
+    assert chain[-1].extrapolation == 0
+    if solver == "ddim":
+        full = moves(schedule, levels, "ddpm")
+        assert [move.spread for move in chain] == pytest.approx([eta * move.spread for move in full], abs=1e-9)
+    if eta == 1 and solver == "ddim":
+        assert chain == full
+
+
 @pytest.mark.parametrize("steps", [0, -1, 21])
 def test_impossible_steps(steps: int) -> None:
     with pytest.raises(InputError, match=rf"sampler\.steps.*1\.\.20.*found {steps}"):
@@ -109,8 +140,8 @@ def test_impossible_steps(steps: int) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(InputError, match=r"sampler\.grid.*uniform.*'karras'"):
-        NoiseSchedule(20).grid(3, "karras")
+    with pytest.raises(InputError, match=r"sampler\.grid.*uniform.*karras.*'cubic'"):
+        NoiseSchedule(20).grid(3, "cubic")
     with pytest.raises(InputError, match=r"schedule\.betas.*'sigmoid'"):
         NoiseSchedule(20, "sigmoid")
     with pytest.raises(InputError, match=r"schedule\.num_levels.*found 0"):

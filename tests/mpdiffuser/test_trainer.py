@@ -33,7 +33,9 @@ TWENTY = TrainConfig(
 
 
 def windows_of(episodes: Episodes) -> Windows:
-    return Windows(episodes, to_go(episodes["rewards"], episodes, 0.9)[:, None], 8, Normalizer(3), Normalizer(2), Marginals(1))
+    return Windows(
+        episodes, to_go(episodes["rewards"], episodes, 0.9)[:, None], 8, Normalizer(3), Normalizer(2), Marginals(1)
+    )
 
 
 class Watched:
@@ -245,11 +247,12 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.windows import Windows
+from mpdiffuser.windows import Windows, to_go
 
 torch.set_num_threads(1)
 episodes = Episodes.load(sys.argv[1])
-windows = Windows(episodes, to_go(episodes["rewards"], episodes, 0.9)[:, None], 8, Normalizer(3), Normalizer(2), Marginals(1))
+targets = to_go(episodes["rewards"], episodes, 0.9)[:, None]
+windows = Windows(episodes, targets, 8, Normalizer(3), Normalizer(2), Marginals(1))
 torch.manual_seed(0)
 model = Planner(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
 accelerator = Accelerator(cpu=True)

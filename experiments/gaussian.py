@@ -1,0 +1,255 @@
+"""A linear-Gaussian control problem in which planner, dynamics model and their product are known exactly.
+
+Trajectories x (H, d + m) are flattened to n = H (d + m) entries; z_0 is given, so its entries have no variance.
+The denoisers are exact, D = E[x_0 | x_t], and the library's sampler runs on them unchanged.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mpdiffuser.sampler import Sampler, SamplerConfig
+from mpdiffuser.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """mean (n,), covariance (n, n)."""
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+
+    def given(self, observe: torch.Tensor, value: torch.Tensor, deviation: float) -> "Gaussian":
+        """Conditioned on observe x (r, n) = value (r,), seen with noise of this deviation; which is also the product
+        of the density with N(observe x; value, deviation^2)."""
+        innovation = observe @ self.covariance @ observe.T + deviation**2 * torch.eye(len(value), dtype=value.dtype)
+        gain = torch.linalg.solve(innovation, observe @ self.covariance).T
+        mean = self.mean + gain @ (value - observe @ self.mean)
+        covariance = self.covariance - gain @ observe @ self.covariance
+        return Gaussian(mean, (covariance + covariance.T) / 2)
+
+    def denoiser(self, schedule: NoiseSchedule) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """(x_t (B, n), level) -> E[x_0 | x_t]."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+
+        def clean(x: torch.Tensor, level: int) -> torch.Tensor:
+            a = float(schedule.alpha_bar[level])
+            gain = a**0.5 * values / (a * values + 1 - a)
+            return self.mean + (x - a**0.5 * self.mean) @ vectors * gain @ vectors.T
+
+        return clean
+
+
+@dataclass(frozen=True)
+class System:
+    """z_{k+1} = A z_k + B u_k + w, w ~ N(0, noise^2), from z_0 over H rows."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    noise: float
+    present: torch.Tensor
+    horizon: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """d, m, n"""
+        d, m = self.B.shape
+        return d, m, self.horizon * (d + m)
+
+    @property
+    def states(self) -> torch.Tensor:
+        """Which entries are states, (n,)."""
+        d, m, _ = self.sizes
+        return torch.tensor([True] * d + [False] * m).repeat(self.horizon)
+
+    def residuals(self) -> torch.Tensor:
+        """R ((H - 1) d, n): R x stacks z_{k+1} - A z_k - B u_k."""
+        d, m, n = self.sizes
+        rows = torch.zeros(self.horizon - 1, d, self.horizon, d + m, dtype=torch.float64)
+        for k in range(self.horizon - 1):
+            rows[k, :, k + 1, :d] = torch.eye(d)
+            rows[k, :, k, :d], rows[k, :, k, d:] = -self.A, -self.B
+        return rows.reshape(-1, n)
+
+    def rollouts(self, actions: Gaussian) -> Gaussian:
+        """What the system does under random actions u (H m): p(u) p(z | u)."""
+        d, _, n = self.sizes
+        # the rows of (z_0, residuals, u) are independent; x is their image under the inverse of that map
+        state, action = torch.eye(n, dtype=torch.float64)[self.states], torch.eye(n, dtype=torch.float64)[~self.states]
+        inverse = torch.linalg.inv(torch.cat([state[:d], self.residuals(), action]))
+        mean = torch.cat([self.present, torch.zeros(n - d - len(action), dtype=torch.float64), actions.mean])
+        noise = self.noise**2 * torch.eye(n - d - len(action), dtype=torch.float64)
+        covariance = torch.block_diag(torch.zeros(d, d, dtype=torch.float64), noise, actions.covariance)
+        return Gaussian(inverse @ mean, inverse @ covariance @ inverse.T)
+
+
+class ExactPlanner(nn.Module):
+    """A planner that knows its density."""
+
+    def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.config = {"prediction": "sample", "latent_dim": latent_dim}
+        self.clean = density.denoiser(schedule)
+
+    def forward(
+        self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """x (B, H, d + m) -> D (B, H, d + m)."""
+        return self.clean(x.flatten(1), int(levels[0])).view_as(x)
+
+
+class HearingPlanner(ExactPlanner):
+    """A planner whose actions hear the dynamics model: D_P + E_D[u | z_t, u_t] - E_D[u | u_t] for the actions."""
+
+    def __init__(self, density: Gaussian, dynamics: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
+        super().__init__(density, latent_dim, schedule)
+        self.informed = dynamics.denoiser(schedule)
+        self.dynamics, self.schedule = dynamics, schedule
+
+    def forward(
+        self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """x (B, H, d + m) -> D (B, H, d + m)."""
+        level = int(levels[0])
+        is_action = torch.ones_like(x[0])
+        is_action[:, : self.config["latent_dim"]] = 0
+        actions = is_action.flatten()
+        alone = Gaussian(self.dynamics.mean, self.dynamics.covariance * actions * actions[:, None])
+        heard = self.informed(x.flatten(1), level) - alone.denoiser(self.schedule)(x.flatten(1), level)
+        return super().forward(x, levels, condition, keep) + (actions * heard).view_as(x)
+
+
+class ExactDynamics(nn.Module):
+    """A dynamics model that knows the density p(u) p(z | u) of what it learned from, with both noised."""
+
+    def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.config = {"prediction": "sample", "latent_dim": latent_dim}
+        self.clean = density.denoiser(schedule)
+
+    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """x (B, H, d + m) -> D of the states (B, H, d)."""
+        return self.clean(x.flatten(1), int(levels[0])).view_as(x)[..., : self.config["latent_dim"]]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """mean: |difference of means| in deviations of the wanted density (root of its covariance's trace); covariance:
+    Frobenius norm of the difference, relative; violation: root mean square of z_{k+1} - A z_k - B u_k, in deviations of
+    the system's own noise (1 = as the system itself)."""
+
+    mean: float
+    covariance: float
+    violation: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The system, what planner and dynamics model learned, and what they say together.
+
+    planner p_P(z, u), dynamics p_D(z | u) p(u); product p_P(z, u) p_D(z | u); feasible p_P(u) p_D(z | u).
+    """
+
+    system: System
+    planner: Gaussian
+    dynamics: Gaussian
+    product: Gaussian
+    feasible: Gaussian
+    hearing: bool = False  # whether the planner's actions hear the dynamics model
+
+    def sampler(self, levels: int = 100, betas: str = "cosine", **config) -> Sampler:
+        schedule, (d, m, _) = NoiseSchedule(levels, betas), self.system.sizes
+        free = torch.full((d + m,), 1e9, dtype=torch.float64)
+        planner, dynamics = ExactPlanner(self.planner, d, schedule), ExactDynamics(self.dynamics, d, schedule)
+        if self.hearing:
+            planner = HearingPlanner(self.planner, self.dynamics, d, schedule)
+        return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(**config))  # type: ignore[arg-type]
+
+    def equilibrium(self, states: tuple[float, float], actions: tuple[float, float]) -> torch.Tensor:
+        """Where clean trajectories would rest if states and actions each followed their gradient of
+        planner * log p_P(z, u) + dynamics * log p_D(z | u), with these pairs of weights: the mean, (n,)."""
+        d = self.system.sizes[0]
+        residuals = self.system.residuals() / self.system.noise
+        planner = torch.linalg.inv(self.planner.covariance[d:, d:])
+        parts = (planner, residuals[:, d:].T @ residuals[:, d:])
+        pulls = (planner @ self.planner.mean[d:], -residuals[:, d:].T @ residuals[:, :d] @ self.system.present)
+        is_state = self.system.states[d:, None]
+        weight = [torch.where(is_state, torch.tensor(s).double(), torch.tensor(a)) for s, a in zip(states, actions)]
+        field = sum(w * part for w, part in zip(weight, parts))
+        return torch.cat(
+            [self.system.present, torch.linalg.solve(field, sum(w[:, 0] * h for w, h in zip(weight, pulls)))]
+        )
+
+    def distance(self, drawn: Gaussian, wanted: Gaussian) -> "Distance":
+        """How far one density is from another, and how far its trajectories are from the system."""
+        residuals = self.system.residuals()
+        square = (residuals @ drawn.mean).square().sum() + (residuals @ drawn.covariance @ residuals.T).trace()
+        return Distance(
+            float((drawn.mean - wanted.mean).norm() / wanted.covariance.trace().sqrt()),
+            float((drawn.covariance - wanted.covariance).norm() / wanted.covariance.norm()),
+            float((square / len(residuals)).sqrt() / self.system.noise),
+        )
+
+    def promise(self, drawn: Gaussian) -> tuple[float, float]:
+        """Mean last position: as the plans say, and where the plans' actions take the system."""
+        actions = ~self.system.states
+        mean, covariance = drawn.mean[actions], drawn.covariance[actions][:, actions]
+        last = (self.system.horizon - 1) * sum(self.system.sizes[:2])
+        return float(drawn.mean[last]), float(self.system.rollouts(Gaussian(mean, covariance)).mean[last])
+
+    def drawn(self, temperature: float = 1.0, goal: torch.Tensor | None = None, **config) -> Gaussian:
+        """Exact mean and covariance of what the sampler draws.
+
+        With these denoisers it is affine in its noise, x = mean + sum_j M_j e_j over its draws j: one call with no
+        noise gives the mean, one with a batch of all unit vectors all M_j.
+        """
+        sampler = self.sampler(temperature=temperature, **config)
+        shape, n = (self.system.horizon, sum(self.system.sizes[:2])), self.system.sizes[2]
+        calls = 0
+
+        def run(batch: int, noise: Callable[[], torch.Tensor]) -> torch.Tensor:
+            goals = None if goal is None else goal.expand(batch, -1)
+            present = self.system.present.expand(batch, -1)
+            return sampler(present, present.new_zeros(batch, 1), noise, goal=goals).flatten(1)
+
+        def silence() -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return torch.zeros(1, *shape, dtype=torch.float64)
+
+        mean = run(1, silence)[0]
+        draw = iter(range(calls))
+
+        def unit() -> torch.Tensor:
+            noise, k = torch.zeros(calls, n, n, dtype=torch.float64), next(draw)
+            noise[k] = torch.eye(n)
+            return noise.view(calls * n, *shape)
+
+        through = run(calls * n, unit) - mean
+        return Gaussian(mean, through.T @ through)
+
+
+def problem(horizon: int = 8) -> Problem:
+    """A cart on a line (position, speed; one force) that should be at 0.6 in the end.
+
+    The planner learned from episodes of a cart whose force is worth 0.7 of the true one, with a noise ten times as
+    large: its plans reach the goal, but the true cart would not follow them.
+    """
+    A = torch.tensor([[1.0, 0.3], [0.0, 1.0]], dtype=torch.float64)
+    B = torch.tensor([[0.0], [0.3]], dtype=torch.float64)
+    present = torch.tensor([-0.4, 0.0], dtype=torch.float64)
+    system = System(A, B, 0.02, present, horizon)
+    believed = System(A, 0.7 * B, 0.2, present, horizon)
+    steps = torch.arange(horizon, dtype=torch.float64)
+    smooth = 0.5 * torch.exp(-((steps[:, None] - steps) ** 2) / 8) + 0.01 * torch.eye(horizon)
+    planner = believed.rollouts(Gaussian(torch.zeros(horizon, dtype=torch.float64), smooth))
+    d, _, n = system.sizes
+    last = torch.zeros(1, n, dtype=torch.float64)
+    last[0, (horizon - 1) * (n // horizon)] = 1  # the last position
+    planner = planner.given(last, torch.tensor([0.6], dtype=torch.float64), 0.1)
+    broad = Gaussian(torch.zeros(horizon, dtype=torch.float64), torch.eye(horizon, dtype=torch.float64))
+    product = planner.given(system.residuals(), torch.zeros((horizon - 1) * d, dtype=torch.float64), system.noise)
+    actions = Gaussian(planner.mean[~system.states], planner.covariance[~system.states][:, ~system.states])
+    return Problem(system, planner, system.rollouts(broad), product, system.rollouts(actions))

@@ -1,0 +1,256 @@
+"""Learned models in two dimensions: python -m experiments.maze
+
+A car in a U-shaped maze and a pendulum, each with a tiny planner that learned from a few demonstrations on a stronger
+machine (the car steers more sharply, the pendulum's motor is stronger) and a tiny dynamics model that learned from
+random actions on the machine that is there. Draws plans by every composition, carries their actions out without
+looking, and writes docs/maze.md and docs/maze.png. About 10 minutes on one core.
+"""
+
+import argparse
+import math
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from experiments.systems import Car, Pendulum, System, demonstrations, play
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.sampler import Sampler, SamplerConfig
+from mpdiffuser.schedule import NoiseSchedule
+
+HORIZON = 32
+DEMONSTRATIONS, EPISODES = 40, 2000
+LEVELS = (100, 50, 20, 10, 5, 3)
+RUNS = {  # composition, solver, power of the dynamics' weight
+    "planner": ("planner", "dpmpp_2m", 0.5),
+    "sequential": ("sequential", "dpmpp_2m", 0.5),
+    "joint": ("joint", "dpmpp_2m", 0.5),
+    "fused, p = 0.5": ("fused", "dpmpp_2m", 0.5),
+    "fused, p = 2": ("fused", "dpmpp_2m", 2.0),
+    "fused, p = 2, ddpm": ("fused", "ddpm", 2.0),
+    "release": ("release", "ddpm", 0.5),
+}
+SHOWN = ("planner", "sequential", "release", "fused, p = 0.5")
+COLOURS = {"planner": "C7", "fused": "C0", "release": "C3", "joint": "C1", "sequential": "C2"}
+SCHEDULE = NoiseSchedule(100)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A system, the models that learned it, and what the states and actions were normalised by."""
+
+    system: System
+    planner: Planner
+    dynamics: Dynamics
+    latents: Normalizer
+    actions: Normalizer
+
+    def plans(self, count: int, seed: int, **config) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (B, H, d) and actions (B, H, m) of plans from fresh starts."""
+        generator = torch.Generator().manual_seed(seed)
+        present = self.latents.normalize(self.system.start(count, generator))
+        low, high = (torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds()))
+        sampler = Sampler(self.planner, self.dynamics, SCHEDULE, low, high, SamplerConfig(**config))
+        d, m = self.system.latent_dim, self.system.action_dim
+        noise = lambda: torch.randn(count, HORIZON, d + m, generator=generator)  # noqa: E731
+        x = sampler(present, torch.zeros(count, 1), noise)
+        return self.latents.denormalize(x[..., :d]), self.actions.denormalize(x[..., d:])
+
+    def executed(self, present: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """The states (B, H, d) that the actions (B, H, m) lead to from present (B, d)."""
+        states = [present]
+        for k in range(actions.shape[1] - 1):
+            states.append(self.system.step(states[-1], actions[:, k]))
+        return torch.stack(states, 1)
+
+
+def train(
+    model: Planner | Dynamics, states: torch.Tensor, actions: torch.Tensor, steps: int, seed: int
+) -> Planner | Dynamics:
+    """Fit on random windows of normalised states (E, L, d) and actions (E, L, m); Adam, cosine decay."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (1 + math.cos(math.pi * k / steps)) / 2)
+    ones = torch.ones(64, HORIZON)
+    for _ in range(steps):
+        episode = torch.randint(len(states), (64, 1), generator=generator)
+        rows = torch.randint(states.shape[1] - HORIZON + 1, (64, 1), generator=generator) + torch.arange(HORIZON)
+        batch = {"latents": states[episode, rows], "actions": actions[episode, rows], "mask": ones}
+        batch |= {"action_mask": ones, "condition": torch.zeros(64, 1)}
+        optimizer.zero_grad()
+        model.loss(batch, model.draw(64, SCHEDULE, generator), SCHEDULE)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def learn(system: System, shown_by: System, steps: int, seed: int = 0, width: int = 32) -> Learned:
+    """Planner from few demonstrations by another system, dynamics model from many random episodes, twice as long."""
+    torch.manual_seed(seed)
+    good, random = demonstrations(shown_by, DEMONSTRATIONS, 48, seed), play(system, EPISODES, 48, seed + 1)
+    both = [torch.cat(pair) for pair in zip(good, random)]
+    normalizers = [Normalizer(part.shape[-1]).fit(part.flatten(0, 1).numpy()) for part in both]
+    sizes = (system.latent_dim, system.action_dim, HORIZON)
+    net = dict(width=width, multipliers=(1, 2), embedding=64)
+    planner, dynamics = Planner(*sizes, **net), Dynamics(*sizes, **net)
+    latents, actions = normalizers
+    train(planner, latents.normalize(good[0]), actions.normalize(good[1]), steps, seed)
+    train(dynamics, latents.normalize(random[0]), actions.normalize(random[1]), 2 * steps, seed + 1)
+    return Learned(system, planner, dynamics, latents, actions)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """one_step: root mean square of planned z_{k+1} - f(planned z_k, u_k), in deviations of the data; drift: the same
+    of the planned last state against the executed one; reached, promised: share of executed and of planned
+    trajectories that are at the goal in the end. Each with its standard error over plans."""
+
+    one_step: tuple[float, float]
+    drift: tuple[float, float]
+    reached: tuple[float, float]
+    promised: tuple[float, float]
+
+
+def outcome(learned: Learned, states: torch.Tensor, actions: torch.Tensor) -> Outcome:
+    system, std = learned.system, learned.latents.std
+    following = system.step(states[:, :-1].flatten(0, 1), actions[:, :-1].flatten(0, 1)).view_as(states[:, 1:])
+    executed = learned.executed(states[:, 0], actions)
+    one_step = ((states[:, 1:] - following) / std).square().mean((1, 2)).sqrt()
+    drift = ((states[:, -1] - executed[:, -1]) / std).square().mean(1).sqrt()
+    values = (one_step, drift, system.reached(executed[:, -1]).float(), system.reached(states[:, -1]).float())
+    return Outcome(*((float(v.mean()), float(v.std() / len(v) ** 0.5)) for v in values))
+
+
+Outcomes = dict[tuple[str, int], Outcome]  # by run and number of levels
+
+
+def measure(learned: Learned, count: int) -> Outcomes:
+    """Every run at every number of levels, from the same starts."""
+    keys = [(name, levels) for name in RUNS for levels in LEVELS]
+    return {key: outcome(learned, *learned.plans(count, seed=1000, **settings(*key))) for key in keys}
+
+
+def settings(name: str, levels: int) -> dict[str, Any]:
+    composition, solver, power = RUNS[name]
+    return dict(composition=composition, solver=solver, dynamics_power=power, steps=levels, temperature=0.5)
+
+
+def figure(both: list[tuple[Learned, Outcomes]], path: Path) -> None:
+    """A row of plans for each system, and one of feasibility errors."""
+    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+    fig, axes = plt.subplots(3, 4, figsize=(12, 8.6))
+    for row, (learned, _) in zip(axes, both):
+        for axis, name in zip(row, SHOWN):
+            levels = 10 if 10 in LEVELS else LEVELS[0]
+            states, actions = learned.plans(6, seed=2000, **settings(name, levels))
+            _draw(axis, learned, states, learned.executed(states[:, 0], actions))
+            axis.set_title(f"{learned.system.name}: {name}, {levels} levels")
+    axes[0, 0].legend(fontsize=7.5, loc="center left")
+    for i, (learned, outcomes) in enumerate(both):
+        for axis, measure_name in zip(axes[2, 2 * i : 2 * i + 2], WORDS):
+            for name, (composition, solver, power) in RUNS.items():
+                values = [getattr(outcomes[name, n], measure_name)[0] for n in LEVELS]
+                style = ":" if power == 0.5 and composition == "fused" else "-" if solver == "dpmpp_2m" else "--"
+                axis.plot(LEVELS, values, f"o{style}", ms=3, color=COLOURS[composition], label=name)
+            axis.set(title=f"{learned.system.name}: {WORDS[measure_name]}", xlabel="levels", xscale="log", yscale="log")
+            axis.set_xticks(LEVELS, [str(n) for n in LEVELS])
+            axis.xaxis.minorticks_off()
+    axes[2, 0].legend(fontsize=6.5)
+    fig.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=100)
+    plt.close(fig)
+
+
+WORDS = {"one_step": "one-step error", "drift": "drift at the end"}
+
+
+def _draw(axis: Axes, learned: Learned, planned: torch.Tensor, executed: torch.Tensor) -> None:
+    system = learned.system
+    for i, (plan, real) in enumerate(zip(planned, executed)):
+        labels = ("planned", "executed") if i == 0 else (None, None)
+        for states, style, label in ((plan, "-", labels[0]), (real, ":", labels[1])):
+            if isinstance(system, Car):
+                axis.plot(states[:, 0], states[:, 1], style, color=f"C{i}", lw=1.3, label=label)
+            else:
+                upright = torch.atan2(states[:, 1], states[:, 0]).abs()
+                axis.plot(range(HORIZON), upright, style, color=f"C{i}", lw=1.3, label=label)
+    if isinstance(system, Car):
+        right, half = system.wall
+        axis.add_patch(plt.Rectangle((-1, -half), right + 1, 2 * half, color="0.6"))
+        axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+    else:
+        axis.set(xlabel="step", ylabel="|angle from upright|", ylim=(0, math.pi + 0.1))
+
+
+def table(both: list[tuple[Learned, Outcomes]], steps: int, count: int) -> str:
+    """docs/maze.md"""
+    date = subprocess.run(["date", "-u", "+%Y-%m-%d"], capture_output=True, text=True, check=True).stdout.strip()
+    machine = f"{platform.machine()} with {os.cpu_count()} shared cores"
+    about = dict(date=date, machine=machine, steps=steps, count=count)
+    lines = [HEAD.format(**about, demonstrations=DEMONSTRATIONS, episodes=EPISODES)]
+    for learned, outcomes in both:
+        lines += [
+            f"## {learned.system.name}\n",
+            f"| composition | {' | '.join(map(str, LEVELS))} |",
+            "|---" * (len(LEVELS) + 1) + "|",
+        ]
+        for name in RUNS:
+            text = [
+                f"{o.one_step[0]:.3f} / {o.drift[0]:.2f} / {100 * o.reached[0]:.0f} ({100 * o.promised[0]:.0f})"
+                for o in (outcomes[name, n] for n in LEVELS)
+            ]
+            lines.append(f"| {name} | {' | '.join(text)} |")
+        shares = [o.one_step[1] / o.one_step[0] for o in outcomes.values()]
+        spread = [max(100 * o.reached[1] for o in outcomes.values()), max(o.drift[1] for o in outcomes.values())]
+        lines.append(
+            f"\nStandard errors over plans at most {100 * max(shares):.0f} % of the one-step error, {spread[1]:.2f} of "
+            f"the drift and {spread[0]:.0f} of the share.\n"
+        )
+    return "\n".join(lines)
+
+
+HEAD = """# Learned models in two dimensions
+
+Written by `python -m experiments.maze` on {date}, {machine}, one used. One training seed.
+
+A planner learned from {demonstrations} demonstrations on a stronger machine ({steps} steps of batch 64), a dynamics
+model from {episodes} episodes of random actions on the machine that is there (twice as many); horizon 32. {count} plans
+from fresh starts are carried out without looking. Grid uniform in log-SNR, DPM-Solver++ 2M where not said otherwise
+(release: ddpm), temperature 0.5, no guidance. Each cell against the number of levels: one-step error of the plan (root
+mean square, in deviations of the data) / drift, the distance of the last planned state from the executed one /
+percentage of executed plans that end at the goal (of planned ones that claim to).
+
+![Plans and what came of them](maze.png)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the table and the figure")
+    parser.add_argument("--steps", type=int, default=1200, help="of training, a model")
+    parser.add_argument("--plans", type=int, default=64, help="for each measurement")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    both = []
+    for system, stronger in ((Car(turn=0.35), Car(turn=0.5)), (Pendulum(torque=2.0), Pendulum(torque=2.5))):
+        learned = learn(system, stronger, options.steps)
+        both.append((learned, measure(learned, options.plans)))
+    figure(both, options.output / "maze.png")
+    (options.output / "maze.md").write_text(table(both, options.steps, options.plans))
+    print(f"{options.output / 'maze.md'}\n{options.output / 'maze.png'}")
+
+
+if __name__ == "__main__":
+    main()
