@@ -58,10 +58,10 @@ class SamplerConfig:
     eta: float = 0.0
     guidance: float = 1.0
     guidance_interval: Sequence[float] = (0.0, 1.0)
-    temperature: float = 0.2
+    temperature: float = 0.5
     dynamics_power: float = 0.5
-    candidates: int = 2
-    target: float = 0.9
+    candidates: int = 4
+    target: float = 0.8
     warm_start: int = 0
     deadline_ms: float = 0.0
 

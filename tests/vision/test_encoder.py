@@ -14,7 +14,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.trainer import TrainConfig, Trainer
 from vision.data import Pictures, Transitions, cached_features, encode, encode_frames, history_actions, history_rows
 from vision.decoder import Decoder
-from vision.encoder import IdentityEncoder, PixelEncoder, Representation, spread_penalty
+from vision.encoder import IdentityEncoder, PixelEncoder, Representation, information
 
 SMALL = dict(backbone="conv", stride=8, pool=2, action_dim=2, latent_dim=4, projection=16, hidden=16)
 SIZE = 32
@@ -122,7 +122,8 @@ def test_the_action_to_tell_is_hidden_from_what_tells_it() -> None:
     representation = Representation({**SMALL, "history": 3}, 0)
     actions = torch.rand(4, 3, 2, requires_grad=True)
     batch = {"features": torch.zeros(4, 4, representation.encoder.frame_net.dim), "actions": actions}
-    inverse = representation.loss(batch | {"rewards": torch.zeros(4)}, {}, None)["inverse"]
+    quiet = {"noise": torch.zeros(4, 2, 4)}
+    inverse = representation.loss(batch | {"rewards": torch.zeros(4)}, quiet, None)["inverse"]
     (gradient,) = torch.autograd.grad(inverse, actions)
     assert gradient[:, :2].abs().sum() > 0  # earlier actions are seen
     hidden = torch.stack([actions[:, 1], torch.zeros(4, 2)], 1)
@@ -323,7 +324,7 @@ def test_a_small_net_learns_from_frames(tmp_path: Path) -> None:
     representation = Representation(settings, 2, hidden=32, shift=1)
     transitions = Transitions(data, np.arange(6), 1, None)
     batch = transitions.batch(torch.arange(len(transitions)))
-    random = {"shift": torch.zeros(len(transitions), 2, dtype=torch.long)}
+    random = {"shift": torch.zeros(len(transitions), 2, dtype=torch.long), "noise": torch.zeros(len(transitions), 2, 4)}
     losses = [representation.loss(batch, random, None)["state"].item()]
     before = representation.encoder.frame_net.net[0].weight.detach().clone()
     trained = run(representation, transitions, tmp_path, steps=150, learning_rate=1e-3, ema_decay=0.9)
@@ -340,14 +341,40 @@ def test_shifts_are_small_and_repeat() -> None:
     assert set(first.flatten().tolist()) == set(range(-3, 4))
 
 
-def test_spread_penalty() -> None:
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.randn(20_000, 3, generator=generator)
-    assert spread_penalty(1.1 * spread) < 1e-3
-    assert spread_penalty(0.5 * spread).item() == pytest.approx(0.25, abs=0.02)  # (1 - 0.5)^2
-    assert spread_penalty(0 * spread).item() == pytest.approx((1 - 1e-2) ** 2, abs=1e-4)
-    same = 1.1 * spread[:, :1].expand(-1, 3)
-    assert spread_penalty(same).item() == pytest.approx(0.04 * 6 * 1.21**2 / 3, rel=0.05)
+def test_information() -> None:
+    mean, log_noise = torch.randn(5, 3), torch.tensor([-2.0, 0.0, 0.5])
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, log_noise.exp()), normal(0.0, 1.0)).sum(-1).mean()
+    torch.testing.assert_close(information(mean, log_noise), expected)
+
+
+def test_what_no_target_needs_falls_silent(tmp_path: Path) -> None:
+    """Features hold the state and, as loud, something else: with the state as the target only it comes through."""
+    random = np.random.default_rng(0)
+    count, steps = 20, 30
+    rows = count * (steps + 1)
+    states, nuisance = random.normal(size=(2, rows, 1)).astype(np.float32)
+    ends = np.zeros(rows, bool)
+    ends[np.arange(1, count + 1) * (steps + 1) - 2] = True
+    arrays = {"observations": states, "actions": random.uniform(-1, 1, (rows, 2)).astype(np.float32)}
+    arrays |= {"rewards": np.zeros(rows, np.float32), "terminations": np.zeros(rows, bool), "truncations": ends}
+    episodes = Episodes(arrays, np.arange(count + 1) * (steps + 1))
+    torch.manual_seed(0)
+    representation = Representation({**SMALL, "history": 1, "projection": 64, "hidden": 64}, 1, information_weight=0.02)
+    directions = random.normal(size=(2, representation.encoder.frame_net.dim))
+    features = (np.concatenate([states, nuisance], 1) @ directions).astype(np.float32)
+    trained = run(
+        representation, Transitions(episodes, np.arange(count), 1, features), tmp_path, steps=800, batch_size=64
+    )
+    noise = trained.log_noise.detach().exp().numpy() * random.normal(size=(rows, 4))
+    latents = encode(trained.encoder.eval(), episodes, features) + noise
+    design = np.concatenate([latents, np.ones((rows, 1))], 1)
+    told = {}
+    for name, target in (("state", states), ("nuisance", nuisance), ("action", np.roll(arrays["actions"], 1, 0))):
+        left = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+        told[name] = 1 - left.var() / target.var()
+    assert told["state"] > 0.85
+    assert told["nuisance"] < 0.1 and told["action"] < 0.1
 
 
 # the decoder
