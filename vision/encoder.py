@@ -109,13 +109,13 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
 
 
 class Representation(ModelMixin, ConfigMixin):
-    """What trains the encoder: latents must tell the action taken, the next latent, the reward, the true state.
+    """What trains the encoder: latents must tell the next latent, the reward, and the true state or else the action.
 
     They are told through noise, each dimension with its own learnt amount, and pay for every nat they carry (a
-    variational bottleneck, Alemi et al. 2017). So a latent holds what those targets need and nothing else: a dimension
-    that is not needed falls silent. Without this the latents carry along the last actions, which the next latent makes
-    easy to tell, and whatever is planned on them copies the past.
-    The action to tell must come from the frames, so it is hidden from the latents that tell it.
+    variational bottleneck, Alemi et al. 2017), which also keeps their scale.
+    The action taken must be told from the frames, so it is hidden from the latents that tell it; even so they come to
+    hold what foretells it, the actions before, and whatever is planned on such latents copies the past. So it is asked
+    for only where the data hold no true states.
 
     Args:
         encoder_config: of a `PixelEncoder`.

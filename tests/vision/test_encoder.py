@@ -348,40 +348,6 @@ def test_information() -> None:
     torch.testing.assert_close(information(mean, log_noise), expected)
 
 
-def told_through_noise(folder: Path, information_weight: float) -> dict[str, float]:
-    """Features hold the state and, as loud, something that no target needs; R2 of both from the noisy latents."""
-    random = np.random.default_rng(0)
-    count, steps = 20, 30
-    rows = count * (steps + 1)
-    states, nuisance = random.normal(size=(2, rows, 1)).astype(np.float32)
-    ends = np.zeros(rows, bool)
-    ends[np.arange(1, count + 1) * (steps + 1) - 2] = True
-    arrays = {"observations": states, "actions": random.uniform(-1, 1, (rows, 2)).astype(np.float32)}
-    arrays |= {"rewards": np.zeros(rows, np.float32), "terminations": np.zeros(rows, bool), "truncations": ends}
-    episodes = Episodes(arrays, np.arange(count + 1) * (steps + 1))
-    torch.manual_seed(0)
-    settings = {**SMALL, "history": 1, "projection": 64, "hidden": 64}
-    representation = Representation(settings, 1, information_weight=information_weight)
-    directions = random.normal(size=(2, representation.encoder.frame_net.dim))
-    features = (np.concatenate([states, nuisance], 1) @ directions).astype(np.float32)
-    data = Transitions(episodes, np.arange(count), 1, features)
-    trained = run(representation, data, folder, steps=800, batch_size=64)
-    noise = trained.log_noise.detach().exp().numpy() * random.normal(size=(rows, 4))
-    latents = encode(trained.encoder.eval(), episodes, features) + noise
-    design = np.concatenate([latents, np.ones((rows, 1))], 1)
-    told = {}
-    for name, target in (("state", states), ("nuisance", nuisance)):
-        left = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
-        told[name] = float(1 - left.var() / target.var())
-    return told
-
-
-def test_what_no_target_needs_falls_silent(tmp_path: Path) -> None:
-    priced, free = (told_through_noise(tmp_path / str(weight), weight) for weight in (0.02, 0.0))
-    assert priced["state"] > 0.95 and priced["nuisance"] < 0.25
-    assert free["nuisance"] > 2 * priced["nuisance"]
-
-
 # the decoder
 
 
