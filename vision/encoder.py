@@ -114,8 +114,8 @@ class Representation(ModelMixin, ConfigMixin):
     They are told through noise, each dimension with its own learnt amount, and pay for every nat they carry (a
     variational bottleneck, Alemi et al. 2017), which also keeps their scale.
     The action taken must be told from the frames, so it is hidden from the latents that tell it; even so they come to
-    hold what foretells it, the actions before, and whatever is planned on such latents copies the past. So it is asked
-    for only where the data hold no true states.
+    hold what foretells it, the actions before, which is habit and not state. So it is asked for only where the data
+    hold no true states.
 
     Args:
         encoder_config: of a `PixelEncoder`.
