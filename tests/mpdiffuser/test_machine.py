@@ -1,6 +1,10 @@
 """Work on several cores."""
 
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -32,6 +36,47 @@ def test_a_job_that_fails(monkeypatch) -> None:
     monkeypatch.setattr(machine, "available_cores", lambda: 2)
     with pytest.raises(ZeroDivisionError):
         side_by_side([lambda: 1, lambda: 1 // 0], CPU)
+
+
+WAITING = """
+import sys, threading, time, torch
+from mpdiffuser import machine
+machine.available_cores = lambda: 2
+def job():
+    print("running", flush=True)
+    time.sleep(600)
+machine.side_by_side([job, job, job], torch.device("cpu"))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_jobs() -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip() for _ in range(2)] == [b"running"] * 2
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) != 0  # the jobs last ten minutes
+        assert process.stdout.read() == b""  # the third was not begun
+
+
+def test_after_a_failure_no_further_job_is_begun(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    begun: list[int] = []
+    failed = threading.Event()
+
+    def job(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise ValueError("the first")
+        failed.wait(timeout=20)
+
+    with pytest.raises(ValueError, match="the first"):
+        side_by_side([lambda n=n: job(n) for n in range(6)], CPU)
+    time.sleep(0.3)
+    before = len(begun)
+    failed.set()
+    time.sleep(0.3)
+    assert len(begun) == before < 6
 
 
 def test_this_machine() -> None:
