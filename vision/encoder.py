@@ -160,20 +160,21 @@ class Representation(ModelMixin, ConfigMixin):
         standardised."""
         features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
         frames, actions = self.encoder.frames(features), batch["actions"]
-        hidden = actions[:, 1:].clone()
-        hidden[:, -1:] = 0
         mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
-        after, blind = (self.encoder.join(frames[:, 1:], known) for known in (actions[:, 1:], hidden))
+        with torch.no_grad():
+            after = self.encoder.join(frames[:, 1:], actions[:, 1:])
         noise = self.log_noise.exp() * random["noise"]
-        now, blind = mean + noise[:, 0], blind + noise[:, 1]
-        taken = actions[:, -1]
+        now, taken = mean + noise[:, 0], actions[:, -1]
         pair = torch.cat([now, taken], -1)
         parts = {
-            "next": (now + self.next(pair) - after.detach()).square().mean(),
+            "next": (now + self.next(pair) - after).square().mean(),
             "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
             "information": self.config["information_weight"] * information(mean, self.log_noise),
         }
         if self.inverse is not None:
+            hidden = actions[:, 1:].clone()
+            hidden[:, -1:] = 0
+            blind = self.encoder.join(frames[:, 1:], hidden) + noise[:, 1]
             parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
         if self.state is not None:
             # absolute beyond 0.05 deviations: what no frame shows (a pole out of view) must not drown what frames show
