@@ -53,8 +53,9 @@ HEAD = """# What the latents keep of the true state
 
 Written by `python -m experiments.latents` on {date}, {cpu}, {cores} shared cores. R2 of a perceptron from the 16 latent
 dimensions to the joints' positions (angles as sine and cosine) and velocities, on held-out episodes of the data that
-the encoder was trained on for {steps} steps, true states among its targets. Last column: positions by ridge regression
-from frozen features of one frame, measured earlier on 2,400 frames of random actions; velocities were mostly lost.
+the encoder was trained on for {steps} steps, true states among its targets. {done} of {all} parts are done; the command
+makes the others. Last column: positions by ridge regression from frozen features of one frame, 2,400 frames of random
+actions, measured earlier and not by this command; velocities were mostly lost.
 
 | task | data | frames | positions | velocities | frozen, one frame: positions |
 |---|---|---|---|---|---|
@@ -68,8 +69,8 @@ def page(results: dict[tuple[str, str], dict[str, Any]], steps: int) -> str:
         f"| {FROZEN[task] if quality == 'random' else ''} |\n"
         for (task, quality), r in results.items()
     ]
-    head = HEAD.format(date=datetime.date.today(), cpu=cpu_name(), cores=available_cores(), steps=steps)
-    return head + "".join(rows)
+    machine = {"date": datetime.date.today(), "cpu": cpu_name(), "cores": available_cores()}
+    return HEAD.format(**machine, steps=steps, done=len(rows), all=len(DATA) * len(QUALITIES)) + "".join(rows)
 
 
 def main() -> None:
