@@ -141,8 +141,10 @@ imagined so many steps ahead, decoded from its latents.</p>
 <tr><td>{{ stage.name }}</td><td>{{ stage.time }}</td>
 <td class="bar"><i style="width: {{ stage.percent }}%"></i></td></tr>
 {% endfor %}
-<tr><td><b>all</b></td><td><b>{{ stages_total }}</b></td><td class="bar"></td></tr>
+<tr><td><b>sum</b></td><td><b>{{ stages_total }}</b></td><td class="bar"></td></tr>
 </table>
+<p class="quiet">Without the evaluation. Planner and dynamics train side by side where cores lie idle, so less time
+passed than the sum says.</p>
 </section>
 {% endif %}
 
