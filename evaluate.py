@@ -18,6 +18,7 @@ import vision  # noqa: F401  the classes that a pipeline folder may name
 from envs.doctor import versions
 from envs.experts import Policy, load_policy
 from envs.rendering import back_end
+from envs.tasks import find_offline_task
 from envs.vector import VectorEnv
 from mpdiffuser.config import configured
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
@@ -27,6 +28,7 @@ from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.report import write_report
+from mpdiffuser.statistics import summary
 from mpdiffuser.training import sampler_config
 from mpdiffuser.video import write_video
 from vision.decoder import Decoder
@@ -94,12 +96,14 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         return found
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
-    check_rendering(cfg.rendering, info)
+    if "rendering" in info:
+        check_rendering(cfg.rendering, info)
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
     output.mkdir(parents=True, exist_ok=True)
     results = run_methods(cfg, pipeline, folder, output, seeds)
     metrics = {
         "task": info["task"],
+        **{key: info[key] for key in ("suite", "stand_in") if key in info},
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **identity,
@@ -125,26 +129,44 @@ def run_methods(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each method; those that need no pixels run without rendering."""
     info = pipeline.config["info"]
-    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering")}
     makers = controllers(cfg, pipeline, folder)
     results = {}
     for blind in (True, False):
         names = [name for name in cfg.evaluation.methods if (name in ("random", "expert")) == blind]
         if not names:
             continue
-        environments = VectorEnv(len(seeds), cfg.processes, observation="states" if blind else "frames", **options)
+        environments = VectorEnv(len(seeds), cfg.processes, **environment_options(info, blind))
         try:
             for name in names:
                 film = name == "ours" and pipeline.decoder is not None
                 outcome = evaluate(
                     makers[name](), environments, seeds, None, cfg.evaluation.probe_every, film, label=name
                 )
-                results[name] = outcome.metrics()
+                results[name] = outcome.metrics() | scores(info, outcome)
                 if film:
                     print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
         finally:
             environments.close()
     return results
+
+
+def environment_options(info: dict[str, Any], blind: bool) -> dict[str, Any]:
+    """What `VectorEnv` needs to make the pipeline's environment; blind: without pixels."""
+    if "environment" in info:
+        return info["environment"]
+    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering")}
+    return options | {"observation": "states" if blind else "frames"}
+
+
+def scores(info: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The suite's normalised score of the mean return, and the constants it was computed with."""
+    if "suite" not in info:
+        return {}
+    task = find_offline_task(info["task"], info["suite"])
+    values = [task.score(float(value)) for value in outcome.returns]
+    if None in values:
+        return {}
+    return {"score": summary(np.array(values)) | {"low": task.low, "high": task.high}}
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -19,15 +19,16 @@ from mpdiffuser.machine import available_cores
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
-    """Copies of one DMControlEnv, shared out over worker processes; each process has one renderer.
+    """Copies of one DMControlEnv, or with the option `env_id` one GymEnv, shared out over worker processes; each process
+    has one renderer.
 
     A finished environment ignores further steps (reward 0, last observation, flags as they were) until it is reset.
-    `infos["physics"]` (B, p) is each environment's `get_physics()`.
+    `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step.
 
     Args:
         num_envs: B.
         processes: workers; None: one a core, at most B.
-        options: arguments of DMControlEnv.
+        options: arguments of DMControlEnv or GymEnv.
 
     Raises:
         InputError: on a bad argument.
@@ -78,8 +79,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision in every environment; actions (B, m)."""
         parts = list(zip(*self._call("step", self._batch(actions))))
-        rewards, terminations, truncations, physics = (np.concatenate(part) for part in parts[1:])
-        return _join(parts[0]), rewards, terminations, truncations, {"physics": physics}
+        rewards, terminations, truncations, physics, costs = (np.concatenate(part) for part in parts[1:])
+        return _join(parts[0]), rewards, terminations, truncations, {"physics": physics, "cost": costs}
 
     def peek(self, actions: np.ndarray) -> Observation:
         """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were."""

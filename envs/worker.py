@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.gym_env import GymEnv
 from envs.simulator import DMControlEnv, Observation, stack
 
 
@@ -19,7 +20,8 @@ class Host:
     """Environments stepped one after the other; a finished one stands still until it is reset."""
 
     def __init__(self, count: int, options: dict[str, Any]) -> None:
-        self.envs = [DMControlEnv(**options) for _ in range(count)]
+        kind = GymEnv if "env_id" in options else DMControlEnv
+        self.envs: list[Any] = [kind(**options) for _ in range(count)]
         self.last: list[tuple[Observation, float, bool, bool, dict]] = [None] * count  # type: ignore[list-item]
 
     def spaces(self) -> tuple[Any, Any]:
@@ -31,16 +33,16 @@ class Host:
             self.last[index] = observation, 0.0, False, False, info
         return stack([step[0] for step in self.last]), np.stack([step[4]["physics"] for step in self.last])
 
-    def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, actions: np.ndarray) -> tuple[Observation, *tuple[np.ndarray, ...]]:
         for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             observation, _, terminated, truncated, info = self.last[index]
             if terminated or truncated:
-                self.last[index] = observation, 0.0, terminated, truncated, info
+                self.last[index] = observation, 0.0, terminated, truncated, info | {"cost": 0.0}
             else:
                 self.last[index] = env.step(action)
         observations, rewards, terminations, truncations, infos = zip(*self.last)
-        physics = np.stack([info["physics"] for info in infos])
-        return stack(list(observations)), np.array(rewards), np.array(terminations), np.array(truncations), physics
+        physics, costs = np.stack([info["physics"] for info in infos]), [info.get("cost", 0.0) for info in infos]
+        return stack(list(observations)), *map(np.array, (rewards, terminations, truncations, physics, costs))
 
     def peek(self, actions: np.ndarray) -> Observation:
         return stack([env.peek(plan) for env, plan in zip(self.envs, actions, strict=True)])

@@ -50,6 +50,7 @@ def load(name: str, overrides: list[str]) -> DictConfig:
             raise InputError(
                 f"{override}: options are neither added nor removed; set one as name=value; --help lists all"
             )
+    overrides = [part for override in overrides for part in _suite(override)]
     config = _compose(name, overrides, base)
     if config.get("debug"):
         config = _compose(name, [*base.debug_overrides, *overrides], base)
@@ -68,6 +69,12 @@ def load(name: str, overrides: list[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {error}") from error
     return config
+
+
+def _suite(override: str) -> list[str]:
+    """task=d4rl/hopper-medium-v2 is the suite's file configs/task/d4rl.yaml, and the name of the task within it."""
+    suite, slash, name = override.removeprefix("task=").partition("/")
+    return [f"task={suite}", f"task.name={name}"] if override.startswith("task=") and slash else [override]
 
 
 def _compose(name: str, overrides: list[str], base: DictConfig | None = None) -> DictConfig:

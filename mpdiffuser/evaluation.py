@@ -31,13 +31,14 @@ class Environments(Protocol):
 class Outcome:
     """What B episodes gave.
 
-    returns, lengths: (B,). plan_ms: of each plan for the whole batch. distances: steps ahead -> squared distance of
-    planned and realised latents, mean over dimensions, in standard deviations of the data, one entry a probe and
-    environment. film: of the first environment, what `mpdiffuser.video` shows.
+    returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. distances: steps ahead ->
+    squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one entry
+    a probe and environment. film: of the first environment, what `mpdiffuser.video` shows.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
+    costs: np.ndarray
     seconds: float
     plan_ms: list[float] = field(default_factory=list)
     plan_ms_single: list[float] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Outcome:
             **summary(self.returns),
             "returns": [round(float(r), 3) for r in self.returns],
             "lengths": [int(n) for n in self.lengths],
+            "costs": [round(float(c), 3) for c in self.costs],
             "seconds": round(self.seconds, 1),
         }
         for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1)):
@@ -93,7 +95,7 @@ def evaluate(
     observations, _ = environments.reset(seed=list(seeds))
     controller.reset(seeds)
     count = environments.num_envs
-    outcome = Outcome(np.zeros(count), np.zeros(count, int), 0.0)
+    outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0)
     alive = np.ones(count, bool)
     decision, probe_due = 0, 0
     with tqdm(desc=label, unit="step", mininterval=1) as bar:
@@ -106,8 +108,9 @@ def evaluate(
                     probe_due = decision + probe_every
             if film:
                 outcome.film.append(_scene(controller, see(observations), outcome.returns[0]))
-            observations, rewards, terminations, truncations, _ = environments.step(actions)
+            observations, rewards, terminations, truncations, infos = environments.step(actions)
             outcome.returns += rewards * alive
+            outcome.costs += infos.get("cost", 0.0) * alive
             outcome.lengths += alive
             alive &= ~(terminations | truncations)
             decision += 1

@@ -1,0 +1,1 @@
+"""Readers of others' file formats: each gives `Episodes`."""
