@@ -19,8 +19,8 @@ from mpdiffuser.machine import available_cores
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
-    """Copies of one DMControlEnv, or with the option `env_id` one GymEnv, shared out over worker processes; each process
-    has one renderer.
+    """Copies of one DMControlEnv, or with the option `env_id` one GymEnv, shared out over worker processes; each
+    process has one renderer.
 
     A finished environment ignores further steps (reward 0, last observation, flags as they were) until it is reset.
     `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step.

@@ -32,8 +32,8 @@ class Outcome:
     """What B episodes gave.
 
     returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. distances: steps ahead ->
-    squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one entry
-    a probe and environment. film: of the first environment, what `mpdiffuser.video` shows.
+    squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one
+    entry a probe and environment. film: of the first environment, what `mpdiffuser.video` shows.
     """
 
     returns: np.ndarray

@@ -6,8 +6,8 @@ Layout of a file with N transitions (the format of both):
     optional: next_observations (N, o), costs (N,); anything else (infos/..., metadata/...) is not read
 
 An episode ends where terminals or timeouts is set; without timeouts, after the task's time limit; at the end of the
-file. `Episodes` want one row more than steps, the observation an episode ends with, which such a file holds only where it
-has next_observations. Without them:
+file. `Episodes` want one row more than steps, the observation an episode ends with, which such a file holds only where
+it has next_observations. Without them:
 
     ended by a termination   the last transition is kept, since it tells what ends an episode; the final observation is
                              extrapolated, o_T = 2 o_{T-1} - o_{T-2}, and info["final_observations"] says so
