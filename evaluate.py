@@ -46,7 +46,7 @@ class ExpertController:
     def reset(self, seeds: Sequence[int]) -> None:
         pass
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         return self.policy(observations)
 
 

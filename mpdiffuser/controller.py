@@ -18,7 +18,7 @@ class Acting(Protocol):
 
     def reset(self, seeds: Sequence[int]) -> None: ...
 
-    def act(self, observations: np.ndarray) -> np.ndarray: ...
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray: ...
 
 
 class LatentHistory:
@@ -99,14 +99,17 @@ class Controller:
         self.latents: torch.Tensor | None = None
         self.executed = 0
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Observations (B, ...) as the encoder takes them -> actions (B, m) in [-1, 1], always finite."""
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        """Observations (B, ...) as the encoder takes them -> actions (B, m) in [-1, 1], always finite.
+
+        Where active (B,) is false no plan is drawn any more and the last one stands: that episode is over.
+        """
         self.latents = self.history(observations)
         if not self.calibrated:  # once, with a batch of the size that is served
             self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, self.latents))
             self.calibrated = True
         if self.plan is None or self.executed == self.chunk:
-            self.plan = self.pipeline(self.latents, self.sampler, self.generators, self._shifted())
+            self.plan = self._plan(np.arange(len(observations)) if active is None else np.flatnonzero(active))
             self.executed = 0
         actions = np.nan_to_num(self.plan.best_actions[:, self.executed], nan=0.0, posinf=1.0, neginf=-1.0)
         self.executed += 1
@@ -117,6 +120,20 @@ class Controller:
     def planned_now(self) -> bool:
         """Whether the last `act` drew a new plan."""
         return self.executed == 1
+
+    def _plan(self, rows: np.ndarray) -> Plan:
+        """The plans, those of `rows` drawn anew; a row's plan does not depend on the others."""
+        assert self.latents is not None
+        if len(rows) == len(self.latents) or self.plan is None:
+            return self.pipeline(self.latents, self.sampler, self.generators, self._shifted())
+        last = self._shifted()
+        index = torch.from_numpy(rows).to(self.latents.device)
+        last = None if last is None else (last[0][index], last[1][index])
+        drawn = self.pipeline(self.latents[index], self.sampler, [self.generators[row] for row in rows], last)
+        parts = {name: getattr(self.plan, name).copy() for name in ("latents", "actions", "scores", "chosen")}
+        for name, part in parts.items():
+            part[rows] = getattr(drawn, name)
+        return Plan(**parts, plan_ms=drawn.plan_ms)
 
     def _shifted(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The last plan without the executed steps, its end repeated."""
@@ -142,7 +159,7 @@ class CloningController:
         self.history.reset()
 
     @torch.inference_mode()
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         actions = self.policy(self.history(observations)).cpu().numpy()
         self.history.did(actions)
         return actions
@@ -157,5 +174,5 @@ class RandomController:
     def reset(self, seeds: Sequence[int]) -> None:
         self.generators = [np.random.default_rng(seed) for seed in seeds]
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         return np.stack([g.uniform(-1, 1, self.action_dim) for g in self.generators]).astype(np.float32)

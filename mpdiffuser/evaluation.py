@@ -100,9 +100,10 @@ def evaluate(
     decision, probe_due = 0, 0
     with tqdm(desc=label, unit="step", mininterval=1) as bar:
         while alive.any():
-            actions = controller.act(see(observations))
+            actions = controller.act(see(observations), alive)
             if isinstance(controller, Controller) and controller.plan is not None and controller.planned_now:
-                outcome.plan_ms.append(controller.plan.plan_ms)
+                if alive.all():  # later plans are for fewer
+                    outcome.plan_ms.append(controller.plan.plan_ms)
                 if probe_every and decision >= probe_due:
                     _probe(controller, environments, observation, alive, outcome)
                     probe_due = decision + probe_every
