@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from envs.experts import Policy, load_policy
 from envs.rendering import back_end
 from envs.tasks import find_offline_task
 from envs.vector import VectorEnv
+from mpdiffuser.budget import Budget
 from mpdiffuser.config import configured
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
@@ -28,7 +30,7 @@ from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.report import write_report
-from mpdiffuser.statistics import summary
+from mpdiffuser.statistics import standard_error, summary
 from mpdiffuser.training import sampler_config
 from mpdiffuser.video import write_video
 from vision.decoder import Decoder
@@ -52,16 +54,29 @@ class ExpertController:
 
 def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> dict[str, Callable[[], Acting]]:
     """How to make each method's controller."""
-    config = sampler_config(cfg.sampler)
-    return {
+    config, info = sampler_config(cfg.sampler), pipeline.config["info"]
+
+    def cloning(name: str) -> Acting:
+        return CloningController(pipeline.encoder, BehaviourCloning.from_pretrained(folder / name).to(pipeline.device))
+
+    def planning(composition: str, limit: float | None = None) -> Acting:
+        budget = None
+        if limit is not None:
+            budget = Budget(limit, info["episode_steps"], info["cost_margins"], cfg.evaluation.within)
+        return Controller(pipeline, replace(config, composition=composition), cfg.sampler.chunk, budget)
+
+    made: dict[str, Callable[[], Acting]] = {
         "random": lambda: RandomController(pipeline.planner.config["action_dim"]),
-        "cloning": lambda: CloningController(
-            pipeline.encoder, BehaviourCloning.from_pretrained(folder / "cloning").to(pipeline.device)
-        ),
-        "planner": lambda: Controller(pipeline, replace(config, composition="planner"), cfg.sampler.chunk),
-        "ours": lambda: Controller(pipeline, config, cfg.sampler.chunk),
-        "expert": lambda: ExpertController(load_policy(pipeline.config["info"]["task"])),
+        "cloning": lambda: cloning("cloning"),
+        "planner": lambda: planning("planner"),
+        "ours": lambda: planning(config.composition),
+        "expert": lambda: ExpertController(load_policy(info["task"])),
     }
+    for limit in info.get("cost_limits", ()):  # these methods can be told a limit
+        made[f"cloning within {limit:g}"] = partial(cloning, f"cloning_within_{limit:g}")
+        made[f"planner within {limit:g}"] = partial(planning, "planner", limit)
+        made[f"ours within {limit:g}"] = partial(planning, config.composition, limit)
+    return {name: make for name, make in made.items() if name.partition(" ")[0] in cfg.evaluation.methods}
 
 
 def check(cfg: DictConfig) -> None:
@@ -116,7 +131,7 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         },
         "seeds": seeds,
         "stages": stages or {},
-        "methods": {name: results[name] for name in METHODS if name in results},
+        "methods": results,
     }
     partial = output / "metrics.json.partial"
     partial.write_text(json.dumps(metrics, indent=1))
@@ -132,7 +147,7 @@ def run_methods(
     makers = controllers(cfg, pipeline, folder)
     results = {}
     for blind in (True, False):
-        names = [name for name in cfg.evaluation.methods if (name in ("random", "expert")) == blind]
+        names = [name for name in makers if (name in ("random", "expert")) == blind]
         if not names:
             continue
         environments = VectorEnv(len(seeds), cfg.processes, **environment_options(info, blind))
@@ -166,7 +181,13 @@ def scores(info: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     values = [task.score(float(value)) for value in outcome.returns]
     if None in values:
         return {}
-    return {"score": summary(np.array(values)) | {"low": task.low, "high": task.high}}
+    found: dict[str, Any] = {"score": summary(np.array(values)) | {"low": task.low, "high": task.high}}
+    if task.limits:
+        cost = outcome.costs.mean()
+        found["cost"] = {"mean": float(cost), "standard_error": standard_error(outcome.costs)}
+        found["normalised_cost"] = {f"{limit:g}": float(cost / limit) for limit in task.limits}
+        found["within"] = {f"{limit:g}": float((outcome.costs <= limit).mean()) for limit in task.limits}
+    return found
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -30,6 +30,7 @@ def dataset(cfg: DictConfig) -> Episodes:
         print(f"note: {file} is not the public file {task.file}: a stand-in; its results are no {task.suite} results")
     environment = {"env_id": task.env_id, "speed_limit": task.speed_limit}
     info = {"suite": task.suite, "task": task.name, "stand_in": stand_in, "environment": environment}
+    info |= {"episode_steps": task.episode_steps, "cost_limits": list(task.limits)}
     return read_flat_hdf5(file, task.episode_steps, info)
 
 
@@ -48,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
     encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
     info = episodes.info | {"data": fingerprint(episodes)}
-    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info)
+    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, info["cost_limits"])
     if accelerator.is_main_process:
         OmegaConf.save(cfg, output / "config.yaml")
         with clock("evaluate"):

@@ -1,15 +1,16 @@
 """Controllers: observation in, action out. Each serves a batch of environments that step together."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.cloning import BehaviourCloning
-from mpdiffuser.pipeline import MPDiffuserPipeline, Plan
+from mpdiffuser.pipeline import MPDiffuserPipeline, Objective, Plan
 from mpdiffuser.sampler import SamplerConfig
 
 
@@ -75,25 +76,36 @@ class Controller:
         pipeline: the loaded pipeline.
         config: how to draw plans; with a `deadline_ms` the first `act` times this machine and settles the levels.
         chunk: actions to execute of each plan before planning again.
+        budget: to keep to; tell it what each step cost with `budget.pay`.
+        objective: what to plan for, in place of the ranker's rewards (see `Objective`).
 
     Raises:
         InputError: if the chunk does not fit the horizon.
     """
 
-    def __init__(self, pipeline: MPDiffuserPipeline, config: SamplerConfig, chunk: int = 1) -> None:
+    def __init__(
+        self,
+        pipeline: MPDiffuserPipeline,
+        config: SamplerConfig,
+        chunk: int = 1,
+        budget: Budget | None = None,
+        objective: Objective | None = None,
+    ) -> None:
         horizon = pipeline.planner.config["horizon"]
         if not 1 <= chunk < horizon:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {chunk}")
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
         self.calibrated = not config.deadline_ms
-        self.chunk = chunk
+        self.chunk, self.budget, self.objective = chunk, budget, objective
         self.history = LatentHistory(pipeline.encoder)
         self.reset([0])
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Forget everything; one seed for each environment of the batch."""
         self.history.reset()
+        if self.budget is not None:
+            self.budget.reset(len(seeds))
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.plan: Plan | None = None
         self.latents: torch.Tensor | None = None
@@ -124,12 +136,16 @@ class Controller:
     def _plan(self, rows: np.ndarray) -> Plan:
         """The plans, those of `rows` drawn anew; a row's plan does not depend on the others."""
         assert self.latents is not None
-        if len(rows) == len(self.latents) or self.plan is None:
-            return self.pipeline(self.latents, self.sampler, self.generators, self._shifted())
-        last = self._shifted()
         index = torch.from_numpy(rows).to(self.latents.device)
+        more: dict[str, Any] = {} if self.objective is None else {"objective": self.objective}
+        if self.budget is not None:
+            whole = self.budget.allowance(self.latents.device)
+            more["allowance"] = Allowance(whole.cost[index], whole.steps[index])
+        last = self._shifted()
         last = None if last is None else (last[0][index], last[1][index])
-        drawn = self.pipeline(self.latents[index], self.sampler, [self.generators[row] for row in rows], last)
+        drawn = self.pipeline(self.latents[index], self.sampler, [self.generators[row] for row in rows], last, **more)
+        if self.plan is None or len(rows) == len(self.latents):
+            return drawn
         parts = {name: getattr(self.plan, name).copy() for name in ("latents", "actions", "scores", "chosen")}
         for name, part in parts.items():
             part[rows] = getattr(drawn, name)

@@ -111,7 +111,10 @@ def evaluate(
                 outcome.film.append(_scene(controller, see(observations), outcome.returns[0]))
             observations, rewards, terminations, truncations, infos = environments.step(actions)
             outcome.returns += rewards * alive
-            outcome.costs += infos.get("cost", 0.0) * alive
+            costs = infos.get("cost", np.zeros(count)) * alive
+            outcome.costs += costs
+            if isinstance(controller, Controller) and controller.budget is not None:
+                controller.budget.pay(costs)
             outcome.lengths += alive
             alive &= ~(terminations | truncations)
             decision += 1

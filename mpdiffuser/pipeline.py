@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +11,16 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from mpdiffuser.budget import Allowance
+from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
+
+# decoded latents (B, H, d) and actions (B, H, m) -> the reward of each step (B, H); -inf forbids
+Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -22,7 +28,7 @@ class Plan:
     """Candidate plans, in the encoder's own space.
 
     latents (B, N, H, d), actions (B, N, H, m), scores (B, N), chosen (B,) index of the best candidate, plan_ms the time
-    it took to draw and rank them all.
+    it took to draw and rank them all; costs (B, N), expected over the rest of the episode, under a budget.
     """
 
     latents: np.ndarray
@@ -30,6 +36,7 @@ class Plan:
     scores: np.ndarray
     chosen: np.ndarray
     plan_ms: float
+    costs: np.ndarray | None = None
 
     @property
     def best_latents(self) -> np.ndarray:
@@ -84,16 +91,26 @@ class MPDiffuserPipeline(DiffusionPipeline):
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
         return Sampler(self.planner, self.dynamics, self.schedule, bounds[0], bounds[1], config)
 
-    def target(self, latents: torch.Tensor, level: float) -> torch.Tensor:
-        """The condition (B, c) to ask for at latents (B, d): the return that the share `level` of the data's outcomes
-        from there stays below, and the least cost_to_go of the data, where it has costs.
+    def target(
+        self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The condition (B, c) to ask for at latents (B, d): the return that the share `level`, one or (B,), of the
+        data's outcomes from there stays below, and the cost_to_go (B,), where there are costs.
 
         A fixed wish is out of reach in most states, and a planner asked for what it never saw draws nonsense.
         """
-        low, _ = self.condition.bounds()
-        wish = self.condition.denormalize(low).expand(len(latents), -1).clone()
-        wish[:, 0] = self.ranker.quantile(latents, level)
-        return self.condition.normalize(wish)
+        wish = [self.ranker.quantile(latents, level, cost_to_go)]
+        return self.condition.normalize(torch.stack(wish if cost_to_go is None else [*wish, cost_to_go], -1))
+
+    def affordable(self, latents: torch.Tensor, allowance: Allowance | None) -> torch.Tensor | None:
+        """The cost_to_go (B,) to ask for at latents (B, d); without an allowance the least of the data."""
+        if self.ranker.prices is None:
+            if allowance is not None:
+                raise InputError("budget: this pipeline's data had no costs, so it cannot keep to one")
+            return None
+        low, _ = self.ranker.prices.bounds()
+        least = self.ranker.prices.denormalize(low).expand(len(latents))
+        return least if allowance is None else allowance.rate.maximum(least)
 
     def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
         """`config` with as many levels, 1 to config.steps, as a plan for a batch like latents (B, d) can have in
@@ -121,6 +138,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         last: tuple[torch.Tensor, torch.Tensor] | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
+        allowance: Allowance | None = None,
+        objective: Objective | None = None,
     ) -> Plan:
         """Draw N candidate plans for each latent, score them, choose.
 
@@ -131,6 +150,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
             last: shifted last plan to warm-start from: latents (B, H, d) and actions (B, H, m).
             goal: the plans' last latent, (B, d), where it is known already.
             committed: the plans' first actions, (B, K, m), where they are decided already.
+            allowance: what each row may still spend; of the candidates that fit the best is chosen, if none fits the
+                cheapest.
+            objective: ranks the candidates in place of the ranker.
         """
         began = time.perf_counter()
         config, batch, n = sampler.config, len(latents), sampler.config.candidates
@@ -149,14 +171,45 @@ class MPDiffuserPipeline(DiffusionPipeline):
         if last is not None and config.warm_start:
             start = torch.cat([self.latents.normalize(last[0]), self.actions.normalize(last[1])], -1)
             start = start.repeat_interleave(n, 0)
-        wish = self.target(latents, config.target).repeat_interleave(n, 0)
+        price = self.affordable(latents, allowance)
+        price = None if price is None else price.repeat_interleave(n, 0)
+        levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=device)
+        wish = self.target(latents.repeat_interleave(n, 0), levels.clamp(0, 1).repeat(batch), price)
         x = sampler(present, wish, noise, start, spread(self.latents, goal), spread(self.actions, committed))
         d = latents.shape[-1]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
-        scores = self.ranker.scores(states, actions)
+        scores = self.ranker.scores(states, actions, price) if objective is None else judge(objective, states, actions)
         array = lambda tensor: tensor.unflatten(0, (batch, n)).cpu().numpy()  # noqa: E731
-        scores_array = array(scores)
-        return Plan(
-            array(states), array(actions), scores_array, scores_array.argmax(1), 1e3 * (time.perf_counter() - began)
-        )
+        costs = None
+        if allowance is not None:
+            costs = array(self.ranker.expense(states, actions, allowance.steps.repeat_interleave(n)))
+        chosen = choose(array(scores), costs, None if allowance is None else allowance.cost.cpu().numpy())
+        milliseconds = 1e3 * (time.perf_counter() - began)
+        return Plan(array(states), array(actions), array(scores), chosen, milliseconds, costs)
+
+
+def judge(objective: Objective, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Sums of a user's rewards over rollouts (B, H, d), (B, H, m), all but the last row, whose action leads beyond:
+    (B,); non-finite is -inf.
+
+    Raises:
+        InputError: if the objective does not give a reward a step.
+    """
+    rewards = objective(latents, actions)
+    if not isinstance(rewards, torch.Tensor) or rewards.shape != actions.shape[:-1]:
+        found = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
+        raise InputError(f"objective: must give a tensor of rewards {tuple(actions.shape[:-1])}, found {found}")
+    score = rewards[:, :-1].sum(-1)
+    return torch.where(score.isfinite(), score, -torch.inf)
+
+
+def choose(scores: np.ndarray, costs: np.ndarray | None = None, affordable: np.ndarray | None = None) -> np.ndarray:
+    """Index (B,) of the best of N candidates by scores (B, N); with costs (B, N) of those that cost at most
+    affordable (B,), where there are none of the cheapest that is finite."""
+    if costs is None or affordable is None:
+        return scores.argmax(1)
+    whole = np.isfinite(scores) & np.isfinite(costs)
+    fits = whole & (costs <= affordable[:, None])
+    cheapest = np.where(whole, costs, np.inf).argmin(1)
+    return np.where(fits.any(1), np.where(fits, scores, -np.inf).argmax(1), cheapest)

@@ -44,6 +44,7 @@ class SamplerConfig:
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
         candidates: N plans drawn for each observation.
         target: wanted return_to_go: what this share of the data's outcomes from the present state stays below, 0 to 1.
+        target_spread: the candidates' targets lie evenly between target - target_spread and target + target_spread.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
         deadline_ms: a controller visits as many levels, up to `steps`, as it can plan with in this time; 0 = `steps`.
 
@@ -62,6 +63,7 @@ class SamplerConfig:
     dynamics_power: float = 0.5
     candidates: int = 4
     target: float = 0.8
+    target_spread: float = 0.0
     warm_start: int = 0
     deadline_ms: float = 0.0
 
@@ -75,7 +77,7 @@ class SamplerConfig:
         least = {"steps": 1, "candidates": 1, "warm_start": 0, "temperature": 0, "dynamics_power": 0, "deadline_ms": 0}
         for name, value in least.items():
             demand(getattr(self, name) >= value, name, f"be at least {value}")
-        for name in ("target", "eta"):
+        for name in ("target", "target_spread", "eta"):
             demand(0 <= getattr(self, name) <= 1, name, "lie in 0..1")
         demand(
             self.composition != "release" or self.solver == "ddpm",

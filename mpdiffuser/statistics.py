@@ -28,16 +28,19 @@ def summary(returns: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, A
         raise InputError(f"returns: need at least one finite number, found {values.ravel().tolist()}")
     iqm = metrics.aggregate_iqm(values)
     low = high = iqm
-    error = 0.0
     if len(values) > 1:
-        error = values.std(ddof=1) / len(values) ** 0.5
         low, high = _interval(values, seed)
     return {
         "mean": float(values.mean()),
-        "standard_error": float(error),
+        "standard_error": standard_error(values),
         "iqm": float(iqm),
         "iqm_interval": [float(low), float(high)],
     }
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of values (E,) or (E, 1); 0 for a single one."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def _interval(values: np.ndarray, seed: int) -> np.ndarray:

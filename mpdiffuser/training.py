@@ -1,6 +1,7 @@
 """From latent episodes to a pipeline: the planner, the dynamics model, the ranker and the cloning baseline."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from accelerate.utils import set_seed
 from diffusers.models.modeling_utils import ModelMixin
 from omegaconf import DictConfig, OmegaConf
 
+from mpdiffuser.budget import calibrate
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.machine import side_by_side
@@ -143,12 +145,14 @@ def train_pipeline(
     accelerator: Accelerator,
     clock: Clock,
     info: dict[str, Any],
-) -> tuple[MPDiffuserPipeline, BehaviourCloning]:
-    """Train everything that works on latents, under cfg.output_dir; save the pipeline and the baseline there.
+    limits: Sequence[float] = (),
+) -> MPDiffuserPipeline:
+    """Train everything that works on latents, under cfg.output_dir; save the pipeline and the baselines there.
 
     Args:
         episodes: with `observations` = latents.
         info: kept in the pipeline.
+        limits: of an episode's cost; for each a baseline clones the episodes that kept to it.
     """
     output = Path(cfg.output_dir)
     train, held_out = split(episodes, cfg.validation, cfg.seed)
@@ -159,7 +163,7 @@ def train_pipeline(
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
     def fit(name: str, model: Any, data: Any, validation: Any, **more: Any) -> Any:
-        config = train_config(cfg, name.partition("/")[0])
+        config = train_config(cfg, re.split("/|_within", name)[0])
         kept = ("horizon", "discount", "rounds", "trace")
         identity = {"data": info["data"]} | {key: cfg[key] for key in kept} | more
         with clock(name):
@@ -170,33 +174,59 @@ def train_pipeline(
     torch.manual_seed(cfg.seed)
     parts = (train, held_out)
     ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **settings(cfg.ranker))
-    returns = train_ranker(ranker, parts, cfg.rounds, cfg.trace, fit)
-    targets = [planner_targets(part, wanted, cfg.discount) for part, wanted in zip(parts, returns)]
+    costs = [to_go(part["costs"], part, cfg.discount) if "costs" in part else None for part in parts]
+    returns = train_ranker(ranker, parts, costs, cfg.rounds, cfg.trace, fit)
+    targets = [np.stack([column for column in each if column is not None], -1) for each in zip(returns, costs)]
     condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
     common = (cfg.horizon, latents, actions, condition)
     windows = [Windows(part, target, *common) for part, target in zip(parts, targets)]
     advantage = settings(cfg.advantage)
-    weights = planner_weights(ranker, parts, **advantage)
+    weights = planner_weights(ranker, parts, costs, **advantage)
     good = [Windows(part, target, *common, weight) for part, target, weight in zip(parts, targets, weights)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics))
     jobs = [lambda: fit("planner", planner, *good, advantage=advantage), lambda: fit("dynamics", dynamics, *windows)]
     side_by_side(jobs, accelerator.device, accelerator.num_processes)
-    cloning = BehaviourCloning(**dims)
-    cloning.latents.fit(train["observations"])
-    cloning = fit("cloning", cloning, *(Steps(*each) for each in zip(parts, returns)))
+    clones = train_clones(dims, parts, limits, fit)
+    margins = {"cost_margins": calibrate(ranker, held_out)} if "costs" in train else {}
     pipeline = MPDiffuserPipeline(
-        encoder, latents, actions, condition, planner, dynamics, ranker, schedule, decoder, info
+        encoder, latents, actions, condition, planner, dynamics, ranker, schedule, decoder, info | margins
     )
     if accelerator.is_main_process:
         pipeline.save_pretrained(output / "pipeline")
-        cloning.save_pretrained(output / "pipeline" / "cloning")
+        for name, cloning in clones.items():
+            cloning.save_pretrained(output / "pipeline" / name)
     accelerator.wait_for_everyone()
-    return pipeline.to(accelerator.device), cloning
+    return pipeline.to(accelerator.device)
+
+
+def train_clones(
+    dims: dict[str, int], parts: Sequence[Episodes], limits: Sequence[float], fit: Callable[..., Any]
+) -> dict[str, BehaviourCloning]:
+    """Behaviour cloning on all episodes, and for each cost limit on those within it, by name."""
+    clones = {}
+    chosen = {"cloning": parts} | {f"cloning_within_{limit:g}": within(parts, limit) for limit in limits}
+    for name, some in chosen.items():
+        clones[name] = BehaviourCloning(**dims)
+        clones[name].latents.fit(parts[0]["observations"])
+        unasked = [np.zeros(len(part["rewards"]), np.float32) for part in some]
+        fit(name, clones[name], *(Steps(*each) for each in zip(some, unasked)))
+    return clones
+
+
+def within(parts: Sequence[Episodes], limit: float) -> list[Episodes]:
+    """Of each part the episodes that cost at most `limit`, or where there are none, the cheapest."""
+    totals = [np.add.reduceat(np.asarray(part["costs"], np.float64), part.offsets[:-1]) for part in parts]
+    return [part.select(np.flatnonzero(cost <= max(limit, cost.min()))) for part, cost in zip(parts, totals)]
 
 
 def train_ranker(
-    ranker: Ranker, parts: Sequence[Episodes], rounds: int, trace: float, fit: Callable[..., Any]
+    ranker: Ranker,
+    parts: Sequence[Episodes],
+    costs: Sequence[np.ndarray | None],
+    rounds: int,
+    trace: float,
+    fit: Callable[..., Any],
 ) -> list[np.ndarray]:
     """Fitted value iteration: each round learns the returns (see `to_go`) that the values of the round before complete.
 
@@ -206,7 +236,7 @@ def train_ranker(
 
     Args:
         ranker: untrained; trained in place.
-        parts: training and held-out episodes, `observations` = latents.
+        parts: training and held-out episodes, `observations` = latents. costs: cost_to_go of each, (M,), or None.
         fit: (name, model, data, validation) trains a model.
 
     Returns:
@@ -216,34 +246,30 @@ def train_ranker(
     rows = step_rows(train)
     ranker.latents.fit(train["observations"])
     ranker.rewards.fit(train["rewards"][rows])
+    if ranker.prices is not None and costs[0] is not None:
+        ranker.prices.fit(costs[0][rows])
     returns = [to_go(part["rewards"], part, discount) for part in parts]
     for number in range(1, rounds + 1):
         ranker.returns.fit(returns[0][rows])
-        steps = [Steps(*each) for each in zip(parts, returns)]
+        steps = [Steps(*each) for each in zip(parts, returns, costs)]
         fit("ranker" if number == rounds else f"ranker/round_{number}", ranker, *steps)
         if number < rounds:
-            returns = [
-                to_go(part["rewards"], part, discount, ranker.worth(part["observations"]), trace) for part in parts
-            ]
+            values = [ranker.worth(part["observations"], cost) for part, cost in zip(parts, costs)]
+            returns = [to_go(part["rewards"], part, discount, value, trace) for part, value in zip(parts, values)]
     return returns
 
 
-def planner_targets(episodes: Episodes, returns: np.ndarray, discount: float) -> np.ndarray:
-    """What the planner is asked for, at each row, (M, c): return_to_go, and cost_to_go where the data has costs."""
-    columns = [returns]
-    if "costs" in episodes:
-        columns.append(to_go(episodes["costs"], episodes, discount))
-    return np.stack(columns, -1)
-
-
-def planner_weights(ranker: Ranker, parts: Sequence[Episodes], trace: float, temperature: float) -> list[np.ndarray]:
+def planner_weights(
+    ranker: Ranker, parts: Sequence[Episodes], costs: Sequence[np.ndarray | None], trace: float, temperature: float
+) -> list[np.ndarray]:
     """How often the planner is to see the window that starts at each row, (M,) for each part: exp(A / temperature).
 
-    A is the advantage, how much better things went than the ranker expects from there, in standard deviations of the
-    training data: the TD(lambda) return of a short trace less the value (Schulman et al. 2016). Weighting the data by
-    its exponential is the policy improvement of Peters and Schaal (2007) and Peng et al. (2019).
+    A is the advantage, how much better things went than the ranker expects from there (at the cost that they had), in
+    standard deviations of the training data: the TD(lambda) return of a short trace less the value (Schulman et al.
+    2016). Weighting the data by its exponential is the policy improvement of Peters and Schaal (2007) and Peng et al.
+    (2019).
     """
-    values = [ranker.worth(part["observations"]) for part in parts]
+    values = [ranker.worth(part["observations"], cost) for part, cost in zip(parts, costs)]
     returns = [
         to_go(part["rewards"], part, ranker.config["discount"], value, trace) for part, value in zip(parts, values)
     ]

@@ -116,10 +116,10 @@ class Steps:
 
     Args:
         episodes: with `observations` = latents (M, d).
-        return_to_go: (M,).
+        return_to_go: (M,). cost_to_go: (M,), where the data has costs.
     """
 
-    def __init__(self, episodes: Episodes, return_to_go: np.ndarray) -> None:
+    def __init__(self, episodes: Episodes, return_to_go: np.ndarray, cost_to_go: np.ndarray | None = None) -> None:
         rows = step_rows(episodes)
         take = lambda key: torch.from_numpy(np.array(episodes[key][rows], np.float32))  # noqa: E731
         self.tensors = {
@@ -129,8 +129,8 @@ class Steps:
             "continuations": 1 - take("terminations"),
             "return_to_go": torch.from_numpy(return_to_go[rows]),
         }
-        if "costs" in episodes:
-            self.tensors["costs"] = take("costs")
+        if cost_to_go is not None:
+            self.tensors |= {"costs": take("costs"), "cost_to_go": torch.from_numpy(cost_to_go[rows])}
 
     def __len__(self) -> int:
         return len(self.tensors["rewards"])

@@ -16,7 +16,8 @@ class Ranker(ModelMixin, ConfigMixin):
     """Reward, continuation and cost of each step, and the value of where a rollout ends.
 
     It works on decoded rollouts, in the encoder's own space. Returns are means: (1 - g) sum_k g^k r_k, so a value has
-    the unit of a reward whatever the discount g.
+    the unit of a reward whatever the discount g; costs likewise. Where the data have costs, values are those of a state
+    and of the cost_to_go that goes with it: what can be got from there at that price.
 
     Args:
         latent_dim, action_dim: d, m.
@@ -24,7 +25,7 @@ class Ranker(ModelMixin, ConfigMixin):
         discount: g.
         quantiles: of the returns seen from a state, how many are learnt (Dabney et al. 2018).
         optimism: which of them the value of where a rollout ends stands for (0.5 = the median; towards 1 = what the
-            best episodes got from there).
+            best episodes got from there), and 1 - optimism the cost of what comes after (what the most careful spent).
         costs: whether the data has costs.
     """
 
@@ -48,7 +49,9 @@ class Ranker(ModelMixin, ConfigMixin):
         self.rewards = Normalizer(1)
         self.returns = Marginals(1)
         self.step = mlp(latent_dim + action_dim, hidden, 3)
-        self.value = mlp(latent_dim, hidden, quantiles)
+        self.value = mlp(latent_dim + costs, hidden, quantiles)
+        self.prices = Marginals(1) if costs else None
+        self.cost_value = mlp(latent_dim, hidden, quantiles) if costs else None
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost of each step: (...)."""
@@ -60,29 +63,45 @@ class Ranker(ModelMixin, ConfigMixin):
             "cost": cost,
         }
 
-    def quantiles(self, latents: torch.Tensor) -> torch.Tensor:
-        """Of the mean return from decoded latents (..., d) on: (..., K), ranked among the data's returns (`Marginals`),
-        in the network's order; the k-th has level (k + 1/2) / K."""
-        return self.value(self.latents.normalize(latents))
+    def quantiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the mean return from decoded latents (..., d) on, at cost_to_go (...) where there are costs: (..., K),
+        ranked among the data's returns (`Marginals`), in the network's order; the k-th has level (k + 1/2) / K."""
+        inputs = self.latents.normalize(latents)
+        if self.prices is not None:
+            if cost_to_go is None:
+                raise InputError("ranker: the data have costs, so a value needs the cost_to_go it is asked for")
+            inputs = torch.cat([inputs, self.prices.normalize(cost_to_go[..., None])], -1)
+        return self.value(inputs)
 
-    def quantile(self, latents: torch.Tensor, level: float) -> torch.Tensor:
-        """The mean return from decoded latents (..., d) on that the share `level` of the data stays below: (...)."""
-        known = self.quantiles(latents).sort(-1).values
-        place = min(max(level * known.shape[-1] - 0.5, 0.0), known.shape[-1] - 1.0)
-        below = min(int(place), known.shape[-1] - 2)
-        between = torch.lerp(known[..., below], known[..., below + 1], place - below)
-        return self.returns.denormalize(between[..., None])[..., 0]
+    def quantile(
+        self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The mean return from decoded latents (..., d) on that the share `level`, one or (...), of the data stays
+        below: (...)."""
+        return self.returns.denormalize(_at_level(self.quantiles(latents, cost_to_go), level)[..., None])[..., 0]
+
+    def careful_cost(self, latents: torch.Tensor) -> torch.Tensor:
+        """The mean cost a step from decoded latents (..., d) on, of the share 1 - optimism that spent least: (...)."""
+        assert self.prices is not None and self.cost_value is not None
+        known = self.cost_value(self.latents.normalize(latents))
+        return self.prices.denormalize(_at_level(known, 1 - self.config["optimism"])[..., None])[..., 0]
 
     @torch.inference_mode()
-    def worth(self, latents: np.ndarray) -> np.ndarray:
+    def worth(self, latents: np.ndarray, cost_to_go: np.ndarray | None = None) -> np.ndarray:
         """The value of each of many decoded latents (M, d), at the level `optimism`: (M,)."""
-        rows = torch.from_numpy(np.array(latents, np.float32)).to(self.device).split(16_384)
-        return torch.cat([self.quantile(part, self.config["optimism"]) for part in rows]).cpu().numpy()
+        split = lambda x: torch.from_numpy(np.array(x, np.float32)).to(self.device).split(16_384)  # noqa: E731
+        rows = split(latents)
+        costs = [None] * len(rows) if cost_to_go is None else split(cost_to_go)
+        parts = [self.quantile(part, self.config["optimism"], cost) for part, cost in zip(rows, costs)]
+        return torch.cat(parts).cpu().numpy()
 
-    def scores(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def scores(
+        self, latents: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.
 
-        (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), c_k the probability of having come to k.
+        (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), c_k the probability of having come to k;
+        V at cost_to_go (...), where there are costs.
         """
         out = self(latents, actions)
         g = self.config["discount"]
@@ -91,9 +110,19 @@ class Ranker(ModelMixin, ConfigMixin):
         alive[..., 0] = 1
         discounted = powers * alive
         running = (1 - g) * (discounted * out["reward"])[..., :-1].sum(-1)
-        value = self.quantile(latents[..., -1, :], self.config["optimism"])
+        value = self.quantile(latents[..., -1, :], self.config["optimism"], cost_to_go)
         score = running + discounted[..., -1] * value
         return torch.where(score.isfinite(), score, -torch.inf)
+
+    def expense(self, latents: torch.Tensor, actions: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Expected cost of rollouts (..., H, d), (..., H, m) and of what comes after, over the next steps (...): (...).
+
+        Undiscounted: sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ times the careful cost from z_{H - 1} on.
+        """
+        ahead = latents.shape[-2] - 1
+        counted = torch.arange(ahead, device=latents.device) < steps[..., None]
+        planned = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
+        return planned + (steps - ahead).clamp(min=0) * self.careful_cost(latents[..., -1, :])
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         return {}
@@ -101,18 +130,37 @@ class Ranker(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Batch of decoded steps: latents (B, d), actions (B, m), rewards, continuations, costs, return_to_go (B,)."""
-        out = self(batch["latents"], batch["actions"])
+        """Batch of decoded steps: latents (B, d), actions (B, m), rewards, continuations, return_to_go (B,), and where
+        there are costs: costs, cost_to_go (B,)."""
+        out, cost_to_go = self(batch["latents"], batch["actions"]), batch.get("cost_to_go")
         reward = ((out["reward"] - batch["rewards"]) / self.rewards.std).square().mean()
-        gap = self.returns.normalize(batch["return_to_go"][:, None]) - self.quantiles(batch["latents"])
-        levels = (torch.arange(gap.shape[-1], device=gap.device) + 0.5) / gap.shape[-1]
-        value = torch.maximum(levels * gap, (levels - 1) * gap).mean()  # Koenker and Bassett 1978
+        quantiles = self.quantiles(batch["latents"], cost_to_go)
+        value = _quantile_loss(quantiles, self.returns.normalize(batch["return_to_go"][:, None]))
         continuation = binary_cross_entropy_with_logits(out["continuation_logit"], batch["continuations"])
         loss = reward + value + continuation
         parts = {"reward_loss": reward, "value_loss": value, "continuation_loss": continuation}
-        if self.config["costs"]:
+        if self.prices is not None and self.cost_value is not None:
+            careful = self.cost_value(self.latents.normalize(batch["latents"]))
             parts["cost_loss"] = (out["cost"] - batch["costs"]).square().mean()
-            loss = loss + parts["cost_loss"]
+            parts["cost_value_loss"] = _quantile_loss(careful, self.prices.normalize(batch["cost_to_go"][:, None]))
+            loss = loss + parts["cost_loss"] + parts["cost_value_loss"]
         else:
             loss = loss + 0 * out["cost"].sum()  # every parameter takes part, as DistributedDataParallel asks
         return {"loss": loss, **parts}
+
+
+def _at_level(quantiles: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
+    """Between the quantiles (..., K) of levels (k + 1/2) / K, in any order, the one of `level`, one or (...): (...)."""
+    known = quantiles.sort(-1).values
+    count = known.shape[-1]
+    place = (torch.as_tensor(level, dtype=known.dtype, device=known.device) * count - 0.5).clamp(0, count - 1)
+    below = place.long().clamp(max=count - 2).expand(known.shape[:-1])
+    low, high = (known.gather(-1, index[..., None])[..., 0] for index in (below, below + 1))
+    return torch.lerp(low, high, place - below)
+
+
+def _quantile_loss(quantiles: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Of quantiles (B, K), the k-th of level (k + 1/2) / K, against what was seen (B, 1) (Koenker and Bassett 1978)."""
+    gap = seen - quantiles
+    levels = (torch.arange(gap.shape[-1], device=gap.device) + 0.5) / gap.shape[-1]
+    return torch.maximum(levels * gap, (levels - 1) * gap).mean()

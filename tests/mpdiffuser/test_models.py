@@ -285,6 +285,8 @@ def ranker_for(randomize, **settings: Any) -> Ranker:
     ranker.latents.fit(np.random.default_rng(0).normal(1, 2, (50, D)))
     ranker.rewards.fit(np.random.default_rng(1).normal(0.5, 3, (50, 1)))
     ranker.returns.fit(np.random.default_rng(2).normal(0.5, 3, (50, 1)))
+    if ranker.prices is not None:
+        ranker.prices.fit(np.random.default_rng(3).uniform(0, 2, (50, 1)))
     return ranker
 
 
@@ -310,6 +312,41 @@ def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
                 assert found[i, j].item() == pytest.approx(score, rel=1e-4, abs=1e-5)
 
 
+def test_expense_by_a_plain_loop(randomize) -> None:
+    """The planned costs, none below 0, as far as the episode goes on, then what the careful spend from the end on."""
+    ranker = ranker_for(randomize, costs=True)
+    latents, actions = normal(3, H, D), normal(3, H, M, seed=1)
+    steps = [2, H - 1, 3 * H]
+    with torch.no_grad():
+        found = ranker.expense(latents, actions, torch.tensor(steps)).tolist()
+        for i, left in enumerate(steps):
+            total = 0.0
+            for k in range(min(left, H - 1)):
+                total += max(ranker(latents[i, k], actions[i, k])["cost"].item(), 0.0)
+            if left > H - 1:
+                total += (left - H + 1) * ranker.careful_cost(latents[i, H - 1]).item()
+            assert found[i] == pytest.approx(total, rel=1e-5)
+
+
+def test_with_costs_a_value_needs_a_price(randomize) -> None:
+    ranker = ranker_for(randomize, costs=True)
+    with pytest.raises(InputError, match="cost_to_go"):
+        ranker.scores(normal(2, H, D), normal(2, H, M))
+    cheap, dear = (ranker.quantile(normal(4, D), 0.5, torch.full((4,), price)) for price in (0.0, 2.0))
+    assert (cheap != dear).all()
+
+
+def test_quantiles_between_levels(randomize) -> None:
+    """Each row at its own level, linear between the levels (k + 1/2) / K."""
+    ranker = ranker_for(randomize, quantiles=5)
+    levels = torch.tensor([0.0, 0.1, 0.42, 0.97])
+    with torch.no_grad():
+        found = ranker.returns.normalize(ranker.quantile(normal(4, D), levels)[:, None])[:, 0]
+        known = ranker.quantiles(normal(4, D)).clamp(*(float(b) for b in ranker.returns.bounds()))
+    expected = [np.interp(q, [0.1, 0.3, 0.5, 0.7, 0.9], np.sort(row)) for q, row in zip(levels, known.numpy())]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_non_finite_rollouts_rank_last(randomize, bad: float) -> None:
     latents, actions = normal(5, H, D), normal(5, H, M, seed=1)
@@ -327,25 +364,30 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
         "actions": normal(6, M, seed=1),
         "rewards": normal(6, seed=2),
         "continuations": torch.tensor([1.0, 1, 0, 1, 0, 1]),
-        "costs": normal(6, seed=3),
         "return_to_go": 2 * normal(6, seed=4),
     }
+    batch |= {"costs": normal(6, seed=3), "cost_to_go": normal(6, seed=5).abs()} if costs else {}
     with torch.no_grad():
         losses = ranker.loss(batch, {}, NoiseSchedule())
-        out, quantiles = ranker(batch["latents"], batch["actions"]), ranker.quantiles(batch["latents"])
+        out = ranker(batch["latents"], batch["actions"])
+        quantiles = ranker.quantiles(batch["latents"], batch.get("cost_to_go"))
+        prices = ranker.cost_value(ranker.latents.normalize(batch["latents"])) if costs else None
     scale = ranker.rewards.std.item()
-    parts = {"reward_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0, "cost_loss": 0.0}
+    parts = {"reward_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0}
+    parts |= {"cost_loss": 0.0, "cost_value_loss": 0.0} if costs else {}
     for i in range(6):
         parts["reward_loss"] += ((out["reward"][i].item() - batch["rewards"][i].item()) / scale) ** 2 / 6
         for k, level in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
             gap = (ranker.returns.normalize(batch["return_to_go"][i, None]) - quantiles[i, k]).item()
             parts["value_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
+            if costs:
+                gap = (ranker.prices.normalize(batch["cost_to_go"][i, None]) - prices[i, k]).item()
+                parts["cost_value_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
         survival = 1 / (1 + math.exp(-out["continuation_logit"][i].item()))
         parts["continuation_loss"] -= math.log(survival if batch["continuations"][i] else 1 - survival) / 6
-        parts["cost_loss"] += (out["cost"][i].item() - batch["costs"][i].item()) ** 2 / 6
-    if not costs:
-        assert "cost_loss" not in losses
-        del parts["cost_loss"]
+        if costs:
+            parts["cost_loss"] += (out["cost"][i].item() - batch["costs"][i].item()) ** 2 / 6
+    assert set(losses) == {"loss", *parts}
     for key, value in parts.items():
         assert losses[key].item() == pytest.approx(value, rel=1e-4)
     assert losses["loss"].item() == pytest.approx(sum(parts.values()), rel=1e-4)

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.controller import CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.pipeline import MPDiffuserPipeline, choose
 from mpdiffuser.sampler import COMPOSITIONS, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from vision.encoder import IdentityEncoder
@@ -154,15 +155,12 @@ def test_the_plan(pipeline: MPDiffuserPipeline) -> None:
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.95])
 def test_the_wish_is_what_the_best_got_from_there(pipeline: MPDiffuserPipeline, level: float) -> None:
-    random = np.random.default_rng(3)
-    pipeline.condition = Marginals(2).fit(random.normal([0, 5], [1, 2], (200, 2)))  # return_to_go and cost_to_go
     latents = latents_of(3)
     with torch.no_grad():
         wish = pipeline.condition.denormalize(pipeline.target(latents, level))
         expected = torch.stack([pipeline.ranker.quantile(row, level) for row in latents])
-    low, high = pipeline.condition.points[:, 0], pipeline.condition.points[:, -1]
-    torch.testing.assert_close(wish[:, 0], expected.clamp(low[0], high[0]), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(wish[:, 1], low[1].expand(3), rtol=1e-4, atol=1e-4)
+    low, high = pipeline.condition.points[0, 0], pipeline.condition.points[0, -1]
+    torch.testing.assert_close(wish[:, 0], expected.clamp(low, high), rtol=1e-3, atol=1e-3)
 
 
 def test_each_row_wishes_for_itself(pipeline: MPDiffuserPipeline) -> None:
@@ -176,6 +174,89 @@ def test_each_row_wishes_for_itself(pipeline: MPDiffuserPipeline) -> None:
     handle.remove()
     more = pipeline(latents, pipeline.sampler(SamplerConfig(steps=4, candidates=3, target=0.1)), generators(2))
     assert (more.actions != plan.actions).any()
+
+
+def test_candidates_may_have_targets_of_their_own(pipeline: MPDiffuserPipeline) -> None:
+    seen = []
+    handle = pipeline.planner.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2].clone()))
+    latents = latents_of(2)
+    pipeline(latents, pipeline.sampler(replace(CONFIG, target=0.8, target_spread=0.4)), generators(2))
+    handle.remove()
+    expected = torch.stack([pipeline.target(latents, level) for level in (0.4, 0.8, 1.0)], 1).flatten(0, 1)
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_an_objective_ranks_in_place_of_the_ranker(pipeline: MPDiffuserPipeline) -> None:
+    """The candidate whose second state is greatest; forbidden ones only if all are."""
+    second = lambda latents, actions: latents[..., 0]  # noqa: E731
+    sampler = pipeline.sampler(CONFIG)
+    plan = pipeline(latents_of(4), sampler, generators(4), objective=second)
+    np.testing.assert_array_equal(plan.chosen, plan.latents[:, :, :-1, 0].sum(-1).argmax(1))
+    limit = np.sort(plan.latents[:, :, 1:-1, 0].max(-1), 1)[:, 0].max() + 1e-6  # at least one candidate stays below
+    forbid = lambda latents, actions: torch.where(latents[..., 0] > limit, -torch.inf, latents[..., 0])  # noqa: E731
+    there = pipeline(latents_of(4).clamp(max=float(limit)), sampler, generators(4), objective=forbid)
+    chosen = there.best_latents[:, :-1, 0].max(1)
+    assert (chosen <= limit).all()
+    with pytest.raises(InputError, match=r"objective: must give a tensor of rewards \(12, 8\), found \(12,\)"):
+        pipeline(latents_of(4), sampler, generators(4), objective=lambda latents, actions: latents[:, 0, 0])
+
+
+def test_choosing_under_a_budget() -> None:
+    scores = np.array([[3.0, 2, 1], [3, 2, 1], [np.nan, 2, 1], [-np.inf, -np.inf, -np.inf]])
+    costs = np.array([[9.0, 4, 1], [9, 7, 6], [0, 5, 4], [3, 1, 2]])
+    assert choose(np.nan_to_num(scores, nan=-np.inf)).tolist() == [0, 0, 1, 0]
+    assert choose(scores, costs, np.array([5.0, 5, 3, 5])).tolist() == [1, 2, 2, 0]
+
+
+def test_a_budget_is_asked_for_and_kept_to(pipeline: MPDiffuserPipeline, randomize) -> None:
+    """The planner is asked for the rate that is left; what does not fit is not chosen."""
+    random = np.random.default_rng(3)
+    pipeline.ranker = randomize(Ranker(D, M, hidden=16, costs=True), seed=4)
+    targets = random.uniform(0, 1, (200, 2))  # return_to_go, cost_to_go
+    pipeline.ranker.prices.fit(targets[:, 1])
+    pipeline.condition = Marginals(2).fit(targets)
+    pipeline.planner = randomize(Planner(**SIZES, condition_dim=2), seed=1)
+    seen = []
+    handle = pipeline.planner.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2].clone()))
+    latents, sampler = latents_of(3), pipeline.sampler(replace(CONFIG, candidates=8))
+    allowance = Allowance(torch.tensor([2.0, -1.0, 50.0]), torch.tensor([10.0, 4.0, 100.0]))
+    plan = pipeline(latents, sampler, generators(3), allowance=allowance)
+    handle.remove()
+    asked = pipeline.condition.denormalize(seen[0])[::8, 1]
+    least = pipeline.ranker.prices.points[0, 0].item()
+    np.testing.assert_allclose(asked, [0.2, least, 0.5], atol=0.01)
+    with torch.no_grad():
+        tensors = [torch.from_numpy(part) for part in (plan.latents, plan.actions)]
+        costs = pipeline.ranker.expense(*tensors, allowance.steps[:, None].expand(3, 8)).numpy()
+    np.testing.assert_allclose(plan.costs, costs, rtol=1e-4, atol=1e-5)
+    for row, left in enumerate(allowance.cost.tolist()):
+        fits = np.flatnonzero(costs[row] <= left)
+        best = fits[plan.scores[row, fits].argmax()] if len(fits) else costs[row].argmin()
+        assert plan.chosen[row] == best
+
+
+def test_a_budget_needs_costs(pipeline: MPDiffuserPipeline) -> None:
+    with pytest.raises(InputError, match="had no costs"):
+        Controller(pipeline, CONFIG, budget=Budget(10, 100)).act(latents_of(1).numpy())
+
+
+def test_episodes_that_are_over_are_not_planned_for(pipeline: MPDiffuserPipeline) -> None:
+    """And the others act as if nothing had ended."""
+    config = replace(CONFIG, warm_start=2)
+    whole, some = Controller(pipeline, config), Controller(pipeline, config)
+    for controller in (whole, some):
+        controller.reset([0, 1, 2])
+    active = np.array([True, True, True])
+    looks: list[int] = []
+    pipeline.planner.register_forward_pre_hook(lambda module, inputs: looks.append(len(inputs[0])))
+    for step in range(4):
+        active[1] &= step < 2
+        observations = latents_of(3).numpy() + step
+        actions = whole.act(observations)
+        looks.clear()
+        found = some.act(observations, active)
+        assert set(looks) == {3 * int(active.sum())}
+        np.testing.assert_allclose(found[active], actions[active], rtol=0, atol=1e-5)
 
 
 def test_what_is_known_is_in_its_place(pipeline: MPDiffuserPipeline) -> None:

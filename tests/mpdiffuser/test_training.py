@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import planner_targets, planner_weights, train_ranker
+from mpdiffuser.training import planner_weights, train_ranker, within
 from mpdiffuser.windows import to_go
 
 START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
@@ -44,7 +44,7 @@ def test_rounds_put_beginnings_and_ends_together(tmp_path: Path, rounds: int, tr
 
     torch.manual_seed(0)
     ranker = Ranker(5, 1, hidden=32, discount=DISCOUNT, optimism=0.8)
-    returns = train_ranker(ranker, (episodes, episodes), rounds, trace, fit)
+    returns = train_ranker(ranker, (episodes, episodes), (None, None), rounds, trace, fit)
     assert trained == [*(f"ranker/round_{k}" for k in range(1, rounds)), "ranker"]
     if rounds == 1:
         np.testing.assert_allclose(returns[0], to_go(episodes["rewards"], episodes, DISCOUNT))
@@ -54,12 +54,14 @@ def test_rounds_put_beginnings_and_ends_together(tmp_path: Path, rounds: int, tr
     assert found[BAD] == pytest.approx(0, abs=0.02)
 
 
-def test_targets_with_costs(make_episodes) -> None:
-    episodes = make_episodes([5, 3], costs=True, terminated=[1])
-    returns = np.arange(10, dtype=np.float32)
-    targets = planner_targets(episodes, returns, 0.9)
-    np.testing.assert_array_equal(targets, np.stack([returns, to_go(episodes["costs"], episodes, 0.9)], 1))
-    assert planner_targets(make_episodes([5, 3]), returns, 0.9).shape == (10, 1)
+def test_the_episodes_within_a_cost_limit(make_episodes) -> None:
+    """Those that cost no more, and where there are none the cheapest."""
+    episodes = make_episodes([5, 3, 4], costs=True)
+    totals = [episodes["costs"][episodes.rows(e)].sum() for e in range(3)]
+    middle = sorted(totals)[1]
+    (some,), (least,) = within([episodes], middle + 1e-4), within([episodes], 0.0)
+    assert len(some) == 2 and len(least) == 1
+    np.testing.assert_array_equal(least["costs"], episodes["costs"][episodes.rows(int(np.argmin(totals)))])
 
 
 @pytest.mark.parametrize("trace", [0.0, 0.6, 1.0])
@@ -67,7 +69,7 @@ def test_weights_by_their_definition(make_episodes, randomize, trace: float) -> 
     """One-step errors of the values, summed with (g trace)^k (Schulman et al. 2016, eq. 16), exponentiated."""
     parts = (make_episodes([7, 5], terminated=[1]), make_episodes([4], seed=1))
     ranker = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
-    found = planner_weights(ranker, parts, trace, 0.7)
+    found = planner_weights(ranker, parts, (None, None), trace, 0.7)
     advantages = []
     for part in parts:
         values = ranker.worth(part["observations"]).astype(float)

@@ -1,0 +1,63 @@
+"""Gymnasium's environments behind our interface, against gymnasium itself."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from envs.gym_env import GymEnv
+from envs.vector import VectorEnv
+from mpdiffuser.errors import InputError
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "HalfCheetah-v4"])
+def test_it_is_gymnasiums(env_id: str) -> None:
+    theirs, ours = gymnasium.make(env_id), GymEnv(env_id)
+    random = np.random.default_rng(0)
+    a, b = theirs.reset(seed=5)[0], ours.reset(seed=5)[0]
+    np.testing.assert_array_equal(a.astype(np.float32), b)
+    for _ in range(40):
+        action = random.uniform(-1, 1, ours.action_space.shape)
+        expected, found = theirs.step(action), ours.step(action)
+        np.testing.assert_array_equal(expected[0].astype(np.float32), found[0])
+        assert found[1:4] == (pytest.approx(expected[1]), expected[2], expected[3])
+        if expected[2]:
+            break
+
+
+def test_a_peek_is_what_happens_then_and_leaves_no_trace() -> None:
+    env = GymEnv("Hopper-v4")
+    env.reset(seed=1)
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 3))
+    before = env.get_physics()
+    seen = env.peek(actions)
+    np.testing.assert_array_equal(env.get_physics(), before)
+    for action, expected in zip(actions, seen):
+        np.testing.assert_array_equal(env.step(action)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("env_id", "planar"), [("HalfCheetah-v4", False), ("Ant-v4", True)])
+def test_a_step_too_fast_costs(env_id: str, planar: bool) -> None:
+    theirs = gymnasium.make(env_id)
+    random, limit = np.random.default_rng(0), 0.3
+    theirs.reset(seed=2)
+    vector = VectorEnv(1, 1, env_id=env_id, speed_limit=limit)
+    try:
+        vector.reset(seed=[2])
+        paid = []
+        for _ in range(30):
+            action = random.uniform(-1, 1, theirs.action_space.shape).astype(np.float32)
+            info = theirs.step(action)[4]
+            speed = np.hypot(info["x_velocity"], info["y_velocity"]) if planar else info["x_velocity"]
+            paid.append(vector.step(action[None])[4]["cost"][0])
+            assert paid[-1] == float(speed > limit)
+        assert 0 < sum(paid) < 30
+    finally:
+        vector.close()
+
+
+@pytest.mark.parametrize("env_id", ["Hoper-v4", "CartPole-v1"])
+def test_environments_that_do_not_fit(env_id: str) -> None:
+    with pytest.raises(InputError, match=env_id):
+        GymEnv(env_id)
