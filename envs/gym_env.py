@@ -32,7 +32,7 @@ class GymEnv(gymnasium.Wrapper):
             warnings.simplefilter("ignore")  # -v4 is "out of date", and equals D4RL's data, which -v5 does not
             try:
                 env = gymnasium.make(env_id, render_mode="rgb_array", width=size, height=size)
-            except gymnasium.error.Error as error:
+            except (gymnasium.error.Error, TypeError) as error:  # TypeError: it draws no pictures of a size
                 raise InputError(f"environment {env_id!r}: {error}") from error
         super().__init__(env)
         if not isinstance(getattr(self.unwrapped, "data", None), mujoco.MjData):
