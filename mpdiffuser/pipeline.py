@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
         steps = min(max(fit, 1), config.steps)
         return replace(config, steps=steps, warm_start=min(config.warm_start, steps))
 
+    def _slope(self, objective: Objective, pull: float, x: torch.Tensor) -> torch.Tensor:
+        """Gradient of pull times the objective's sum at clean normalised x (B, H, d + m): like x."""
+        d = self.latents.config["dim"]
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.clone().requires_grad_()
+            rewards = judge(objective, self.latents.denormalize(x[..., :d]), self.actions.denormalize(x[..., d:]))
+            (gradient,) = torch.autograd.grad(pull * rewards[rewards.isfinite()].sum(), x)
+        return gradient.nan_to_num(0.0, 0.0, 0.0)
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -175,7 +185,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         price = None if price is None else price.repeat_interleave(n, 0)
         levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=device)
         wish = self.target(latents.repeat_interleave(n, 0), levels.clamp(0, 1).repeat(batch), price)
-        x = sampler(present, wish, noise, start, spread(self.latents, goal), spread(self.actions, committed))
+        slope = partial(self._slope, objective, config.pull) if objective is not None and config.pull else None
+        x = sampler(present, wish, noise, start, spread(self.latents, goal), spread(self.actions, committed), slope)
         d = latents.shape[-1]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)

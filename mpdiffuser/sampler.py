@@ -45,6 +45,8 @@ class SamplerConfig:
         candidates: N plans drawn for each observation.
         target: wanted return_to_go: what this share of the data's outcomes from the present state stays below, 0 to 1.
         target_spread: the candidates' targets lie evenly between target - target_spread and target + target_spread.
+        pull: how strongly the gradient of an objective handed to the controller pulls at the plans; 0 leaves it to the
+            ranking. J = pull times the sum of its rewards.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
         deadline_ms: a controller visits as many levels, up to `steps`, as it can plan with in this time; 0 = `steps`.
 
@@ -64,6 +66,7 @@ class SamplerConfig:
     candidates: int = 4
     target: float = 0.8
     target_spread: float = 0.0
+    pull: float = 0.0
     warm_start: int = 0
     deadline_ms: float = 0.0
 
@@ -74,7 +77,9 @@ class SamplerConfig:
 
         for name, names in (("composition", COMPOSITIONS), ("solver", SOLVERS)):
             demand(getattr(self, name) in names, name, f"be one of {', '.join(names)}")
-        least = {"steps": 1, "candidates": 1, "warm_start": 0, "temperature": 0, "dynamics_power": 0, "deadline_ms": 0}
+        least = {"steps": 1, "candidates": 1} | dict.fromkeys(
+            ("warm_start", "temperature", "dynamics_power", "pull", "deadline_ms"), 0
+        )
         for name, value in least.items():
             demand(getattr(self, name) >= value, name, f"be at least {value}")
         for name in ("target", "target_spread", "eta"):
@@ -128,6 +133,7 @@ class Sampler:
         start: torch.Tensor | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
+        slope: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Draw a trajectory for each present latent.
 
@@ -137,6 +143,7 @@ class Sampler:
             noise: gives standard normal noise (B, H, d + m) each time it is called.
             start: a clean trajectory (B, H, d + m) to refine over the last `warm_start` levels; None = from pure noise.
             goal, committed: the last latent (B, d) and the first actions (B, K, m), where they are known already.
+            slope: of J at clean x (B, H, d + m), like x, where trajectories are to be drawn with the weight exp(J) too.
 
         Returns:
             (B, H, d + m), normalised, within the data's range, what is known in its place.
@@ -145,7 +152,7 @@ class Sampler:
         todo = self.moves if start is None else self.moves[len(self.moves) - self.config.warm_start :]
         fix = partial(hold, present=present, goal=goal, committed=committed)
         x = tau * noise() if start is None else self._noised(start, todo[0].level, tau * noise())
-        x = self._descend(x, todo, partial(self._estimate, condition=condition), noise, fix)
+        x = self._descend(x, todo, partial(self._estimate, condition=condition, slope=slope), noise, fix)
         if self.config.composition == "sequential":
             actions = x[..., d:]
             x = self._noised(x, todo[0].level, tau * noise())
@@ -176,14 +183,26 @@ class Sampler:
             x = fix(x)
         return x
 
-    def _estimate(self, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
-        """D of noisy x (B, H, d + m) at one level."""
+    def _estimate(
+        self,
+        x: torch.Tensor,
+        level: int,
+        condition: torch.Tensor,
+        slope: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """D of noisy x (B, H, d + m) at one level.
+
+        With exp(J) as a further weight D moves by Cov[x_0 | x_t] grad J(D), to first order in J; the covariance is
+        taken to be sigma_t^2, which it is for independent entries of variance 1.
+        """
         clean = self.planned(x, level, condition)
         if self.config.composition in ("fused", "joint"):
             power = self.config.dynamics_power if self.config.composition == "fused" else 0.0
             w = float(self.schedule.alpha_bar[level]) ** power
             real = self.realised(x, level)
             clean[..., : real.shape[-1]] = w * real + (1 - w) * clean[..., : real.shape[-1]]
+        if slope is not None:
+            clean = (clean + float(self.schedule.sigmas[level]) ** 2 * slope(clean)).clamp(self.low, self.high)
         return clean
 
     def _noised(self, clean: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:

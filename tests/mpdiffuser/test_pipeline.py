@@ -201,6 +201,20 @@ def test_an_objective_ranks_in_place_of_the_ranker(pipeline: MPDiffuserPipeline)
         pipeline(latents_of(4), sampler, generators(4), objective=lambda latents, actions: latents[:, 0, 0])
 
 
+def test_an_objective_pulls_at_the_plans(pipeline: MPDiffuserPipeline) -> None:
+    """The more the more, up to the data's range; the present state stays."""
+    low = lambda latents, actions: -latents[..., 1] - actions[..., 0]  # noqa: E731
+    means = []
+    for pull in (0.0, 0.01, 0.1, 100.0):
+        config = replace(CONFIG, pull=pull)
+        plan = pipeline(latents_of(3), pipeline.sampler(config), generators(3), objective=low)
+        np.testing.assert_allclose(plan.latents[:, :, 0], latents_of(3)[:, None].expand(3, 3, D), rtol=0, atol=1e-5)
+        means.append((plan.latents[:, :, 1:-1, 1].mean(), plan.actions[:, :, :-1, 0].mean()))
+    for part in zip(*means):
+        assert (np.diff(part) < 0).all()
+    assert means[-1][0] == pytest.approx(float(pipeline.latents.low[1]), abs=1e-3)
+
+
 def test_choosing_under_a_budget() -> None:
     scores = np.array([[3.0, 2, 1], [3, 2, 1], [np.nan, 2, 1], [-np.inf, -np.inf, -np.inf]])
     costs = np.array([[9.0, 4, 1], [9, 7, 6], [0, 5, 4], [3, 1, 2]])
