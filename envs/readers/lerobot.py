@@ -130,7 +130,7 @@ def _column(file: Path, key: str, column: Any) -> np.ndarray:
     kind = np.int64 if key.endswith("_index") else np.float64 if key.endswith("timestamp") else np.float32
     values = values.astype(kind)
     vector = nested and key != REWARD  # LeRobot has rewards as lists of one
-    return values.reshape(rows, -1) if vector else values
+    return values.reshape(rows, len(values) // max(rows, 1)) if vector else values
 
 
 def _offsets(folder: Path, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
