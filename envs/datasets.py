@@ -103,7 +103,8 @@ def _open_folder(folder: Path, frames: str | None, size: int | None) -> Episodes
 
 def _open_file(file: Path) -> Episodes:
     if file_kind(file) is None:
-        raise InputError(f"{file}: no dataset of a known kind; expected HDF5 or npz, found {file.read_bytes()[:8]!r}")
+        with open(file, "rb") as handle:
+            raise InputError(f"{file}: no dataset of a known kind; expected HDF5 or npz, found {handle.read(8)!r}")
     if file.name == "main_data.hdf5":
         return _checked(import_minari(file.parents[1]), str(file))
     if _is_vd4rl(file):

@@ -1,5 +1,6 @@
 """Flat files, D4RL's, DSRL's and one's own, against plain loops, and broken ones."""
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -260,6 +261,18 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trap.npz: actions: must be an array of numbers, found object"):
         read_flat(file)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_memory(tmp_path: Path) -> None:
+    """While reading, there is at most one array beside those that are kept."""
+    arrays = transitions(50_000) | {"next_observations": np.zeros((50_000, 3), np.float32)}
+    file = write(tmp_path / "large.hdf5", arrays)
+    tracemalloc.start()
+    episodes = read_flat(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    kept = sum(array.nbytes for array in episodes.arrays.values())
+    assert peak < kept + arrays["observations"].nbytes + 3 * 8 * 50_000  # and some indices
 
 
 def test_no_file(tmp_path: Path) -> None:
