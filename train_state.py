@@ -9,8 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from envs.readers.flat_hdf5 import read_flat_hdf5
-from envs.tasks import find_file, find_offline_task
+from envs.datasets import open_dataset
 from evaluate import check, compare, table
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
@@ -22,16 +21,10 @@ from vision import IdentityEncoder
 
 def dataset(cfg: DictConfig) -> Episodes:
     """The task's episodes; their info is what evaluation needs to know."""
-    task = find_offline_task(cfg.task.name, cfg.task.suite)
-    if task.env_id is None:
-        raise InputError(f"task={task.suite}/{task.name}: there is no environment here to evaluate it in")
-    file, stand_in = find_file(task, cfg.data_dir)
-    if stand_in:
-        print(f"note: {file} is not the public file {task.file}: a stand-in; its results are no {task.suite} results")
-    environment = {"env_id": task.env_id, "speed_limit": task.speed_limit}
-    info = {"suite": task.suite, "task": task.name, "stand_in": stand_in, "environment": environment}
-    info |= {"episode_steps": task.episode_steps, "cost_limits": list(task.limits)}
-    return read_flat_hdf5(file, task.episode_steps, info)
+    episodes = open_dataset(f"{cfg.task.suite}/{cfg.task.name}", cfg.data_dir)
+    if "environment" not in episodes.info:
+        raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: there is no environment here to evaluate it in")
+    return episodes
 
 
 def fingerprint(episodes: Episodes) -> str:

@@ -110,20 +110,22 @@ def import_minari(source: str | Path) -> Episodes:
     """
     minari = _minari()
     folder = Path(source).expanduser()
+    arrays: dict[str, list[np.ndarray]] = {}
+    offsets = [0]
     try:
         if (folder / "data").is_dir():
             dataset = minari.MinariDataset(folder / "data")
         else:
             dataset = minari.load_dataset(str(source))
-    except (OSError, ValueError, KeyError) as error:
+        note = dataset.storage.metadata.get(INFO_KEY)
+        for episode in dataset.iterate_episodes():
+            for key, array in _from_episode(episode, note is not None).items():
+                arrays.setdefault(key, []).append(array)
+            offsets.append(offsets[-1] + len(episode.rewards) + 1)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"Minari dataset {str(source)!r}: {error}") from error
-    note = dataset.storage.metadata.get(INFO_KEY)
-    arrays: dict[str, list[np.ndarray]] = {}
-    offsets = [0]
-    for episode in dataset.iterate_episodes():
-        for key, array in _from_episode(episode, note is not None).items():
-            arrays.setdefault(key, []).append(array)
-        offsets.append(offsets[-1] + len(episode.rewards) + 1)
     if len(offsets) == 1:
         raise InputError(f"Minari dataset {str(source)!r}: it has no episodes")
     joined = {key: np.concatenate(parts) for key, parts in arrays.items()}
