@@ -37,7 +37,7 @@ LEVELS = (3, 4, 5, 6, 8, 10, 20, 50, 100)
 FIRST_SEED = 4000  # of the episodes; no table of results uses them
 
 # what all settings share unless they say otherwise: one candidate, so that the ranker plays no part
-BASE: dict[str, Any] = {"candidates": 1}
+BASE: dict[str, Any] = {"candidates": 1, "engine": "openvino"}
 UNIFORM = {"grid": "uniform", "solver": "ddpm"}
 SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "fused": {f"fused, {n}": {"steps": n} for n in LEVELS},
@@ -184,13 +184,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS), help="all by default")
     parser.add_argument("--folder", type=Path, default=Path("results/ablation"))
     parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--levels", type=int, default=100, help="the most noise levels of a setting to be measured")
     parser.add_argument("--only", nargs="*", help="of the pipelines, which to measure; the page shows all")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pairs = [pipeline.partition("=") for pipeline in args.pipelines]
     folders = {name: Path(folder) for name, _, folder in pairs}
     for task in args.only if args.only is not None else folders:
-        for name in (name for sweep in args.sweeps for name in SWEEPS[sweep]):
+        for name, setting in ((name, setting) for sweep in args.sweeps for name, setting in SWEEPS[sweep].items()):
+            if setting.get("steps", 0) > args.levels:
+                continue
             m = measure(folders[task], name, args.episodes, args.folder / task)
             print(f"{task:10} {row('', name, m)}", end="", flush=True)
     results = {

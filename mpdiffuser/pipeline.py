@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mpdiffuser.budget import Allowance
+from mpdiffuser.engines import compiled
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
@@ -89,8 +90,24 @@ class MPDiffuserPipeline(DiffusionPipeline):
         self.register_to_config(info=info or {})
 
     def sampler(self, config: SamplerConfig) -> Sampler:
+        """Draws plans as `config` says.
+
+        Raises:
+            InputError: if its engine is not installed, or its composition needs a dynamics model that is not there.
+        """
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
-        return Sampler(self.planner, self.dynamics, self.schedule, bounds[0], bounds[1], config)
+        models = [self._compiled(name, config.engine) for name in ("planner", "dynamics")]
+        return Sampler(models[0], models[1], self.schedule, bounds[0], bounds[1], config)
+
+    def _compiled(self, name: str, engine: str) -> Any:
+        """A denoiser in an engine, compiled once for each weights."""
+        model = getattr(self, name)
+        if engine == "torch" or model is None:
+            return model
+        cache = self.__dict__.setdefault("_engines", {})
+        if cache.get((name, engine), (None,))[0] is not model:
+            cache[name, engine] = (model, compiled(model, engine))
+        return cache[name, engine][1]
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None

@@ -21,6 +21,7 @@ from functools import partial
 
 import torch
 
+from mpdiffuser.engines import ENGINES
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.schedule import SOLVERS, Move, NoiseSchedule, moves
@@ -48,6 +49,7 @@ class SamplerConfig:
         pull: how strongly the gradient of an objective handed to the controller pulls at the plans; 0 leaves it to the
             ranking. J = pull times the sum of its rewards.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
+        engine: who computes the denoisers, "torch" or "openvino" (`mpdiffuser.engines`).
         deadline_ms: a controller visits as many levels, up to `steps`, as it can plan with in this time; 0 = `steps`.
 
     Raises:
@@ -68,6 +70,7 @@ class SamplerConfig:
     target_spread: float = 0.0
     pull: float = 0.0
     warm_start: int = 0
+    engine: str = "torch"
     deadline_ms: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class SamplerConfig:
             if not fits:
                 raise InputError(f"sampler.{name}: must {allowed}, found {getattr(self, name)!r}")
 
-        for name, names in (("composition", COMPOSITIONS), ("solver", SOLVERS)):
+        for name, names in (("composition", COMPOSITIONS), ("solver", SOLVERS), ("engine", ENGINES)):
             demand(getattr(self, name) in names, name, f"be one of {', '.join(names)}")
         least = {"steps": 1, "candidates": 1} | dict.fromkeys(
             ("warm_start", "temperature", "dynamics_power", "pull", "deadline_ms"), 0

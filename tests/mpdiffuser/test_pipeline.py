@@ -273,6 +273,18 @@ def test_episodes_that_are_over_are_not_planned_for(pipeline: MPDiffuserPipeline
         np.testing.assert_allclose(found[active], actions[active], rtol=0, atol=1e-5)
 
 
+def test_the_plan_of_another_engine_is_the_same(pipeline: MPDiffuserPipeline) -> None:
+    """Also after other weights took the place of the compiled ones."""
+    for _ in range(2):
+        plans = [
+            pipeline(latents_of(3), pipeline.sampler(replace(CONFIG, engine=name, guidance=2.0)), generators(3))
+            for name in ("torch", "openvino")
+        ]
+        np.testing.assert_allclose(plans[0].latents, plans[1].latents, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(plans[0].actions, plans[1].actions, rtol=1e-3, atol=1e-3)
+        pipeline.planner = Planner.from_config(pipeline.planner.config).eval()
+
+
 def test_what_is_known_is_in_its_place(pipeline: MPDiffuserPipeline) -> None:
     goal, committed = latents_of(2) + 1, torch.linspace(-0.8, 0.8, 2 * 3 * M).reshape(2, 3, M)
     sampler = pipeline.sampler(CONFIG)
