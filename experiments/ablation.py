@@ -11,6 +11,7 @@ docs/ablation.md and docs/ablation.png. For example, after train_vision.py and t
 
 import argparse
 import datetime
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,11 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
 SETTINGS = {name: settings for sweep in SWEEPS.values() for name, settings in sweep.items()}
 
 
+@functools.cache
+def loaded(folder: Path) -> MPDiffuserPipeline:
+    return MPDiffuserPipeline.from_pretrained(folder)
+
+
 def measure(folder: Path, name: str, episodes: int, results: Path) -> dict[str, Any]:
     """Metrics of one setting of a pipeline; from its file if it was measured already."""
     file = results / f"{file_name(name)}.json"
@@ -80,7 +86,7 @@ def measure(folder: Path, name: str, episodes: int, results: Path) -> dict[str, 
         if found["identity"] != identity:
             raise InputError(f"{file}: of another pipeline or with other settings; choose another --folder")
         return found
-    pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    pipeline = loaded(folder)
     controller = Controller(pipeline, SamplerConfig(**BASE | SETTINGS[name]))
     environments = VectorEnv(episodes, **environment_options(pipeline.config["info"], blind=False))
     try:

@@ -85,9 +85,10 @@ HEAD = """# New goals at run time
 
 Written by `python -m experiments.goals` on {date}, {cpu}, {cores} shared cores.
 
-The pipeline learned {task} ({source}) once; each goal is a Python function of planned observations and actions (`experiments/goals.py`), handed to the `Controller`.
-{episodes} episodes of {steps} steps, seeds from {first} up; mean ± standard error over episodes, of the second half of
-each. With a goal: {candidates} candidates with targets over the whole range of the data's outcomes, temperature 1, {levels} levels.
+The pipeline learned {task} ({source}) once; each goal is a Python function of planned
+observations and actions (`experiments/goals.py`), handed to the `Controller`. {episodes} episodes of {steps} steps,
+seeds from {first} up; mean ± standard error over episodes, of the second half. With a goal: {candidates} candidates
+with targets over the whole range of the data's outcomes, temperature 1, {levels} levels.
 
 | goal | reward of a step | pull of the gradient | speed, m/s | height, m | distance from 2 m/s |
 |---|---|---|---|---|---|
