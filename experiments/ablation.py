@@ -7,6 +7,8 @@ docs/ablation.md and docs/ablation.png. For example, after train_vision.py and t
 
     python -m experiments.ablation cartpole=results/cartpole_swingup-mixed/pipeline \
         hopper=results/hopper-medium-v2/pipeline
+
+Pipelines of further training seeds are given as cartpole@1=...; the page compares what they were all measured with.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
@@ -29,6 +32,7 @@ from mpdiffuser.evaluation import evaluate
 from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
+from mpdiffuser.statistics import standard_error, summary
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -154,14 +158,33 @@ def page(results: dict[str, dict[str, dict[str, Any]]], episodes: int, names: di
         first=FIRST_SEED,
         defaults=defaults,
     )
-    for task, found in results.items():
+    for task, found in ((task, found) for task, found in results.items() if "@" not in task):
         text += f"## {task}: {names[task]}\n\n"
         text += "| sweep | setting | return | IQM, interval | feasibility 1 | 4 | plan ms |\n" + "|---" * 7 + "|\n"
         text += "".join(
             row(sweep, name, found[name]) for sweep, settings in SWEEPS.items() for name in settings if name in found
         )
-        text += "\n"
+        text += "\n" + seeds(task, results)
     return text
+
+
+def seeds(task: str, results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Settings that the pipelines of all training seeds of a task were measured with, as a Markdown table."""
+    runs = [found for name, found in results.items() if name.partition("@")[0] == task]
+    if len(runs) == 1:
+        return ""
+    text = f"{len(runs)} training seeds, each its own models:\n\n| setting | return, each seed | mean ± standard error over "
+    text += "seeds | IQM of all episodes, interval | feasibility 1, each seed |\n|---|---|---|---|---|\n"
+    for name in (name for name in SETTINGS if all(name in found for found in runs)):
+        each = [found[name] for found in runs]
+        means = np.array([m["mean"] for m in each])
+        pooled = summary(np.concatenate([m["returns"] for m in each]))
+        low, high = pooled["iqm_interval"]
+        returns = ", ".join(f"{m['mean']:.0f} ± {m['standard_error']:.0f}" for m in each)
+        errors = ", ".join(f"{m['feasibility']['1']['mean']:.4f}" for m in each)
+        text += f"| {name} | {returns} | {means.mean():.0f} ± {standard_error(means):.0f} "
+        text += f"| {pooled['iqm']:.0f} [{low:.0f}, {high:.0f}] | {errors} |\n"
+    return text + "\n"
 
 
 def row(sweep: str, name: str, m: dict[str, Any]) -> str:
@@ -191,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("results/ablation"))
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--levels", type=int, default=100, help="the most noise levels of a setting to be measured")
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="of the sweeps; all by default")
     parser.add_argument("--only", nargs="*", help="of the pipelines, which to measure; the page shows all")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -198,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = {name: Path(folder) for name, _, folder in pairs}
     for task in args.only if args.only is not None else folders:
         for name, setting in ((name, setting) for sweep in args.sweeps for name, setting in SWEEPS[sweep].items()):
-            if setting.get("steps", 0) > args.levels:
+            if setting.get("steps", 0) > args.levels or name not in args.settings:
                 continue
             m = measure(folders[task], name, args.episodes, args.folder / task)
             print(f"{task:10} {row('', name, m)}", end="", flush=True)
@@ -210,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for task, folder in folders.items()
     }
-    figure(results, args.docs / "ablation.png")
+    figure({task: found for task, found in results.items() if "@" not in task}, args.docs / "ablation.png")
     (args.docs / "ablation.md").write_text(page(results, args.episodes, {t: describe(f) for t, f in folders.items()}))
 
 
