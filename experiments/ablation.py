@@ -173,8 +173,8 @@ def seeds(task: str, results: dict[str, dict[str, dict[str, Any]]]) -> str:
     runs = [found for name, found in results.items() if name.partition("@")[0] == task]
     if len(runs) == 1:
         return ""
-    text = f"{len(runs)} training seeds, each its own models:\n\n| setting | return, each seed | mean ± standard error over "
-    text += "seeds | IQM of all episodes, interval | feasibility 1, each seed |\n|---|---|---|---|---|\n"
+    text = f"{len(runs)} training seeds, each its own models:\n\n| setting | return, each seed | mean ± standard error "
+    text += "over seeds | IQM of all episodes, interval | feasibility 1, each seed |\n|---|---|---|---|---|\n"
     for name in (name for name in SETTINGS if all(name in found for found in runs)):
         each = [found[name] for found in runs]
         means = np.array([m["mean"] for m in each])

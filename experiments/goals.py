@@ -62,9 +62,9 @@ def run(
     controller = Controller(pipeline, SamplerConfig(**more), objective=objective)
     environments = VectorEnv(episodes, **pipeline.config["info"]["environment"])
     seeds = list(range(FIRST_SEED, FIRST_SEED + episodes))
-    seen = []
+    seen: list[np.ndarray] = []
     try:
-        observations, _ = environments.reset(seed=seeds)
+        observations: Any = environments.reset(seed=seeds)[0]
         controller.reset(seeds)
         for _ in range(steps):
             observations = environments.step(controller.act(observations))[0]
