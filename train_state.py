@@ -1,7 +1,8 @@
 """From logged states to a controlled robot: accelerate launch train_state.py task=d4rl/hopper-medium-v2
 
-Reads the task's public file (data_dir= says where it lies), trains the planner, dynamics model and ranker, controls the
-task in gymnasium beside the baselines, and writes metrics.json and report.html under output_dir.
+Reads the task's public file (data_dir= says where it lies), trains what the method needs (method=ours by default, or a
+rival of docs/methods.md, or all), controls the task in gymnasium, and writes metrics.json and report.html under
+output_dir.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
     encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
     info = episodes.info | {"data": fingerprint(episodes)}
-    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info)
+    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, cfg.evaluation.methods)
     if accelerator.is_main_process:
         OmegaConf.save(cfg, output / "config.yaml")
         with clock("evaluate"):

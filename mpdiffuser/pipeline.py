@@ -51,17 +51,18 @@ class MPDiffuserPipeline(DiffusionPipeline):
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
 
-    _optional_components = ["decoder"]  # noqa: RUF012  diffusers adds it to a list
+    # a folder that was trained for a rival alone holds none of our own models
+    _optional_components = ["condition", "planner", "dynamics", "ranker", "decoder"]  # noqa: RUF012  diffusers adds it to a list
 
     def __init__(
         self,
         encoder: ModelMixin,
         latents: Normalizer,
         actions: Normalizer,
-        condition: Marginals,
-        planner: Planner,
-        dynamics: Dynamics,
-        ranker: Ranker,
+        condition: Marginals | None,
+        planner: Planner | None,
+        dynamics: Dynamics | None,
+        ranker: Ranker | None,
         schedule: NoiseSchedule,
         decoder: ModelMixin | None = None,
         info: dict[str, Any] | None = None,
@@ -94,6 +95,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
         wish = self.condition.denormalize(low).expand(len(latents), -1).clone()
         wish[:, 0] = self.ranker.quantile(latents, level)
         return self.condition.normalize(wish)
+
+    def scores(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """What candidates are ranked by, (B N,), of decoded states (B N, H, d) and actions (B N, H, m)."""
+        return self.ranker.scores(states, actions)
 
     def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
         """`config` with as many levels, 1 to config.steps, as a plan for a batch like latents (B, d) can have in
@@ -154,7 +159,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         d = latents.shape[-1]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
-        scores = self.ranker.scores(states, actions)
+        scores = self.scores(states, actions)
         array = lambda tensor: tensor.unflatten(0, (batch, n)).cpu().numpy()  # noqa: E731
         scores_array = array(scores)
         return Plan(

@@ -1,4 +1,4 @@
-"""From latent episodes to a pipeline: the planner, the dynamics model, the ranker and the cloning baseline."""
+"""From latent episodes to a pipeline: the planner, the dynamics model, the ranker, and the models of the rivals."""
 
 import os
 import time
@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from diffusers.models.modeling_utils import ModelMixin
 from omegaconf import DictConfig, OmegaConf
 
+from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.machine import side_by_side
@@ -23,6 +24,8 @@ from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.models.unet import check_horizon
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.rivals import RIVALS, models_of, rival_config
+from mpdiffuser.rivals.training import train_rivals
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer
@@ -85,6 +88,8 @@ def _check(cfg: DictConfig) -> None:
         )
     sampler = sampler_config(cfg.sampler)
     NoiseSchedule().grid(sampler.steps, sampler.grid)
+    for name in RIVALS:
+        rival_config(name, settings(cfg.rivals[name]))
     if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.trace <= 1:
         raise InputError(
             "advantage: temperature must be positive and trace lie in 0..1, "
@@ -109,13 +114,6 @@ def _check(cfg: DictConfig) -> None:
         raise InputError(
             f"sampler.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {cfg.sampler.chunk}"
         )
-
-
-def settings(section: DictConfig) -> dict[str, Any]:
-    """A section as plain Python."""
-    plain = OmegaConf.to_container(section, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def train_config(cfg: DictConfig, name: str) -> TrainConfig:
@@ -143,8 +141,10 @@ def train_pipeline(
     accelerator: Accelerator,
     clock: Clock,
     info: dict[str, Any],
-) -> tuple[MPDiffuserPipeline, BehaviourCloning]:
-    """Train everything that works on latents, under cfg.output_dir; save the pipeline and the baseline there.
+    methods: Sequence[str] = ("cloning", "planner", "ours"),
+) -> MPDiffuserPipeline:
+    """Train what the methods need on latents, each model once, under cfg.output_dir; save the pipeline there, and the
+    rivals' models in folders of their names beside its own.
 
     Args:
         episodes: with `observations` = latents.
@@ -152,9 +152,8 @@ def train_pipeline(
     """
     output = Path(cfg.output_dir)
     train, held_out = split(episodes, cfg.validation, cfg.seed)
-    rows = step_rows(train)
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
-    actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][rows])
+    actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][step_rows(train)])
     schedule = NoiseSchedule()
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
@@ -169,30 +168,55 @@ def train_pipeline(
 
     torch.manual_seed(cfg.seed)
     parts = (train, held_out)
-    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **settings(cfg.ranker))
+    logged = [to_go(part["rewards"], part, cfg.discount) for part in parts]
+    wanted = models_of(methods)
+    ours: dict[str, Any] = dict.fromkeys(("condition", "planner", "dynamics", "ranker"))
+    if "planner" in wanted:
+        ours = train_ours(cfg, parts, dims, (latents, actions), wanted, fit, accelerator)
+    others: dict[str, ModelMixin] = {}
+    if "cloning" in wanted:
+        cloning = BehaviourCloning(**dims)
+        cloning.latents.fit(train["observations"])
+        others["cloning"] = fit("cloning", cloning, *(Steps(*each) for each in zip(parts, logged)))
+    targets = [planner_targets(part, returns, cfg.discount) for part, returns in zip(parts, logged)]
+    others |= train_rivals(
+        cfg, parts, targets, (latents, actions), wanted, fit, accelerator.device, accelerator.num_processes
+    )
+    pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)
+    if accelerator.is_main_process:
+        pipeline.save_pretrained(output / "pipeline")
+        for name, model in others.items():
+            model.save_pretrained(output / "pipeline" / name)
+    accelerator.wait_for_everyone()
+    return pipeline.to(accelerator.device)
+
+
+def train_ours(
+    cfg: DictConfig,
+    parts: Sequence[Episodes],
+    dims: dict[str, int],
+    normalizers: tuple[Normalizer, Normalizer],
+    wanted: set[str],
+    fit: Callable[..., Any],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The ranker, then side by side the planner and, if wanted, the dynamics model; and the planner's condition."""
+    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in parts[0], **settings(cfg.ranker))
     returns = train_ranker(ranker, parts, cfg.rounds, cfg.trace, fit)
     targets = [planner_targets(part, wanted, cfg.discount) for part, wanted in zip(parts, returns)]
-    condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
-    common = (cfg.horizon, latents, actions, condition)
+    condition = Marginals(targets[0].shape[1]).fit(targets[0][step_rows(parts[0])])
+    common = (cfg.horizon, *normalizers, condition)
     windows = [Windows(part, target, *common) for part, target in zip(parts, targets)]
     advantage = settings(cfg.advantage)
     weights = planner_weights(ranker, parts, **advantage)
     good = [Windows(part, target, *common, weight) for part, target, weight in zip(parts, targets, weights)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
-    dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics))
-    jobs = [lambda: fit("planner", planner, *good, advantage=advantage), lambda: fit("dynamics", dynamics, *windows)]
+    dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)) if "dynamics" in wanted else None
+    jobs = [lambda: fit("planner", planner, *good, advantage=advantage)]
+    if dynamics is not None:
+        jobs.append(lambda: fit("dynamics", dynamics, *windows))
     side_by_side(jobs, accelerator.device, accelerator.num_processes)
-    cloning = BehaviourCloning(**dims)
-    cloning.latents.fit(train["observations"])
-    cloning = fit("cloning", cloning, *(Steps(*each) for each in zip(parts, returns)))
-    pipeline = MPDiffuserPipeline(
-        encoder, latents, actions, condition, planner, dynamics, ranker, schedule, decoder, info
-    )
-    if accelerator.is_main_process:
-        pipeline.save_pretrained(output / "pipeline")
-        cloning.save_pretrained(output / "pipeline" / "cloning")
-    accelerator.wait_for_everyone()
-    return pipeline.to(accelerator.device), cloning
+    return {"condition": condition, "planner": planner, "dynamics": dynamics, "ranker": ranker}
 
 
 def train_ranker(
