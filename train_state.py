@@ -8,6 +8,7 @@ output_dir.
 import hashlib
 from pathlib import Path
 
+from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from envs.readers.flat_hdf5 import read_flat_hdf5
@@ -42,14 +43,19 @@ def fingerprint(episodes: Episodes) -> str:
     return digest.hexdigest()[:16]
 
 
+def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
+    """Train what cfg.evaluation.methods need; the pipeline is in cfg.output_dir then."""
+    encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
+    info = episodes.info | {"data": fingerprint(episodes)}
+    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, cfg.evaluation.methods)
+
+
 @configured("state")
 def main(cfg: DictConfig) -> None:
     check(cfg)
     episodes = dataset(cfg)
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
-    encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
-    info = episodes.info | {"data": fingerprint(episodes)}
-    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, cfg.evaluation.methods)
+    train(cfg, episodes, accelerator, clock)
     if accelerator.is_main_process:
         OmegaConf.save(cfg, output / "config.yaml")
         with clock("evaluate"):
