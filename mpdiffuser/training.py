@@ -86,10 +86,19 @@ def _check(cfg: DictConfig) -> None:
             "accelerate launch --cpu starts one process, whatever --num_processes says; for several on CPUs use "
             "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
         )
-    sampler = sampler_config(cfg.sampler)
-    NoiseSchedule().grid(sampler.steps, sampler.grid)
-    for name in RIVALS:
-        rival_config(name, settings(cfg.rivals[name]))
+    sections = {"sampler": (cfg.sampler, sampler_config(cfg.sampler))}
+    sections |= {
+        f"rivals.{name}": (cfg.rivals[name], rival_config(name, settings(cfg.rivals[name]))) for name in RIVALS
+    }
+    for name, (section, sampler) in sections.items():
+        try:
+            NoiseSchedule().grid(sampler.steps, sampler.grid)
+        except InputError as error:
+            raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
+        if not 1 <= section.chunk < cfg.horizon:
+            raise InputError(
+                f"{name}.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {section.chunk}"
+            )
     if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.trace <= 1:
         raise InputError(
             "advantage: temperature must be positive and trace lie in 0..1, "
@@ -110,10 +119,6 @@ def _check(cfg: DictConfig) -> None:
         train_config(cfg, part)
     for model in ("planner", "dynamics"):
         check_horizon(cfg.horizon, cfg[model].multipliers)
-    if not 1 <= cfg.sampler.chunk < cfg.horizon:
-        raise InputError(
-            f"sampler.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {cfg.sampler.chunk}"
-        )
 
 
 def train_config(cfg: DictConfig, name: str) -> TrainConfig:
