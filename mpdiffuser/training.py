@@ -87,9 +87,9 @@ def _check(cfg: DictConfig) -> None:
             "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
         )
     sections = {"sampler": (cfg.sampler, sampler_config(cfg.sampler))}
-    sections |= {
-        f"rivals.{name}": (cfg.rivals[name], rival_config(name, settings(cfg.rivals[name]))) for name in RIVALS
-    }
+    for name in set(RIVALS) & set(cfg.evaluation.methods):
+        section = cfg.rivals[name]
+        sections[f"rivals.{name}"] = section, rival_config(name, settings(section))
     for name, (section, sampler) in sections.items():
         try:
             NoiseSchedule().grid(sampler.steps, sampler.grid)
