@@ -22,20 +22,22 @@ from envs.rendering import back_end
 from envs.tasks import find_offline_task
 from envs.vector import VectorEnv
 from mpdiffuser.budget import Budget
-from mpdiffuser.config import configured
+from mpdiffuser.config import configured, settings
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
 from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.models.cloning import BehaviourCloning
+from mpdiffuser.models.iql import IQL
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.report import write_report
+from mpdiffuser.rivals import RIVALS, require_models, rival_config
 from mpdiffuser.statistics import standard_error, summary
 from mpdiffuser.training import sampler_config
 from mpdiffuser.video import write_video
 from vision.decoder import Decoder
 
-METHODS = ("random", "cloning", "planner", "ours", "expert")
+METHODS = ("random", "cloning", "iql", *RIVALS, "planner", "ours", "expert")
 FILM_AHEAD = (2, 4, 8, 12)
 
 
@@ -56,8 +58,8 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
     """How to make each method's controller."""
     config, info = sampler_config(cfg.sampler), pipeline.config["info"]
 
-    def cloning(name: str) -> Acting:
-        return CloningController(pipeline.encoder, BehaviourCloning.from_pretrained(folder / name).to(pipeline.device))
+    def policy(kind: Any, name: str) -> Acting:
+        return CloningController(pipeline.encoder, kind.from_pretrained(folder / name).eval().to(pipeline.device))
 
     def planning(composition: str, limit: float | None = None) -> Acting:
         budget = None
@@ -66,17 +68,25 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
         return Controller(pipeline, replace(config, composition=composition), cfg.sampler.chunk, budget)
 
     made: dict[str, Callable[[], Acting]] = {
-        "random": lambda: RandomController(pipeline.planner.config["action_dim"]),
-        "cloning": lambda: cloning("cloning"),
+        "random": lambda: RandomController(pipeline.actions.config["dim"]),
+        "cloning": lambda: policy(BehaviourCloning, "cloning"),
+        "iql": lambda: policy(IQL, "iql"),
+        **{name: partial(rival_controller, cfg, pipeline, folder, name) for name in RIVALS},
         "planner": lambda: planning("planner"),
         "ours": lambda: planning(config.composition),
         "expert": lambda: ExpertController(load_policy(info["task"])),
     }
     for limit in info.get("cost_limits", ()):  # these methods can be told a limit
-        made[f"cloning within {limit:g}"] = partial(cloning, f"cloning_within_{limit:g}")
+        made[f"cloning within {limit:g}"] = partial(policy, BehaviourCloning, f"cloning_within_{limit:g}")
         made[f"planner within {limit:g}"] = partial(planning, "planner", limit)
         made[f"ours within {limit:g}"] = partial(planning, config.composition, limit)
     return {name: make for name, make in made.items() if name.partition(" ")[0] in cfg.evaluation.methods}
+
+
+def rival_controller(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path, name: str) -> Controller:
+    """A rival with its own models and settings, controlling as ours does."""
+    rival, section = RIVALS[name].load(pipeline, folder), settings(cfg.rivals[name])
+    return Controller(rival, rival_config(name, section), section["chunk"])
 
 
 def check(cfg: DictConfig) -> None:
@@ -97,8 +107,10 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
     Raises:
         InputError: for a folder with another evaluation, or of another pipeline.
     """
+    samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
     identity = {
-        "settings": OmegaConf.to_container(cfg.evaluation) | {"sampler": OmegaConf.to_container(cfg.sampler)},
+        "settings": OmegaConf.to_container(cfg.evaluation)
+        | {name: OmegaConf.to_container(section) for name, section in samplers.items()},
         "pipeline": folder_fingerprint(folder),
     }
     metrics_file = output / "metrics.json"
@@ -109,6 +121,8 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
             raise InputError(f"{metrics_file}: made with another {differ[0]}; choose another output_dir= or remove it")
         print(f"Evaluation: reusing {metrics_file}")
         return found
+    for name in cfg.evaluation.methods:
+        require_models(name, folder)
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
     if "rendering" in info:
@@ -154,9 +168,9 @@ def run_methods(
         try:
             for name in names:
                 film = name == "ours" and pipeline.decoder is not None
-                outcome = evaluate(
-                    makers[name](), environments, seeds, None, cfg.evaluation.probe_every, film, label=name
-                )
+                foresees = name not in RIVALS or RIVALS[name].foresees
+                probe_every = cfg.evaluation.probe_every if foresees else 0
+                outcome = evaluate(makers[name](), environments, seeds, None, probe_every, film, label=name)
                 results[name] = outcome.metrics() | scores(info, outcome)
                 if film:
                     print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
@@ -227,14 +241,14 @@ def write_film(file: Path, outcome: Outcome, decoder: Decoder) -> Path:
 def table(metrics: dict[str, Any]) -> str:
     """Returns of all methods, a line each."""
     lines = [
-        f"{'method':10s} {'return':>8s} {'±se':>6s} {'IQM':>8s}  95 % interval    plan ms (batch, one)  1-step error"
+        f"{'method':17s} {'return':>8s} {'±se':>6s} {'IQM':>8s}  95 % interval    plan ms (batch, one)  1-step error"
     ]
     for name, m in metrics["methods"].items():
         low, high = m["iqm_interval"]
         times = f"{m['plan_ms']['median']:8.0f} {m['plan_ms_single']['median']:8.1f}" if "plan_ms" in m else " " * 17
         error = f"{m['feasibility']['1']['mean']:12.4f}" if "feasibility" in m else ""
         lines.append(
-            f"{name:10s} {m['mean']:8.1f} {m['standard_error']:6.1f} {m['iqm']:8.1f}  [{low:.1f}, {high:.1f}]"
+            f"{name:17s} {m['mean']:8.1f} {m['standard_error']:6.1f} {m['iqm']:8.1f}  [{low:.1f}, {high:.1f}]"
             f"{times:>22s}{error}"
         )
     return "\n".join(lines)

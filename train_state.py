@@ -1,12 +1,14 @@
 """From logged states to a controlled robot: accelerate launch train_state.py task=d4rl/hopper-medium-v2
 
-Reads the task's public file (data_dir= says where it lies), trains the planner, dynamics model and ranker, controls the
-task in gymnasium beside the baselines, and writes metrics.json and report.html under output_dir.
+Reads the task's public file (data_dir= says where it lies), trains what the method needs (method=ours by default, or a
+rival of docs/methods.md, or all), controls the task in gymnasium, and writes metrics.json and report.html under
+output_dir.
 """
 
 import hashlib
 from pathlib import Path
 
+from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from envs.datasets import open_dataset
@@ -35,14 +37,20 @@ def fingerprint(episodes: Episodes) -> str:
     return digest.hexdigest()[:16]
 
 
+def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
+    """Train what cfg.evaluation.methods need; the pipeline is in cfg.output_dir then."""
+    encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
+    info = episodes.info | {"data": fingerprint(episodes)}
+    limits = info["cost_limits"]
+    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, cfg.evaluation.methods, limits)
+
+
 @configured("state")
 def main(cfg: DictConfig) -> None:
     check(cfg)
     episodes = dataset(cfg)
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
-    encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
-    info = episodes.info | {"data": fingerprint(episodes)}
-    train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, info["cost_limits"])
+    train(cfg, episodes, accelerator, clock)
     if accelerator.is_main_process:
         OmegaConf.save(cfg, output / "config.yaml")
         with clock("evaluate"):

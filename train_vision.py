@@ -44,7 +44,8 @@ def main(cfg: DictConfig) -> None:
         episodes = Episodes.load(dataset(cfg))
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | {"data": fingerprint(episodes)}
     encoder, decoder, latent_episodes = train_encoder(cfg, episodes, accelerator, clock)
-    train_pipeline(cfg, latent_episodes, encoder, decoder, accelerator, clock, info)
+    methods = ["cloning", "ours", *cfg.evaluation.methods]
+    train_pipeline(cfg, latent_episodes, encoder, decoder, accelerator, clock, info, methods)
     if accelerator.is_main_process:
         OmegaConf.save(cfg, output / "config.yaml")
         with clock("evaluate"):

@@ -71,6 +71,13 @@ def load(name: str, overrides: list[str]) -> DictConfig:
     return config
 
 
+def settings(section: DictConfig) -> dict[str, Any]:
+    """A section as plain Python."""
+    plain = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def _suite(override: str) -> list[str]:
     """task=d4rl/hopper-medium-v2 is the suite's file configs/task/d4rl.yaml, and the name of the task within it."""
     suite, slash, name = override.removeprefix("task=").partition("/")

@@ -60,17 +60,18 @@ class MPDiffuserPipeline(DiffusionPipeline):
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
 
-    _optional_components = ["decoder"]  # noqa: RUF012  diffusers adds it to a list
+    # a folder that was trained for a rival alone holds none of our own models
+    _optional_components = ["condition", "planner", "dynamics", "ranker", "decoder"]  # noqa: RUF012  diffusers adds it to a list
 
     def __init__(
         self,
         encoder: ModelMixin,
         latents: Normalizer,
         actions: Normalizer,
-        condition: Marginals,
-        planner: Planner,
-        dynamics: Dynamics,
-        ranker: Ranker,
+        condition: Marginals | None,
+        planner: Planner | None,
+        dynamics: Dynamics | None,
+        ranker: Ranker | None,
         schedule: NoiseSchedule,
         decoder: ModelMixin | None = None,
         info: dict[str, Any] | None = None,
@@ -129,6 +130,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
         low, _ = self.ranker.prices.bounds()
         least = self.ranker.prices.denormalize(low).expand(len(latents))
         return least if allowance is None else allowance.rate.maximum(least)
+
+    def scores(
+        self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What candidates are ranked by, (B N,), of decoded states (B N, H, d), actions (B N, H, m), and the cost_to_go
+        (B N,) that may be spent, where there are costs."""
+        return self.ranker.scores(states, actions, cost_to_go)
 
     def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
         """`config` with as many levels, 1 to config.steps, as a plan for a batch like latents (B, d) can have in
@@ -207,7 +215,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         d = latents.shape[-1]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
-        scores = self.ranker.scores(states, actions, price) if objective is None else judge(objective, states, actions)
+        scores = self.scores(states, actions, price) if objective is None else judge(objective, states, actions)
         array = lambda tensor: tensor.unflatten(0, (batch, n)).cpu().numpy()  # noqa: E731
         costs = None
         if allowance is not None:

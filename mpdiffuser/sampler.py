@@ -39,7 +39,7 @@ class SamplerConfig:
         grid: their spacing, "logsnr", "uniform", "quadratic" or "karras".
         solver: "dpmpp_2m", "ddim" or "ddpm".
         eta: share of ddpm's noise that ddim draws, 0 to 1.
-        guidance: classifier-free guidance scale; 1 costs one network pass, anything else two.
+        guidance: classifier-free guidance scale; 0 (no target) and 1 cost one network pass, anything else two.
         guidance_interval: [low, high]; guided where the noise's deviation sigma_t lies within, elsewhere as with 1.
         temperature: scale of all noise that is drawn, the initial one too.
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
@@ -151,16 +151,31 @@ class Sampler:
         Returns:
             (B, H, d + m), normalised, within the data's range, what is known in its place.
         """
-        d, tau = present.shape[-1], self.config.temperature
+        tau = self.config.temperature
         todo = self.moves if start is None else self.moves[len(self.moves) - self.config.warm_start :]
         fix = partial(hold, present=present, goal=goal, committed=committed)
         x = tau * noise() if start is None else self._noised(start, todo[0].level, tau * noise())
         x = self._descend(x, todo, partial(self._estimate, condition=condition, slope=slope), noise, fix)
         if self.config.composition == "sequential":
-            actions = x[..., d:]
-            x = self._noised(x, todo[0].level, tau * noise())
-            given = lambda x, level: torch.cat([self.realised(x, level), actions], -1)  # noqa: E731
-            x = self._descend(x, todo, given, noise, fix)
+            x = self.respond(x, todo, noise, fix)
+        return fix(self.complete(x))
+
+    def respond(
+        self,
+        x: torch.Tensor,
+        todo: Sequence[Move],
+        noise: Callable[[], torch.Tensor],
+        fix: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """x (B, H, d + m) with its states drawn anew by the dynamics model, given its actions."""
+        assert self.dynamics is not None
+        actions = x[..., self.dynamics.config["latent_dim"] :]
+        given = lambda x, level: torch.cat([self.realised(x, level), actions], -1)  # noqa: E731
+        x = self._noised(x, todo[0].level, self.config.temperature * noise())
+        return self._descend(x, todo, given, noise, fix)
+
+    def complete(self, x: torch.Tensor) -> torch.Tensor:
+        """Drawn x (B, H, d + m) with what its models do not draw; here they draw everything."""
         return x
 
     def _descend(
@@ -215,11 +230,15 @@ class Sampler:
     def planned(self, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
         """The planner's D of x (B, H, d + m), guided: D = u + g (c - u), clamped to the data's range."""
         low, high = self.config.guidance_interval
-        g = self.config.guidance if low <= float(self.schedule.sigmas[level]) <= high else 1.0
+        inside = low <= float(self.schedule.sigmas[level]) <= high
+        return self.guided(x, level, condition, self.config.guidance if inside else 1.0)
+
+    def guided(self, x: torch.Tensor, level: int, condition: torch.Tensor, g: float) -> torch.Tensor:
+        """The planner's D at guidance scale g."""
         prediction = self.planner.config["prediction"]
         levels, keep = x.new_full((len(x),), level, dtype=torch.long), x.new_ones(len(x))
-        if g == 1:
-            clean = self.schedule.to_clean(prediction, self.planner(x, levels, condition, keep), x, levels)
+        if g in (0, 1):
+            clean = self.schedule.to_clean(prediction, self.planner(x, levels, condition, g * keep), x, levels)
         else:
             twice = lambda tensor: torch.cat([tensor, tensor])  # noqa: E731
             output = self.planner(twice(x), twice(levels), twice(condition), torch.cat([keep, 0 * keep]))

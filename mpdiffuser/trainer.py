@@ -93,7 +93,8 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """Trains `model` (with `draw` and `loss`) on `data`, watches `validation`, checkpoints under `folder`.
+    """Trains `model` (with `draw`, `loss` and, where it has one, `after_step`) on `data`, watches `validation`,
+    checkpoints under `folder`.
 
     Args:
         identity: what the run is made of besides the configuration (e.g. the dataset's name); a folder that holds a
@@ -147,7 +148,7 @@ class Trainer:
         self.model.train()
         label = f"{self.name}{' (resumed)' if resumed else ''}"
         bar = tqdm(total=config.steps, initial=self.step, desc=label, disable=not main, mininterval=1, unit="step")
-        clock = {"data_s": 0.0, "update_s": 0.0}
+        clock = {"data_s": 0.0, "update_s": 0.0, "core_s": 0.0}
         with ThreadPoolExecutor(1) as background:
             upcoming = background.submit(self._batch, self.step)
             while self.step < config.steps:
@@ -166,7 +167,7 @@ class Trainer:
         self, loss_module: nn.Module, upcoming: Future, background: ThreadPoolExecutor, clock: dict[str, float]
     ) -> dict[str, torch.Tensor]:
         """One optimiser step; the next batch is made meanwhile."""
-        began = time.perf_counter()
+        began, began_core = time.perf_counter(), time.thread_time()
         batch, random = (self._to_device(part) for part in upcoming.result())
         self._next = background.submit(self._batch, self.step + 1)
         ready = time.perf_counter()
@@ -178,9 +179,12 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.parameters)
+        if hasattr(self.model, "after_step"):
+            self.model.after_step()
         self.step += 1
         clock["data_s"] += ready - began
         clock["update_s"] += time.perf_counter() - ready
+        clock["core_s"] += time.thread_time() - began_core  # what other work on the machine does not stretch
         return {**values, "gradient_norm": norm}
 
     def learning_rate(self, step: int) -> float:

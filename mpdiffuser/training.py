@@ -1,4 +1,4 @@
-"""From latent episodes to a pipeline: the planner, the dynamics model, the ranker and the cloning baseline."""
+"""From latent episodes to a pipeline: the planner, the dynamics model, the ranker, and the models of the rivals."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from omegaconf import DictConfig, OmegaConf
 
 from mpdiffuser.budget import calibrate
+from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.machine import side_by_side
@@ -25,6 +26,8 @@ from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.models.unet import check_horizon
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.rivals import RIVALS, models_of, rival_config
+from mpdiffuser.rivals.training import train_rivals
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer
@@ -85,8 +88,19 @@ def _check(cfg: DictConfig) -> None:
             "accelerate launch --cpu starts one process, whatever --num_processes says; for several on CPUs use "
             "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
         )
-    sampler = sampler_config(cfg.sampler)
-    NoiseSchedule().grid(sampler.steps, sampler.grid)
+    sections = {"sampler": (cfg.sampler, sampler_config(cfg.sampler))}
+    for name in set(RIVALS) & set(cfg.evaluation.methods):
+        section = cfg.rivals[name]
+        sections[f"rivals.{name}"] = section, rival_config(name, settings(section))
+    for name, (section, sampler) in sections.items():
+        try:
+            NoiseSchedule().grid(sampler.steps, sampler.grid)
+        except InputError as error:
+            raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
+        if not 1 <= section.chunk < cfg.horizon:
+            raise InputError(
+                f"{name}.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {section.chunk}"
+            )
     if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.trace <= 1:
         raise InputError(
             "advantage: temperature must be positive and trace lie in 0..1, "
@@ -107,17 +121,6 @@ def _check(cfg: DictConfig) -> None:
         train_config(cfg, part)
     for model in ("planner", "dynamics"):
         check_horizon(cfg.horizon, cfg[model].multipliers)
-    if not 1 <= cfg.sampler.chunk < cfg.horizon:
-        raise InputError(
-            f"sampler.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {cfg.sampler.chunk}"
-        )
-
-
-def settings(section: DictConfig) -> dict[str, Any]:
-    """A section as plain Python."""
-    plain = OmegaConf.to_container(section, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def train_config(cfg: DictConfig, name: str) -> TrainConfig:
@@ -145,9 +148,11 @@ def train_pipeline(
     accelerator: Accelerator,
     clock: Clock,
     info: dict[str, Any],
+    methods: Sequence[str] = ("cloning", "planner", "ours"),
     limits: Sequence[float] = (),
 ) -> MPDiffuserPipeline:
-    """Train everything that works on latents, under cfg.output_dir; save the pipeline and the baselines there.
+    """Train what the methods need on latents, each model once, under cfg.output_dir; save the pipeline there, and the
+    others' models in folders of their names beside its own.
 
     Args:
         episodes: with `observations` = latents.
@@ -156,9 +161,8 @@ def train_pipeline(
     """
     output = Path(cfg.output_dir)
     train, held_out = split(episodes, cfg.validation, cfg.seed)
-    rows = step_rows(train)
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
-    actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][rows])
+    actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][step_rows(train)])
     schedule = NoiseSchedule()
     dims = {"latent_dim": latents.config["dim"], "action_dim": actions.config["dim"]}
 
@@ -173,36 +177,65 @@ def train_pipeline(
 
     torch.manual_seed(cfg.seed)
     parts = (train, held_out)
-    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in train, **settings(cfg.ranker))
     costs = [to_go(part["costs"], part, cfg.discount) if "costs" in part else None for part in parts]
+    wanted = models_of(methods)
+    ours: dict[str, Any] = dict.fromkeys(("condition", "planner", "dynamics", "ranker"))
+    if "planner" in wanted:
+        ours = train_ours(cfg, parts, costs, dims, (latents, actions), wanted, fit, accelerator)
+        if "costs" in train:
+            info = info | {"cost_margins": calibrate(ours["ranker"], held_out)}
+    others: dict[str, ModelMixin] = train_clones(dims, parts, limits, fit) if "cloning" in wanted else {}
+    targets = [planner_targets(to_go(part["rewards"], part, cfg.discount), cost) for part, cost in zip(parts, costs)]
+    others |= train_rivals(
+        cfg, parts, targets, (latents, actions), wanted, fit, accelerator.device, accelerator.num_processes
+    )
+    pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)
+    if accelerator.is_main_process:
+        pipeline.save_pretrained(output / "pipeline")
+        for name, model in others.items():
+            model.save_pretrained(output / "pipeline" / name)
+    accelerator.wait_for_everyone()
+    return pipeline.to(accelerator.device)
+
+
+def planner_targets(returns: np.ndarray, costs: np.ndarray | None) -> np.ndarray:
+    """What a planner may be asked for, at each row, (M, c): return_to_go (M,), and where there are costs
+    cost_to_go (M,)."""
+    return np.stack([returns] if costs is None else [returns, costs], -1)
+
+
+def train_ours(
+    cfg: DictConfig,
+    parts: Sequence[Episodes],
+    costs: Sequence[np.ndarray | None],
+    dims: dict[str, int],
+    normalizers: tuple[Normalizer, Normalizer],
+    wanted: set[str],
+    fit: Callable[..., Any],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The ranker, then side by side the planner and, if wanted, the dynamics model; and the planner's condition."""
+    ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in parts[0], **settings(cfg.ranker))
     returns = train_ranker(ranker, parts, costs, cfg.rounds, cfg.trace, fit)
-    targets = [np.stack([column for column in each if column is not None], -1) for each in zip(returns, costs)]
-    condition = Marginals(targets[0].shape[1]).fit(targets[0][rows])
-    common = (cfg.horizon, latents, actions, condition)
+    targets = [planner_targets(*each) for each in zip(returns, costs)]
+    condition = Marginals(targets[0].shape[1]).fit(targets[0][step_rows(parts[0])])
+    common = (cfg.horizon, *normalizers, condition)
     windows = [Windows(part, target, *common) for part, target in zip(parts, targets)]
     advantage = settings(cfg.advantage)
     weights = planner_weights(ranker, parts, costs, **advantage)
     good = [Windows(part, target, *common, weight) for part, target, weight in zip(parts, targets, weights)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
-    dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics))
-    jobs = [lambda: fit("planner", planner, *good, advantage=advantage), lambda: fit("dynamics", dynamics, *windows)]
+    dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)) if "dynamics" in wanted else None
+    jobs = [lambda: fit("planner", planner, *good, advantage=advantage)]
+    if dynamics is not None:
+        jobs.append(lambda: fit("dynamics", dynamics, *windows))
     side_by_side(jobs, accelerator.device, accelerator.num_processes)
-    clones = train_clones(dims, parts, limits, fit)
-    margins = {"cost_margins": calibrate(ranker, held_out)} if "costs" in train else {}
-    pipeline = MPDiffuserPipeline(
-        encoder, latents, actions, condition, planner, dynamics, ranker, schedule, decoder, info | margins
-    )
-    if accelerator.is_main_process:
-        pipeline.save_pretrained(output / "pipeline")
-        for name, cloning in clones.items():
-            cloning.save_pretrained(output / "pipeline" / name)
-    accelerator.wait_for_everyone()
-    return pipeline.to(accelerator.device)
+    return {"condition": condition, "planner": planner, "dynamics": dynamics, "ranker": ranker}
 
 
 def train_clones(
     dims: dict[str, int], parts: Sequence[Episodes], limits: Sequence[float], fit: Callable[..., Any]
-) -> dict[str, BehaviourCloning]:
+) -> dict[str, Any]:
     """Behaviour cloning on all episodes, and for each cost limit on those within it, by name."""
     clones = {}
     chosen = {"cloning": parts} | {f"cloning_within_{limit:g}": within(parts, limit) for limit in limits}

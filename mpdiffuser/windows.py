@@ -139,6 +139,15 @@ class Steps:
         return {key: tensor[indices] for key, tensor in self.tensors.items()}
 
 
+class Transitions(Steps):
+    """Steps with the decoded latents that they lead to, `next_latents` (B, d). Arguments as `Steps`."""
+
+    def __init__(self, episodes: Episodes, return_to_go: np.ndarray) -> None:
+        super().__init__(episodes, return_to_go)
+        following = np.array(episodes["observations"][step_rows(episodes) + 1], np.float32)
+        self.tensors["next_latents"] = torch.from_numpy(following)
+
+
 def step_rows(episodes: Episodes) -> np.ndarray:
     """The rows that hold a step, which is all but each episode's final one."""
     keep = np.ones(episodes.offsets[-1], bool)

@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
+from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.trainer import Trainer
-from mpdiffuser.training import Clock, settings, train_config
+from mpdiffuser.training import Clock, train_config
 from mpdiffuser.windows import split_indices
 from vision.data import Pictures, Transitions, cached_features, encode, encode_frames, fingerprint
 from vision.decoder import Decoder

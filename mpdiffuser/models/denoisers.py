@@ -11,6 +11,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch.nn.functional import pad
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.unet import LevelEmbedding, TemporalUNet, check_horizon
@@ -70,15 +71,23 @@ class Planner(ModelMixin, ConfigMixin):
         check_prediction(prediction)
         self.level = LevelEmbedding(embedding)
         self.context = perceptron(latent_dim + condition_dim + 1, embedding)
-        self.unet = TemporalUNet(latent_dim + action_dim, latent_dim + action_dim, width, multipliers, embedding)
+        drawn = len(range(latent_dim + action_dim)[self.columns(latent_dim)])
+        self.unet = TemporalUNet(drawn, drawn, width, multipliers, embedding)
+
+    @staticmethod
+    def columns(latent_dim: int) -> slice:
+        """Of a trajectory's d + m columns, those that are drawn; the others are neither seen nor learnt."""
+        return slice(None)
 
     def forward(
         self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
     ) -> torch.Tensor:
         """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x."""
-        keep = keep[:, None].to(x.dtype)
-        known = torch.cat([x[:, 0, : self.config["latent_dim"]], condition * keep, keep], -1)
-        return self.unet(x, self.level(levels) + self.context(known))
+        keep, d = keep[:, None].to(x.dtype), self.config["latent_dim"]
+        known = torch.cat([x[:, 0, :d], condition * keep, keep], -1)
+        first, after, _ = self.columns(d).indices(x.shape[-1])
+        drawn = self.unet(x[..., first:after], self.level(levels) + self.context(known))
+        return pad(drawn, (first, x.shape[-1] - after))
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
@@ -103,7 +112,24 @@ class Planner(ModelMixin, ConfigMixin):
         states[:, 0] = 0  # z_0 is given, not predicted
         actions[:, 0] *= self.config["first_action_weight"]
         weight = torch.cat([states, actions], -1)
-        return {"loss": weighted_error(output, target, weight)}
+        drawn = self.columns(self.config["latent_dim"])
+        return {"loss": weighted_error(output[..., drawn], target[..., drawn], weight[..., drawn])}
+
+
+class StatePlanner(Planner):
+    """A planner of the states alone (Ajay et al. 2023). Arguments and errors as `Planner`."""
+
+    @staticmethod
+    def columns(latent_dim: int) -> slice:
+        return slice(0, latent_dim)
+
+
+class ActionPlanner(Planner):
+    """A planner of the actions alone (Chi et al. 2023). Arguments and errors as `Planner`."""
+
+    @staticmethod
+    def columns(latent_dim: int) -> slice:
+        return slice(latent_dim, None)
 
 
 class Dynamics(ModelMixin, ConfigMixin):
@@ -112,6 +138,8 @@ class Dynamics(ModelMixin, ConfigMixin):
     In training the actions carry noise of the same level as the states, drawn independently, since that is what it is
     shown inside the alternating sampler. Arguments and errors as `Planner`.
     """
+
+    noisy_actions = True
 
     @register_to_config
     def __init__(
@@ -150,7 +178,8 @@ class Dynamics(ModelMixin, ConfigMixin):
         latents = batch["latents"]
         d = latents.shape[-1]
         clean = torch.cat([latents, batch["actions"]], -1)
-        noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), latents[:, 0])
+        known = None if self.noisy_actions else batch["actions"]
+        noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), latents[:, 0], committed=known)
         output = self(noisy, random["levels"])
         target = schedule.training_target(
             self.config["prediction"], latents, random["noise"][..., :d], random["levels"]
@@ -158,6 +187,12 @@ class Dynamics(ModelMixin, ConfigMixin):
         weight = batch["mask"][..., None].expand_as(latents).clone()
         weight[:, 0] = 0
         return {"loss": weighted_error(output, target, weight)}
+
+
+class CleanDynamics(Dynamics):
+    """A dynamics model that is given the actions as they are (Zhou et al. 2024). Arguments and errors as `Dynamics`."""
+
+    noisy_actions = False
 
 
 def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:

@@ -1,0 +1,102 @@
+"""All methods from a D4RL file to a table, at tiny size: real training, real episodes of Hopper."""
+
+import json
+import sys
+from pathlib import Path
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+import evaluate
+import train_state
+from experiments import offline_table
+from mpdiffuser.rivals import MODELS, RIVALS
+
+METHODS = ["random", "cloning", "iql", *RIVALS, "planner", "ours"]
+TINY = ["task=d4rl/hopper-medium-v2", "debug=true", "processes=1", "trackers=[]", "rounds=1", "horizon=8"]
+TRAINED = sorted({model for models in MODELS.values() for model in models} - {"logged_returns"})
+TINY += [f"train.{model}.steps=4" for model in TRAINED]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """hopper-medium.hdf5 of random actions: D4RL's layout under another name, so a stand-in."""
+    env = gymnasium.make("Hopper-v4")
+    env.action_space.seed(0)
+    rows: dict[str, list] = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    for episode in range(12):
+        observation, ended = env.reset(seed=episode)[0], False
+        while not ended:
+            action = env.action_space.sample()
+            following, reward, ended, timeout, _ = env.step(action)
+            for key, value in zip(rows, (observation, action, reward, ended, timeout)):
+                rows[key].append(value)
+            observation = following
+    env.close()
+    folder = tmp_path_factory.mktemp("data")
+    with h5py.File(folder / "hopper-medium.hdf5", "w") as file:
+        for key, values in rows.items():
+            file[key] = np.array(values, bool if key in ("terminals", "timeouts") else np.float32)
+    return folder
+
+
+def run(module, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["program.py", *options])
+    module.main()
+
+
+def test_all_methods_and_another_look_at_one(data: Path, tmp_path: Path, monkeypatch) -> None:
+    options = [*TINY, f"data_dir={data}", f"output_dir={tmp_path}"]
+    run(train_state, monkeypatch, "method=all", *options)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["methods"]) == METHODS and metrics["stand_in"]
+    for name, found in metrics["methods"].items():
+        assert ("plan_ms" in found) == (name in {*RIVALS, "planner", "ours"})
+        assert ("feasibility" in found) == ("plan_ms" in found and name != "diffusion_policy")
+    folder = tmp_path / "pipeline"
+    assert all((folder / model).is_dir() for models in MODELS.values() for model in models)
+    assert {file.suffix for file in folder.rglob("*") if file.is_file()} == {".json", ".safetensors"}
+
+    some = ["rivals.d_mpc.steps=3", "rivals.d_mpc.candidates=2", "rivals.d_mpc.chunk=4", "evaluation.episodes=2"]
+    some += ["evaluation.methods=[d_mpc,iql]", f"output_dir={tmp_path / 'again'}", "processes=1"]
+    run(evaluate, monkeypatch, f"pipeline={folder}", *some)
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())["methods"]
+    for name in ("d_mpc", "iql"):
+        assert again[name]["returns"] == pytest.approx(metrics["methods"][name]["returns"], rel=1e-3)
+
+
+def test_one_method_trains_only_what_it_needs(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run(train_state, monkeypatch, "method=decision_diffuser", *TINY, f"data_dir={data}", f"output_dir={tmp_path}")
+    assert {log.parent.name for log in tmp_path.rglob("log.jsonl")} == {"state_planner", "inverse"}
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["methods"]) == ["decision_diffuser"]
+    with pytest.raises(SystemExit):
+        run(
+            evaluate,
+            monkeypatch,
+            f"pipeline={tmp_path / 'pipeline'}",
+            "evaluation.methods=[ours]",
+            "output_dir=/tmp/no",
+        )
+    assert "ours needs planner, dynamics, ranker" in capsys.readouterr().err
+
+
+def test_the_table_is_made_of_cells_that_are_kept(data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "offline.md"
+    arguments = ["--data-dir", str(data), "--tasks", "hopper-medium-v2", "--methods", "cloning", "planner"]
+    arguments += ["--core-minutes", "0.005", "--folder", str(tmp_path), "--page", str(page)]
+    arguments += ["--set", *(option for option in TINY[1:] if "steps" not in option and "trackers" not in option)]
+    offline_table.main(arguments)
+    text = page.read_text()
+    assert "stand-ins in D4RL's layout" in text
+    rows = [line for line in text.splitlines() if line.startswith(("| behaviour", "| cloning", "| planner"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| behaviour", "| cloning", "| planner", "| cloning", "| planner"]
+    cells = offline_table.read(tmp_path)
+    assert set(cells) == {("hopper-medium-v2", method, 0) for method in ("cloning", "planner")}
+    steps = cells["hopper-medium-v2", "cloning", 0]["steps"]
+    seconds = json.loads((tmp_path / "speed" / "hopper-cloning.json").read_text())
+    assert steps["cloning"] == max(1, round(0.3 / seconds["cloning"]))
+    before = {file: file.read_bytes() for file in (tmp_path / "cells").rglob("*.json")}
+    offline_table.main(arguments)
+    assert {file: file.read_bytes() for file in (tmp_path / "cells").rglob("*.json")} == before
