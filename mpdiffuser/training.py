@@ -284,10 +284,11 @@ def train_ranker(
     returns = [to_go(part["rewards"], part, discount) for part in parts]
     for number in range(1, rounds + 1):
         ranker.returns.fit(returns[0][rows])
+        ranker.scale.fit(returns[0][rows])
         steps = [Steps(*each) for each in zip(parts, returns, costs)]
         fit("ranker" if number == rounds else f"ranker/round_{number}", ranker, *steps)
         if number < rounds:
-            values = [ranker.worth(part["observations"], cost) for part, cost in zip(parts, costs)]
+            values = [ranker.values(part["observations"], cost) for part, cost in zip(parts, costs)]
             returns = [to_go(part["rewards"], part, discount, value, trace) for part, value in zip(parts, values)]
     return returns
 
@@ -302,7 +303,7 @@ def planner_weights(
     2016). Weighting the data by its exponential is the policy improvement of Peters and Schaal (2007) and Peng et al.
     (2019).
     """
-    values = [ranker.worth(part["observations"], cost) for part, cost in zip(parts, costs)]
+    values = [ranker.values(part["observations"], cost) for part, cost in zip(parts, costs)]
     returns = [
         to_go(part["rewards"], part, ranker.config["discount"], value, trace) for part, value in zip(parts, values)
     ]

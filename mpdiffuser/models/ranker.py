@@ -24,8 +24,9 @@ class Ranker(ModelMixin, ConfigMixin):
         hidden: width of the two hidden layers.
         discount: g.
         quantiles: of the returns seen from a state, how many are learnt (Dabney et al. 2018).
-        optimism: which of them the value of where a rollout ends stands for (0.5 = the median; towards 1 = what the
-            best episodes got from there), and 1 - optimism the cost of what comes after (what the most careful spent).
+        optimism: a state's value is this expectile of the returns (Newey and Powell 1987; Kostrikov et al. 2022): 0.5 =
+            their mean, towards 1 = the best of them; and the quantile 1 - optimism of the costs is what the careful
+            spent.
         costs: whether the data has costs.
     """
 
@@ -49,7 +50,9 @@ class Ranker(ModelMixin, ConfigMixin):
         self.rewards = Normalizer(1)
         self.returns = Marginals(1)
         self.step = mlp(latent_dim + action_dim, hidden, 3)
-        self.value = mlp(latent_dim + costs, hidden, quantiles)
+        self.scale = Normalizer(1)
+        self.outcomes = mlp(latent_dim + costs, hidden, quantiles)
+        self.value = mlp(latent_dim + costs, hidden, 1)
         self.prices = Marginals(1) if costs else None
         self.cost_value = mlp(latent_dim, hidden, quantiles) if costs else None
 
@@ -66,12 +69,19 @@ class Ranker(ModelMixin, ConfigMixin):
     def quantiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
         """Of the mean return from decoded latents (..., d) on, at cost_to_go (...) where there are costs: (..., K),
         ranked among the data's returns (`Marginals`), in the network's order; the k-th has level (k + 1/2) / K."""
+        return self.outcomes(self._priced(latents, cost_to_go))
+
+    def worth(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
+        """The value of decoded latents (..., d), at cost_to_go (...) where there are costs: (...)."""
+        return self.scale.denormalize(self.value(self._priced(latents, cost_to_go)))[..., 0]
+
+    def _priced(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None) -> torch.Tensor:
         inputs = self.latents.normalize(latents)
-        if self.prices is not None:
-            if cost_to_go is None:
-                raise InputError("ranker: the data have costs, so a value needs the cost_to_go it is asked for")
-            inputs = torch.cat([inputs, self.prices.normalize(cost_to_go[..., None])], -1)
-        return self.value(inputs)
+        if self.prices is None:
+            return inputs
+        if cost_to_go is None:
+            raise InputError("ranker: the data have costs, so a value needs the cost_to_go it is asked for")
+        return torch.cat([inputs, self.prices.normalize(cost_to_go[..., None])], -1)
 
     def quantile(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
@@ -87,13 +97,12 @@ class Ranker(ModelMixin, ConfigMixin):
         return self.prices.denormalize(_at_level(known, 1 - self.config["optimism"])[..., None])[..., 0]
 
     @torch.inference_mode()
-    def worth(self, latents: np.ndarray, cost_to_go: np.ndarray | None = None) -> np.ndarray:
-        """The value of each of many decoded latents (M, d), at the level `optimism`: (M,)."""
+    def values(self, latents: np.ndarray, cost_to_go: np.ndarray | None = None) -> np.ndarray:
+        """The value of each of many decoded latents (M, d): (M,)."""
         split = lambda x: torch.from_numpy(np.array(x, np.float32)).to(self.device).split(16_384)  # noqa: E731
         rows = split(latents)
         costs = [None] * len(rows) if cost_to_go is None else split(cost_to_go)
-        parts = [self.quantile(part, self.config["optimism"], cost) for part, cost in zip(rows, costs)]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat([self.worth(*pair) for pair in zip(rows, costs)]).cpu().numpy()
 
     def scores(
         self, latents: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
@@ -110,7 +119,7 @@ class Ranker(ModelMixin, ConfigMixin):
         alive[..., 0] = 1
         discounted = powers * alive
         running = (1 - g) * (discounted * out["reward"])[..., :-1].sum(-1)
-        value = self.quantile(latents[..., -1, :], self.config["optimism"], cost_to_go)
+        value = self.worth(latents[..., -1, :], cost_to_go)
         score = running + discounted[..., -1] * value
         return torch.where(score.isfinite(), score, -torch.inf)
 
@@ -134,11 +143,19 @@ class Ranker(ModelMixin, ConfigMixin):
         there are costs: costs, cost_to_go (B,)."""
         out, cost_to_go = self(batch["latents"], batch["actions"]), batch.get("cost_to_go")
         reward = ((out["reward"] - batch["rewards"]) / self.rewards.std).square().mean()
-        quantiles = self.quantiles(batch["latents"], cost_to_go)
-        value = _quantile_loss(quantiles, self.returns.normalize(batch["return_to_go"][:, None]))
+        seen = batch["return_to_go"][:, None]
+        outcome = _quantile_loss(self.quantiles(batch["latents"], cost_to_go), self.returns.normalize(seen))
+        gap = (seen[:, 0] - self.worth(batch["latents"], cost_to_go)) / self.scale.std
+        optimism = self.config["optimism"]
+        value = (torch.where(gap > 0, optimism, 1 - optimism) * gap.square()).mean()
         continuation = binary_cross_entropy_with_logits(out["continuation_logit"], batch["continuations"])
-        loss = reward + value + continuation
-        parts = {"reward_loss": reward, "value_loss": value, "continuation_loss": continuation}
+        parts = {
+            "reward_loss": reward,
+            "outcome_loss": outcome,
+            "value_loss": value,
+            "continuation_loss": continuation,
+        }
+        loss = torch.stack(list(parts.values())).sum()
         if self.prices is not None and self.cost_value is not None:
             careful = self.cost_value(self.latents.normalize(batch["latents"]))
             parts["cost_loss"] = (out["cost"] - batch["costs"]).square().mean()

@@ -66,6 +66,7 @@ def train_rivals(
         critic, rows = models["critic"], step_rows(parts[0])
         critic.rewards.fit(parts[0]["rewards"][rows])
         critic.returns.fit(targets[0][rows, :1])
+        critic.scale.fit(targets[0][rows, :1])
     if "iql" in models:
         span = max(float(np.ptp(parts[0].returns)), 1e-8)
         models["iql"].reward_scale.data.fill_(EPISODE_RETURN / span)

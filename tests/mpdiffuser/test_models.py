@@ -285,6 +285,7 @@ def ranker_for(randomize, **settings: Any) -> Ranker:
     ranker.latents.fit(np.random.default_rng(0).normal(1, 2, (50, D)))
     ranker.rewards.fit(np.random.default_rng(1).normal(0.5, 3, (50, 1)))
     ranker.returns.fit(np.random.default_rng(2).normal(0.5, 3, (50, 1)))
+    ranker.scale.fit(np.random.default_rng(2).normal(0.5, 3, (50, 1)))
     if ranker.prices is not None:
         ranker.prices.fit(np.random.default_rng(3).uniform(0, 2, (50, 1)))
     return ranker
@@ -303,9 +304,7 @@ def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
                 for k in range(H):
                     out = ranker(latents[i, j, k], actions[i, j, k])
                     if k == H - 1:
-                        score += (
-                            discount**k * alive * ranker.quantile(latents[i, j, k], ranker.config["optimism"]).item()
-                        )
+                        score += discount**k * alive * ranker.worth(latents[i, j, k]).item()
                         break
                     score += (1 - discount) * discount**k * alive * out["reward"].item()
                     alive *= 1 / (1 + math.exp(-out["continuation_logit"].item()))
@@ -371,18 +370,21 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
         losses = ranker.loss(batch, {}, NoiseSchedule())
         out = ranker(batch["latents"], batch["actions"])
         quantiles = ranker.quantiles(batch["latents"], batch.get("cost_to_go"))
+        values = ranker.worth(batch["latents"], batch.get("cost_to_go"))
         prices = ranker.cost_value(ranker.latents.normalize(batch["latents"])) if costs else None
     scale = ranker.rewards.std.item()
-    parts = {"reward_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0}
+    parts = {"reward_loss": 0.0, "outcome_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0}
     parts |= {"cost_loss": 0.0, "cost_value_loss": 0.0} if costs else {}
     for i in range(6):
         parts["reward_loss"] += ((out["reward"][i].item() - batch["rewards"][i].item()) / scale) ** 2 / 6
         for k, level in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
             gap = (ranker.returns.normalize(batch["return_to_go"][i, None]) - quantiles[i, k]).item()
-            parts["value_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
+            parts["outcome_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
             if costs:
                 gap = (ranker.prices.normalize(batch["cost_to_go"][i, None]) - prices[i, k]).item()
                 parts["cost_value_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
+        gap = (batch["return_to_go"][i].item() - values[i].item()) / ranker.scale.std.item()
+        parts["value_loss"] += (0.9 if gap > 0 else 0.1) * gap**2 / 6
         survival = 1 / (1 + math.exp(-out["continuation_logit"][i].item()))
         parts["continuation_loss"] -= math.log(survival if batch["continuations"][i] else 1 - survival) / 6
         if costs:
@@ -393,8 +395,11 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
     assert losses["loss"].item() == pytest.approx(sum(parts.values()), rel=1e-4)
 
 
-def test_the_quantiles_become_those_of_the_data() -> None:
-    """Two kinds of states, the returns of the one uniform in 0..1, of the other in 5..7."""
+def test_quantiles_and_value_become_those_of_the_data() -> None:
+    """Two kinds of states, the returns of the one uniform in 0..1, of the other in 5..7.
+
+    The expectile e of level t of the uniform in 0..1 solves t (1 - e)^2 = (1 - t) e^2 (Newey and Powell 1987).
+    """
     ranker = Ranker(1, M, hidden=16)
     spread = (torch.arange(64).float() + 0.5) / 64
     batch = {
@@ -404,7 +409,8 @@ def test_the_quantiles_become_those_of_the_data() -> None:
         "continuations": torch.ones(128),
         "return_to_go": torch.cat([spread, 5 + 2 * spread]),
     }
-    ranker.returns.fit(batch["return_to_go"].numpy())
+    for part in (ranker.returns, ranker.scale):
+        part.fit(batch["return_to_go"].numpy())
     optimizer = torch.optim.Adam([p for p in ranker.parameters() if p.requires_grad], 0.01)
     for _ in range(400):
         optimizer.zero_grad()
@@ -415,6 +421,8 @@ def test_the_quantiles_become_those_of_the_data() -> None:
         for level in (0.1, 0.33, 0.9):
             found = ranker.quantile(latents, level).tolist()
             assert found == pytest.approx([level, 5 + 2 * level], abs=0.1)
+        expectile = 0.9**0.5 / (0.9**0.5 + 0.1**0.5)
+        assert ranker.worth(latents).tolist() == pytest.approx([expectile, 5 + 2 * expectile], abs=0.1)
         assert torch.equal(ranker.quantile(latents, 0.0), ranker.quantile(latents, 0.025))  # the lowest of 20
 
 
