@@ -26,6 +26,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.schedule import SOLVERS, Move, NoiseSchedule, moves
 
+Field = Callable[[torch.Tensor], torch.Tensor]  # of trajectories (B, H, d + m), like them
 COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint")
 
 
@@ -136,7 +137,7 @@ class Sampler:
         start: torch.Tensor | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
-        slope: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        slope: Field | None = None,
     ) -> torch.Tensor:
         """Draw a trajectory for each present latent.
 
@@ -161,11 +162,7 @@ class Sampler:
         return fix(self.complete(x))
 
     def respond(
-        self,
-        x: torch.Tensor,
-        todo: Sequence[Move],
-        noise: Callable[[], torch.Tensor],
-        fix: Callable[[torch.Tensor], torch.Tensor],
+        self, x: torch.Tensor, todo: Sequence[Move], noise: Callable[[], torch.Tensor], fix: Field
     ) -> torch.Tensor:
         """x (B, H, d + m) with its states drawn anew by the dynamics model, given its actions."""
         assert self.dynamics is not None
@@ -184,7 +181,7 @@ class Sampler:
         todo: Sequence[Move],
         estimate: Callable[[torch.Tensor, int], torch.Tensor],
         noise: Callable[[], torch.Tensor],
-        fix: Callable[[torch.Tensor], torch.Tensor],
+        fix: Field,
     ) -> torch.Tensor:
         """From noisy to clean x (B, H, d + m), with D = estimate(x, level) at each level and `fix` before each look."""
         x, last = fix(x), None
@@ -201,13 +198,7 @@ class Sampler:
             x = fix(x)
         return x
 
-    def _estimate(
-        self,
-        x: torch.Tensor,
-        level: int,
-        condition: torch.Tensor,
-        slope: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+    def _estimate(self, x: torch.Tensor, level: int, condition: torch.Tensor, slope: Field | None) -> torch.Tensor:
         """D of noisy x (B, H, d + m) at one level.
 
         With exp(J) as a further weight D moves by Cov[x_0 | x_t] grad J(D), to first order in J; the covariance is
