@@ -220,7 +220,7 @@ def test_the_fused_field_is_no_gradient(composition: str, gradient: bool) -> Non
     """Whether the Jacobian of D is symmetric."""
     sampler = ONE.sampler(composition=composition)
     units = torch.cat([torch.zeros(1, N, dtype=torch.float64), torch.eye(N, dtype=torch.float64)])
-    estimate = sampler._estimate(units.view(N + 1, -1, D + M), 40, units.new_zeros(N + 1, 1)).flatten(1)
+    estimate = sampler._estimate(units.view(N + 1, -1, D + M), 40, units.new_zeros(N + 1, 1), None).flatten(1)
     jacobian = (estimate[1:] - estimate[0])[D:, D:]
     asymmetry = (jacobian - jacobian.T).abs().max().item()
     assert asymmetry < 1e-9 if gradient else asymmetry > 0.05
