@@ -61,6 +61,8 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         "fused, 2M, uniform, 10": {"steps": 10, "grid": "uniform"},
         "fused, 2M, karras, 10": {"steps": 10, "grid": "karras"},
         "fused, 2M, quadratic, 10": {"steps": 10, "grid": "quadratic"},
+        **{f"fused, 2M, {grid}, {n}": {"steps": n, "grid": grid} for grid in ("quadratic", "karras") for n in (4, 6)},
+        **{f"fused, ddpm, uniform, {n}": {"steps": n, **UNIFORM} for n in (3, 5)},
     },
     "who shapes the states": {
         "joint (p = 0), 8": {"composition": "joint"},
