@@ -4,7 +4,6 @@ Reads the task's public file (data_dir= says where it lies), trains the planner,
 task in gymnasium beside the baselines, and writes metrics.json and report.html under output_dir.
 """
 
-import hashlib
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +15,7 @@ from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.report import write_report
-from mpdiffuser.training import Clock, start, train_pipeline
+from mpdiffuser.training import Clock, origin, start, train_pipeline
 from vision import IdentityEncoder
 
 
@@ -33,21 +32,14 @@ def dataset(cfg: DictConfig) -> Episodes:
     return read_flat_hdf5(file, task.episode_steps, info)
 
 
-def fingerprint(episodes: Episodes) -> str:
-    """A name for what episodes hold."""
-    digest = hashlib.sha256(episodes.offsets.tobytes())
-    for key in sorted(episodes.arrays):
-        digest.update(key.encode() + memoryview(episodes[key]).cast("B"))
-    return digest.hexdigest()[:16]
-
-
 @configured("state")
 def main(cfg: DictConfig) -> None:
     check(cfg)
     episodes = dataset(cfg)
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
     encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
-    info = episodes.info | {"data": fingerprint(episodes)}
+    state = {"shape": list(episodes["observations"].shape[1:]), "dtype": "float32"}
+    info = episodes.info | {"data": episodes.checksum(), "observation": state, **origin(cfg)}
     train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info)
     if accelerator.is_main_process:
         OmegaConf.save(cfg, output / "config.yaml")
