@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import vision  # noqa: F401  the classes that a pipeline folder may name
 from envs.doctor import versions
@@ -26,7 +28,8 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
-from mpdiffuser.machine import available_cores, cpu_name
+from mpdiffuser.files import claim, read_json, write_whole, writing
+from mpdiffuser.machine import available_cores, cpu_name, git_commit
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.iql import IQL
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -59,13 +62,16 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
     config, info = sampler_config(cfg.sampler), pipeline.config["info"]
 
     def policy(kind: Any, name: str) -> Acting:
-        return CloningController(pipeline.encoder, kind.from_pretrained(folder / name).eval().to(pipeline.device))
+        return CloningController(
+            pipeline.encoder, kind.from_pretrained(folder / name, use_safetensors=True).eval().to(pipeline.device)
+        )
 
     def planning(composition: str, limit: float | None = None) -> Acting:
         budget = None
         if limit is not None:
             budget = Budget(limit, info["episode_steps"], info["cost_margins"], cfg.evaluation.within)
-        return Controller(pipeline, replace(config, composition=composition), cfg.sampler.chunk, budget)
+        chosen = replace(config, composition=composition)
+        return Controller(pipeline, chosen, cfg.sampler.chunk, cfg.sampler.safe_action, budget)
 
     made: dict[str, Callable[[], Acting]] = {
         "random": lambda: RandomController(pipeline.actions.config["dim"]),
@@ -115,21 +121,27 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
     }
     metrics_file = output / "metrics.json"
     if metrics_file.exists():
-        found = json.loads(metrics_file.read_text())
+        found = read_json(metrics_file)
         differ = [key for key, value in identity.items() if found.get(key) != value]
         if differ:
-            raise InputError(f"{metrics_file}: made with another {differ[0]}; choose another output_dir= or remove it")
+            there, now = found.get(differ[0]), identity[differ[0]]
+            raise InputError(
+                f"{metrics_file}: made with another {differ[0]}: {there} there, {now} now; choose another output_dir= "
+                "or remove it"
+            )
         print(f"Evaluation: reusing {metrics_file}")
         return found
     for name in cfg.evaluation.methods:
         require_models(name, folder)
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
-    if "rendering" in info:
-        check_rendering(cfg.rendering, info)
+    check_record(cfg, info)
+    if "cloning" in cfg.evaluation.methods and not (folder / "cloning").is_dir():
+        raise InputError(f"evaluation.methods: cloning: {folder} holds no policy to evaluate; leave it out")
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
-    output.mkdir(parents=True, exist_ok=True)
-    results = run_methods(cfg, pipeline, folder, output, seeds)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        results = run_methods(cfg, pipeline, folder, output, seeds, Kept(output / "metrics.partial.json", identity))
     metrics = {
         "task": info["task"],
         **{key: info[key] for key in ("suite", "stand_in") if key in info},
@@ -142,47 +154,80 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
             "cores": available_cores(),
             "threads": torch.get_num_threads(),
             "versions": versions(),
+            "commit": git_commit(),
         },
         "seeds": seeds,
         "stages": stages or {},
         "methods": results,
     }
-    partial = output / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=1))
-    partial.rename(metrics_file)
+    with writing(metrics_file):
+        write_whole(metrics_file, json.dumps(metrics, indent=1))
+        (output / "metrics.partial.json").unlink(missing_ok=True)
     return metrics
 
 
+class Kept:
+    """Results of the methods that are done, in a file, so that an evaluation that was cut off goes on after them.
+
+    Args:
+        file: where; one of another evaluation is started anew.
+        identity: what the evaluation is of.
+    """
+
+    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
+        self.file, self.identity = file, identity
+        found = read_json(file) if file.exists() else {}
+        fits = {key: found.get(key) for key in identity} == identity
+        self.methods: dict[str, dict[str, Any]] = found["methods"] if fits else {}
+
+    def add(self, name: str, result: dict[str, Any]) -> None:
+        self.methods[name] = result
+        write_whole(self.file, json.dumps(self.identity | {"methods": self.methods}))
+
+
 def run_methods(
-    cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path, output: Path, seeds: list[int]
+    cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path, output: Path, seeds: list[int], kept: Kept
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each method; those that need no pixels run without rendering."""
+    """Metrics of each method, but for those kept; those that need no pixels run without rendering."""
     info = pipeline.config["info"]
     makers = controllers(cfg, pipeline, folder)
-    results = {}
+    if kept.methods:
+        print(f"Evaluation: going on after {', '.join(kept.methods)}")
     for blind in (True, False):
-        names = [name for name in makers if (name in ("random", "expert")) == blind]
+        wanted = [name for name in makers if (name in ("random", "expert")) == blind]
+        names = [name for name in wanted if name not in kept.methods]
         if not names:
             continue
         environments = VectorEnv(len(seeds), cfg.processes, **environment_options(info, blind))
         try:
+            check_environment(environments, pipeline, blind)
             for name in names:
                 film = name == "ours" and pipeline.decoder is not None
                 foresees = name not in RIVALS or RIVALS[name].foresees
                 probe_every = cfg.evaluation.probe_every if foresees else 0
                 outcome = evaluate(makers[name](), environments, seeds, None, probe_every, film, label=name)
-                results[name] = outcome.metrics() | scores(info, outcome)
                 if film:
                     print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
+                kept.add(name, outcome.metrics() | scores(info, outcome))
         finally:
             environments.close()
-    return results
+    return kept.methods
 
 
 def environment_options(info: dict[str, Any], blind: bool) -> dict[str, Any]:
-    """What `VectorEnv` needs to make the pipeline's environment; blind: without pixels."""
+    """What `VectorEnv` needs to make the pipeline's environment; blind: without pixels.
+
+    Raises:
+        InputError: if the pipeline's record lacks something, or holds what is no option of an environment.
+    """
     if "environment" in info:
-        return info["environment"]
+        options = info["environment"]
+        if not isinstance(options, dict) or set(options) - {"env_id", "speed_limit"}:
+            raise InputError(f"the pipeline's info.environment: must hold env_id and speed_limit, found {options}")
+        return options
+    missing = [key for key in ("task", "action_repeat", "size", "camera", "rendering") if key not in info]
+    if missing:
+        raise InputError(f"the pipeline's info: {missing[0]} is missing; train it again")
     options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering")}
     return options | {"observation": "states" if blind else "frames"}
 
@@ -213,18 +258,38 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_rendering(wanted: str | None, info: dict[str, Any]) -> None:
-    """Pictures must be drawn as in the training data.
+def check_record(cfg: DictConfig, info: dict[str, Any]) -> None:
+    """Environments and pictures must be as in the training data.
 
     Raises:
-        InputError: if another rendering mode is asked for. Another back-end draws nearly alike: that is only told.
+        InputError: if another one is asked for. Another rendering back-end draws nearly alike: that is only told.
     """
-    if wanted not in (None, info["rendering"]):
-        raise InputError(
-            f"rendering: the pipeline was trained on {info['rendering']!r} pictures, found {wanted!r}; leave it null"
-        )
-    if back_end() != info["back_end"].partition(":")[0]:
+    missing = [key for key in ("task", "data") if key not in info]
+    if missing:
+        raise InputError(f"the pipeline's info: {missing[0]} is missing; train it again")
+    for name in ("rendering", "size", "action_repeat", "camera"):
+        wanted = cfg.get(name)
+        if name in info and wanted not in (None, info[name]):
+            raise InputError(f"{name}: the pipeline was trained with {info[name]!r}, found {wanted!r}; leave it null")
+    if cfg.get("task_name") not in (None, info["task"]):
+        raise InputError(f"task_name: the pipeline was trained on {info['task']!r}, found {cfg.task_name!r}")
+    if "back_end" in info and back_end() != info["back_end"].partition(":")[0]:
         print(f"note: rendering with {back_end()}, the data with {info['back_end']}; pixels differ a little")
+
+
+def check_environment(environments: VectorEnv, pipeline: MPDiffuserPipeline, blind: bool) -> None:
+    """Raises InputError unless actions, and observations if not blind, are what the pipeline was trained on."""
+    actions, seen = environments.single_action_space, environments.single_observation_space
+    assert isinstance(actions, gymnasium.spaces.Box)
+    found = {"actions": actions.shape, "low": float(actions.low.min()), "high": float(actions.high.max())}
+    record = {"actions": (pipeline.planner.config["action_dim"],), "low": -1.0, "high": 1.0}
+    if not blind and "observation" in pipeline.config["info"]:
+        noted = pipeline.config["info"]["observation"]
+        found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
+        record |= {"observations": tuple(noted["shape"]), "dtype": noted["dtype"]}
+    for key, value in record.items():
+        if found[key] != value:
+            raise InputError(f"environment: {key} {found[key]}, but the pipeline was trained with {value}")
 
 
 def write_film(file: Path, outcome: Outcome, decoder: Decoder) -> Path:
@@ -254,17 +319,61 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def recorded(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The metrics of an earlier evaluation, and its settings put into cfg.
+
+    Raises:
+        InputError: if it was of another pipeline, or its plans were drawn under a deadline, which no clock repeats.
+    """
+    metrics = read_json(file)
+    missing = [key for key in ("settings", "pipeline", "machine", "methods") if not metrics.get(key)]
+    if missing:
+        raise InputError(f"{file}: {missing[0]} is missing; not the metrics.json of an evaluation")
+    if metrics["pipeline"] != folder_fingerprint(folder):
+        raise InputError(
+            f"{file}: of the pipeline {metrics['pipeline']}, found {folder_fingerprint(folder)} in {folder}"
+        )
+    settings = dict(metrics["settings"])
+    if settings["sampler"]["deadline_ms"]:
+        raise InputError(f"{file}: sampler.deadline_ms is {settings['sampler']['deadline_ms']}: clocks do not repeat")
+    try:
+        cfg.sampler.merge_with(settings.pop("sampler"))
+        cfg.evaluation.merge_with(settings)
+        cfg.threads = metrics["machine"]["threads"]
+    except OmegaConfBaseException as error:
+        raise InputError(f"{file}: settings that this version does not know ({error})") from error
+    return metrics
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Where two evaluations differ, times aside."""
+    result = []
+    for name, method in first["methods"].items():
+        for key in ("returns", "lengths", "costs", "feasibility", "fallbacks", "levels"):
+            a, b = method.get(key), second["methods"].get(name, {}).get(key)
+            if a != b:
+                result.append(f"{name}.{key}: {a} there, {b} now")
+    return result
+
+
 @configured("evaluate")
 def main(cfg: DictConfig) -> None:
-    check(cfg)
     folder = Path(cfg.pipeline)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")
+    before = recorded(Path(cfg.repeat), cfg, folder) if cfg.repeat else None
+    check(cfg)
     torch.set_num_threads(cfg.threads)
-    output = Path(cfg.output_dir or folder.parent / "evaluation")
+    output = Path(cfg.output_dir or folder.parent / ("repeated" if before else "evaluation"))
+    claim(output, "wait for it, or choose another output_dir=")
     metrics = compare(cfg, folder, output)
     print(table(metrics))
     print(f"Metrics: {output / 'metrics.json'}\nReport: {write_report(output)}")
+    if before:
+        differ = differences(before, metrics)
+        if differ:
+            raise InputError(f"repeat: {cfg.repeat} is not what came out: {'; '.join(differ)[:1000]}")
+        print(f"Repeated: returns, lengths, costs and feasibility errors are those of {cfg.repeat}, digit for digit")
 
 
 if __name__ == "__main__":

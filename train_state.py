@@ -5,7 +5,6 @@ rival of docs/methods.md, or all), controls the task in gymnasium, and writes me
 output_dir.
 """
 
-import hashlib
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,7 +16,7 @@ from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.report import write_report
-from mpdiffuser.training import Clock, start, train_pipeline
+from mpdiffuser.training import Clock, origin, start, train_pipeline
 from vision import IdentityEncoder
 
 
@@ -29,18 +28,11 @@ def dataset(cfg: DictConfig) -> Episodes:
     return episodes
 
 
-def fingerprint(episodes: Episodes) -> str:
-    """A name for what episodes hold."""
-    digest = hashlib.sha256(episodes.offsets.tobytes())
-    for key in sorted(episodes.arrays):
-        digest.update(key.encode() + memoryview(episodes[key]).cast("B"))
-    return digest.hexdigest()[:16]
-
-
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
     """Train what cfg.evaluation.methods need; the pipeline is in cfg.output_dir then."""
     encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
-    info = episodes.info | {"data": fingerprint(episodes)}
+    state = {"shape": list(episodes["observations"].shape[1:]), "dtype": "float32"}
+    info = episodes.info | {"data": episodes.checksum(), "observation": state, **origin(cfg)}
     limits = info["cost_limits"]
     train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, cfg.evaluation.methods, limits)
 

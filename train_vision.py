@@ -13,8 +13,7 @@ from evaluate import check, compare, table
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.report import write_report
-from mpdiffuser.training import Clock, start, train_pipeline
-from vision.data import fingerprint
+from mpdiffuser.training import Clock, origin, start, train_pipeline
 from vision.training import train_encoder
 
 
@@ -42,7 +41,9 @@ def main(cfg: DictConfig) -> None:
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
     with clock("collect"), accelerator.main_process_first():
         episodes = Episodes.load(dataset(cfg))
-    info = {key: value for key, value in episodes.info.items() if key in KEPT} | {"data": fingerprint(episodes)}
+    frame = {"shape": list(episodes["frames"].shape[1:]), "dtype": "uint8"} if "frames" in episodes else None
+    info = {key: value for key, value in episodes.info.items() if key in KEPT}
+    info |= {"data": episodes.checksum(), "observation": frame, **origin(cfg)}
     encoder, decoder, latent_episodes = train_encoder(cfg, episodes, accelerator, clock)
     methods = ["cloning", "ours", *cfg.evaluation.methods]
     train_pipeline(cfg, latent_episodes, encoder, decoder, accelerator, clock, info, methods)

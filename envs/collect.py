@@ -157,27 +157,26 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
         Actor([policies[name] for name in names], rate, seed, steps)
         for names, rate, seed in zip(chosen, rates, seeds.tolist())
     ]
-    with EpisodesWriter(path, rows, {}) as writer:
-        arrays = {key: writer.create(key, *spec) for key, spec in shapes.items()}
-        options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering", "time_limit")}
-        rounds = math.ceil(episodes / PARALLEL)
-        vector = VectorEnv(math.ceil(episodes / rounds), processes, observation="both", **options)
-        try:
-            writer.info = info | {
-                "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
-                "back_end": vector.gl_name(),
-                "policies": [list(names) for names in chosen],
-                "handovers": [actor.handover for actor in actors],
-                "disturbances": rates,
-                "episode_seeds": seeds.tolist(),
-                "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
-                "joints": env.joints(),
-                "versions": versions(),
-            }
-            _fill(arrays, vector, steps, actors)
-        finally:
-            vector.close()
-        writer.offsets = np.arange(episodes + 1) * (steps + 1)
+    options = {key: info[key] for key in ("task", "action_repeat", "size", "camera", "rendering", "time_limit")}
+    rounds = math.ceil(episodes / PARALLEL)
+    vector = VectorEnv(math.ceil(episodes / rounds), processes, observation="both", **options)
+    try:
+        origin = info | {
+            "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
+            "back_end": vector.gl_name(),
+            "policies": [list(names) for names in chosen],
+            "handovers": [actor.handover for actor in actors],
+            "disturbances": rates,
+            "episode_seeds": seeds.tolist(),
+            "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
+            "joints": env.joints(),
+            "versions": versions(),
+        }
+        with EpisodesWriter(path, rows, origin) as writer:
+            _fill(writer, {key: writer.create(key, *spec) for key, spec in shapes.items()}, vector, steps, actors)
+            writer.offsets = np.arange(episodes + 1) * (steps + 1)
+    finally:
+        vector.close()
 
 
 class Actor:
@@ -228,12 +227,16 @@ def choose_actions(actors: list[Actor], states: np.ndarray, dimension: int) -> n
     return np.stack([actor.finish(action) for actor, action in zip(actors, actions)]).astype(np.float32)
 
 
-def _fill(arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: list[Actor]) -> None:
-    """Run all episodes, `vector.num_envs` at a time, and write their rows."""
-    total, start = 0.0, time.perf_counter()
-    dimension = arrays["actions"].shape[1]
-    with tqdm(total=len(arrays["rewards"]), unit=" frames", dynamic_ncols=True) as bar:
-        for first in range(0, len(actors), vector.num_envs):
+def _fill(
+    writer: EpisodesWriter, arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: list[Actor]
+) -> None:
+    """Run all episodes, `vector.num_envs` at a time, and write their rows; goes on after those that the writer kept."""
+    done, start = writer.progress, time.perf_counter()
+    if done:
+        print(f"going on after {done} episodes")
+    dimension, rewards = arrays["actions"].shape[1], arrays["rewards"]
+    with tqdm(total=len(rewards), initial=done * (steps + 1), unit=" frames", dynamic_ncols=True) as bar:
+        for first in range(done, len(actors), vector.num_envs):
             batch = actors[first : first + vector.num_envs]
             count, padding = len(batch), vector.num_envs - len(batch)
             mask = np.arange(vector.num_envs) < count
@@ -245,21 +248,21 @@ def _fill(arrays: dict[str, np.ndarray], vector: VectorEnv, steps: int, actors: 
                 _write_rows(arrays, rows + step, observations, infos)
                 actions = choose_actions(batch, observations["states"][:count], dimension)  # type: ignore[call-overload]
                 padded = np.concatenate([actions, np.zeros((padding, dimension), np.float32)])
-                observations, rewards, terminations, truncations, infos = vector.step(padded)
+                observations, gained, terminations, truncations, infos = vector.step(padded)
                 ended = (terminations | truncations)[:count]
                 if ended.any() != (step == steps - 1) or terminations[:count].any():
                     raise InputError(
                         "an episode ended before its time limit; only tasks of fixed length can be collected"
                     )
-                for key, values in (("actions", actions), ("rewards", rewards), ("truncations", truncations)):
+                for key, values in (("actions", actions), ("rewards", gained), ("truncations", truncations)):
                     arrays[key][rows + step] = values[:count]
-                total += float(rewards[:count].sum())
                 bar.update(count)
             _write_rows(arrays, rows + steps, observations, infos)
             bar.update(count)
-            bar.set_postfix_str(f"mean return {total / (first + count):.1f}")
-    speed = len(arrays["rewards"]) / (time.perf_counter() - start)
-    print(f"{len(actors)} episodes, mean return {total / len(actors):.1f}, {speed:.0f} frames/s")
+            writer.keep(first + count)
+            bar.set_postfix_str(f"mean return {rewards.sum(dtype=float) / (first + count):.1f}")
+    speed = (len(actors) - done) * (steps + 1) / (time.perf_counter() - start)
+    print(f"{len(actors)} episodes, mean return {rewards.sum(dtype=float) / len(actors):.1f}, {speed:.0f} frames/s")
 
 
 def _write_rows(arrays: dict[str, np.ndarray], rows: np.ndarray, observations: Any, infos: dict[str, Any]) -> None:

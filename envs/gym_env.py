@@ -28,6 +28,8 @@ class GymEnv(gymnasium.Wrapper):
     """
 
     def __init__(self, env_id: str, speed_limit: float | None = None, size: int = 256) -> None:
+        if not isinstance(env_id, str) or ":" in env_id:  # gymnasium would import what stands before the colon
+            raise InputError(f"environment {env_id!r}: must be a name such as Hopper-v4")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # -v4 is "out of date", and equals D4RL's data, which -v5 does not
             try:

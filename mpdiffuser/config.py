@@ -28,7 +28,7 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
                     print(_help(name))
                     return
                 main(load(name, sys.argv[1:]))
-            except InputError as error:
+            except (InputError, OSError) as error:  # the system's errors say what is wrong with which file
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
 
@@ -54,7 +54,11 @@ def load(name: str, overrides: list[str]) -> DictConfig:
     config = _compose(name, overrides, base)
     if config.get("debug"):
         config = _compose(name, [*base.debug_overrides, *overrides], base)
-    missing = sorted(OmegaConf.missing_keys(config))
+    try:
+        OmegaConf.resolve(config)
+        missing = sorted(OmegaConf.missing_keys(config))
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise InputError(f"configuration: {' '.join(str(error).split())}") from error
     if missing:
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves = dict(_leaves(config))
@@ -64,10 +68,6 @@ def load(name: str, overrides: list[str]) -> DictConfig:
             raise InputError(f"{section}: holds several options, such as {key}; found {leaves[section]!r}")
         if key in leaves:
             _check_type(key, usual, leaves[key])
-    try:
-        OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise InputError(f"configuration: {error}") from error
     return config
 
 

@@ -1,5 +1,6 @@
 """Controllers: observation in, action out. Each serves a batch of environments that step together."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -72,15 +73,19 @@ class LatentHistory:
 class Controller:
     """Model-predictive control with a pipeline.
 
+    Where no plan can be had for an environment (every candidate has numbers that are not finite, or planning fails), it
+    carries on with the last plan, and when that has run out takes the safe action; `fallbacks` counts such plans.
+
     Args:
         pipeline: the loaded pipeline.
         config: how to draw plans; with a `deadline_ms` the first `act` times this machine and settles the levels.
         chunk: actions to execute of each plan before planning again.
+        safe_action: (m,) in [-1, 1]; None or empty: zeros.
         budget: to keep to; tell it what each step cost with `budget.pay`.
         objective: what to plan for, in place of the ranker's rewards (see `Objective`).
 
     Raises:
-        InputError: if the chunk does not fit the horizon.
+        InputError: if the chunk does not fit the horizon, or the safe action not the actions.
     """
 
     def __init__(
@@ -88,17 +93,22 @@ class Controller:
         pipeline: MPDiffuserPipeline,
         config: SamplerConfig,
         chunk: int = 1,
+        safe_action: Sequence[float] | None = None,
         budget: Budget | None = None,
         objective: Objective | None = None,
     ) -> None:
-        horizon = pipeline.planner.config["horizon"]
+        horizon, action_dim = (pipeline.planner.config[key] for key in ("horizon", "action_dim"))
         if not 1 <= chunk < horizon:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {chunk}")
+        self.safe = np.asarray(safe_action if safe_action else [0.0] * action_dim, np.float32)
+        if self.safe.shape != (action_dim,) or not (np.abs(self.safe) <= 1).all():
+            raise InputError(f"sampler.safe_action: must be {action_dim} numbers in -1..1, found {safe_action}")
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
         self.calibrated = not config.deadline_ms
         self.chunk, self.budget, self.objective = chunk, budget, objective
         self.history = LatentHistory(pipeline.encoder)
+        self.record = pipeline.config["info"].get("observation")
         self.reset([0])
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -110,20 +120,22 @@ class Controller:
         self.plan: Plan | None = None
         self.latents: torch.Tensor | None = None
         self.executed = 0
+        self.fallbacks = 0
 
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """Observations (B, ...) as the encoder takes them -> actions (B, m) in [-1, 1], always finite.
 
         Where active (B,) is false no plan is drawn any more and the last one stands: that episode is over.
+
+        Raises:
+            InputError: if the observations are not what the pipeline was trained on, or not one a seed.
         """
+        check_observations(observations, len(self.generators), self.record)
         self.latents = self.history(observations)
-        if not self.calibrated:  # once, with a batch of the size that is served
-            self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, self.latents))
-            self.calibrated = True
         if self.plan is None or self.executed == self.chunk:
             self.plan = self._plan(np.arange(len(observations)) if active is None else np.flatnonzero(active))
             self.executed = 0
-        actions = np.nan_to_num(self.plan.best_actions[:, self.executed], nan=0.0, posinf=1.0, neginf=-1.0)
+        actions = np.clip(self.plan.best_actions[:, self.executed], -1, 1)
         self.executed += 1
         self.history.did(actions)
         return actions
@@ -134,22 +146,59 @@ class Controller:
         return self.executed == 1
 
     def _plan(self, rows: np.ndarray) -> Plan:
-        """The plans, those of `rows` drawn anew; a row's plan does not depend on the others."""
+        """The plans, those of `rows` drawn anew, their best candidates finite, whatever happens.
+
+        A row's plan does not depend on the others.
+        """
         assert self.latents is not None
-        index = torch.from_numpy(rows).to(self.latents.device)
+        latents = self.latents[torch.from_numpy(rows).to(self.latents.device)]
+        left = [part[rows] for part in self._left(self.latents)]
+        try:
+            plan = self._drawn(latents, rows)
+            best = (plan.scores[np.arange(len(rows)), plan.chosen], plan.best_latents, plan.best_actions)
+            bad = ~np.logical_and.reduce([np.isfinite(part).reshape(len(rows), -1).all(1) for part in best])
+        except InputError:  # what was asked for cannot be
+            raise
+        except Exception as error:  # whatever went wrong, the robot needs an action now
+            warnings.warn(f"planning failed, falling back: {type(error).__name__}: {error}", stacklevel=3)
+            scores = np.full((len(rows), self.sampler.config.candidates), -np.inf, np.float32)
+            states, actions = (part[:, None].repeat(scores.shape[1], 1) for part in left)
+            plan = Plan(states, actions, scores, scores.argmax(1), 0.0)
+            bad = np.ones(len(rows), bool)
+        for part, kept in zip((plan.latents, plan.actions), left):
+            part[bad, plan.chosen[bad]] = kept[bad]
+        self.fallbacks += int(bad.sum())
+        if self.plan is None or len(rows) == len(self.latents):
+            return plan
+        whole = {name: getattr(self.plan, name).copy() for name in ("latents", "actions", "scores", "chosen")}
+        for name, part in whole.items():
+            part[rows] = getattr(plan, name)
+        return Plan(**whole, plan_ms=plan.plan_ms)
+
+    def _drawn(self, latents: torch.Tensor, rows: np.ndarray) -> Plan:
+        """A new plan for latents (B, d), those of `rows`."""
+        if not self.calibrated:  # once, with a batch of the size that is served
+            self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, latents))
+            self.calibrated = True
+        index = torch.from_numpy(rows).to(latents.device)
         more: dict[str, Any] = {} if self.objective is None else {"objective": self.objective}
         if self.budget is not None:
-            whole = self.budget.allowance(self.latents.device)
+            whole = self.budget.allowance(latents.device)
             more["allowance"] = Allowance(whole.cost[index], whole.steps[index])
         last = self._shifted()
         last = None if last is None else (last[0][index], last[1][index])
-        drawn = self.pipeline(self.latents[index], self.sampler, [self.generators[row] for row in rows], last, **more)
-        if self.plan is None or len(rows) == len(self.latents):
-            return drawn
-        parts = {name: getattr(self.plan, name).copy() for name in ("latents", "actions", "scores", "chosen")}
-        for name, part in parts.items():
-            part[rows] = getattr(drawn, name)
-        return Plan(**parts, plan_ms=drawn.plan_ms)
+        return self.pipeline(latents, self.sampler, [self.generators[row] for row in rows], last, **more)
+
+    def _left(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """What is left of the last plan, (B, H, d) and (B, H, m), then its last latent and the safe action; with no
+        plan the present latents (B, d) and the safe action."""
+        horizon = self.pipeline.planner.config["horizon"]
+        if self.plan is None:
+            here = torch.nan_to_num(latents).cpu().numpy()[:, None].repeat(horizon, 1)
+            return here, np.tile(self.safe, (len(latents), horizon, 1))
+        states, actions = (part[:, self.executed :] for part in (self.plan.best_latents, self.plan.best_actions))
+        safe = np.tile(self.safe, (len(latents), self.executed, 1))
+        return np.concatenate([states, states[:, -1:].repeat(self.executed, 1)], 1), np.concatenate([actions, safe], 1)
 
     def _shifted(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The last plan without the executed steps, its end repeated."""
@@ -158,10 +207,22 @@ class Controller:
         shift = lambda x: np.concatenate([x[:, self.executed :], x[:, -1:].repeat(self.executed, 1)], 1)  # noqa: E731
         assert self.latents is not None
         device = self.latents.device
-        best = (self.plan.best_latents, self.plan.best_actions)
-        if not all(np.isfinite(part).all() for part in best):  # or every later plan would inherit it
-            return None
-        return (torch.from_numpy(shift(best[0])).to(device), torch.from_numpy(shift(best[1])).to(device))
+        return tuple(torch.from_numpy(shift(x)).to(device) for x in (self.plan.best_latents, self.plan.best_actions))  # type: ignore[return-value]
+
+
+def check_observations(observations: np.ndarray, count: int, record: dict[str, Any] | None) -> None:
+    """Raises InputError unless observations (B, ...) are `count`, of the record's shape and dtype if there is one."""
+    found = np.asarray(observations)
+    if len(found) != count:
+        raise InputError(f"observations: one for each of the {count} seeds of reset needed, found {len(found)}")
+    if record is None:
+        return
+    shape, dtype = tuple(record["shape"]), np.dtype(record["dtype"])
+    if found.shape[1:] != shape or (found.dtype != dtype and not found.dtype.kind == dtype.kind == "f"):
+        raise InputError(
+            f"observations: the pipeline was trained on {dtype} of shape {shape}, found {found.dtype} of shape "
+            f"{found.shape[1:]}; give it what its data held (see `info` in its model_index.json)"
+        )
 
 
 class CloningController:

@@ -33,7 +33,8 @@ class Outcome:
 
     returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. distances: steps ahead ->
     squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one
-    entry a probe and environment. film: of the first environment, what `mpdiffuser.video` shows.
+    entry a probe and environment. fallbacks: plans that could not be had (see `Controller`), None without planning.
+    levels: noise levels of a plan. film: of the first environment, what `mpdiffuser.video` shows.
     """
 
     returns: np.ndarray
@@ -43,6 +44,8 @@ class Outcome:
     plan_ms: list[float] = field(default_factory=list)
     plan_ms_single: list[float] = field(default_factory=list)
     distances: dict[int, list[float]] = field(default_factory=dict)
+    fallbacks: int | None = None
+    levels: int | None = None
     film: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
@@ -53,6 +56,7 @@ class Outcome:
             "costs": [round(float(c), 3) for c in self.costs],
             "seconds": round(self.seconds, 1),
         }
+        result |= {key: getattr(self, key) for key in ("fallbacks", "levels") if getattr(self, key) is not None}
         for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1)):
             times = getattr(self, name)
             if times:
@@ -122,6 +126,7 @@ def evaluate(
             bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
     if isinstance(controller, Controller):
         outcome.plan_ms_single = _single_latency(controller)
+        outcome.fallbacks, outcome.levels = controller.fallbacks, controller.sampler.config.steps
     outcome.seconds = time.perf_counter() - began
     return outcome
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,16 @@ def cpu_name() -> str:
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit this program was run from, with -dirty if files were changed since; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def side_by_side(jobs: Sequence[Callable[[], Any]], device: torch.device, processes: int = 1) -> list[Any]:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from mpdiffuser.budget import Allowance
 from mpdiffuser.engines import compiled
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.safe_loading import check_pipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 
@@ -89,6 +92,21 @@ class MPDiffuserPipeline(DiffusionPipeline):
             decoder=decoder,
         )
         self.register_to_config(info=info or {})
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the components, as diffusers does, and the manifest that `from_pretrained` verifies."""
+        super().save_pretrained(folder, safe_serialization=True, **options)
+        write_manifest(Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
+        """A pipeline from a folder, which may come from a stranger: nothing in it is executed.
+
+        Raises:
+            InputError: if the folder is not one of ours, whole, as `check_pipeline` says.
+        """
+        check_pipeline(Path(folder))
+        return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
 
     def sampler(self, config: SamplerConfig) -> Sampler:
         """Draws plans as `config` says.

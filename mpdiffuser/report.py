@@ -38,6 +38,7 @@ GLOSSARY = (
     (LABELS["expert"], "The trained policy that the data collection builds on; it sees the true states."),
     ("plan ms", "Milliseconds to draw and rank all candidate plans, for a whole batch of environments at once or for "
      "one alone. p95: 95 % of the plans took no longer."),
+    ("fallbacks", "Plans that failed or were not finite: the last plan was carried on with, or the safe action taken."),
 )  # fmt: skip
 
 
@@ -203,6 +204,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "95 % interval": _interval,
     "plan ms, batch": lambda method: _times(method.get("plan_ms")),
     "plan ms, one": lambda method: _times(method.get("plan_ms_single")),
+    "fallbacks": lambda method: str(method["fallbacks"]) if "fallbacks" in method else "",
 }
 
 

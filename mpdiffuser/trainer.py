@@ -5,13 +5,15 @@ drawn for the whole batch and each process takes its share. So a resumed run con
 give the losses of one process with the same total batch.
 
     <folder>/log.jsonl
-    <folder>/step_00002000/model/   EMA weights, what users load
-    <folder>/step_00002000/state/   raw weights, optimiser, step: what a resume needs
-    <folder>/last                   name of the newest whole checkpoint
+    <folder>/step_00002000/model/         EMA weights, what users load
+    <folder>/step_00002000/state/         raw weights, optimiser, step: what a resume needs
+    <folder>/step_00002000/manifest.json  sizes and checksums, which a resume verifies
+    <folder>/last                         name of the newest whole checkpoint
 """
 
 import json
 import math
+import re
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
@@ -27,21 +30,26 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import check_manifest, publish, read_json, write_manifest, write_whole, writing
 from mpdiffuser.schedule import NoiseSchedule
 
 
 class Data(Protocol):
-    """Examples drawn by index: `batch(indices)` gives named tensors with the batch first."""
+    """Examples drawn by index: `batch(indices)` gives named tensors with the batch first, `sources(indices)` the
+    episodes of the dataset that they come from."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]: ...
 
+    def sources(self, indices: torch.Tensor) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Args: steps, batch_size (over all processes), learning_rate (cosine decay to a tenth after `warmup` steps),
-    weight_decay, clip (gradient norm), ema_decay, seed, and every how many steps to log, validate and checkpoint."""
+    weight_decay, clip (gradient norm), ema_decay, seed, every how many steps to log, validate and checkpoint, and
+    skip_bad_steps: how many steps whose loss or gradient is not finite to leave out before giving up."""
 
     steps: int = 5000
     batch_size: int = 64
@@ -54,10 +62,11 @@ class TrainConfig:
     log_every: int = 50
     validate_every: int = 500
     checkpoint_every: int = 1000
+    skip_bad_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay") else 1e-12
+            least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps") else 1e-12
             if value < least:
                 raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
 
@@ -119,7 +128,8 @@ class Trainer:
         self.name, self.model, self.data, self.validation = name, model, data, validation
         self.config, self.folder, self.accelerator = config, Path(folder), accelerator
         self.schedule = schedule or NoiseSchedule()
-        self.identity = {"train": asdict(config), "model": _plain(dict(model.config)), **(identity or {})}
+        train = {key: value for key, value in asdict(config).items() if key != "skip_bad_steps"}  # may be set later
+        self.identity = {"train": train, "model": _plain(dict(model.config)), **(identity or {})}
         processes = accelerator.num_processes
         if config.batch_size % processes:
             raise InputError(f"{name}.batch_size: {config.batch_size} cannot be shared among {processes} processes")
@@ -130,10 +140,15 @@ class Trainer:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        self.step = 0
+        self.step, self.skipped = 0, 0
 
     def train(self) -> Any:
-        """Train to the end, or on from the last checkpoint; returns the model with its EMA weights, in eval mode."""
+        """Train to the end, or on from the last checkpoint; returns the model with its EMA weights, in eval mode.
+
+        Raises:
+            InputError: if the folder holds another run or a damaged checkpoint, or cannot be written; if the loss or
+                the gradient is not finite, more often than may be skipped.
+        """
         resumed = self._resume()
         if self.step < self.config.steps:
             self._loop(resumed)
@@ -176,9 +191,12 @@ class Trainer:
         values = loss_module(batch, random)
         self.accelerator.backward(values["loss"])
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        finite = self._finite(values["loss"], norm)
+        if finite or self.accelerator.scaler is not None:  # which leaves such a step out itself, and learns from it
+            self.optimizer.step()
+        if finite:
+            self.ema.step(self.parameters)
         self.optimizer.zero_grad()
-        self.ema.step(self.parameters)
         if hasattr(self.model, "after_step"):
             self.model.after_step()
         self.step += 1
@@ -186,6 +204,35 @@ class Trainer:
         clock["update_s"] += time.perf_counter() - ready
         clock["core_s"] += time.thread_time() - began_core  # what other work on the machine does not stretch
         return {**values, "gradient_norm": norm}
+
+    def _finite(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Whether this step may change the weights; the same on every process.
+
+        Raises:
+            InputError: if it may not, and no more steps may be skipped.
+        """
+        accelerator = self.accelerator
+        scaled = accelerator.scaler is not None  # fp16 looks for its scale by gradients that are not finite
+        watched = torch.stack([loss.detach().float(), loss.detach().float() if scaled else norm.detach().float()])
+        found = accelerator.reduce(watched, "mean").tolist()
+        if all(math.isfinite(value) for value in found):
+            return True
+        self.skipped += 1
+        batch = data_order(len(self.data), self.config.seed, self.step * self.config.batch_size, self.config.batch_size)
+        words = (
+            f"{self.name}: the loss is {found[0]}, its gradient {found[1]} at step {self.step + 1}, on a batch of the "
+            f"episodes {np.unique(self.data.sources(batch)).tolist()}"
+        )
+        if self.skipped > self.config.skip_bad_steps:
+            last = self.folder / "last"
+            good = self.folder / last.read_text().strip() if last.exists() else "none yet"
+            raise InputError(
+                f"{words}; last good checkpoint: {good}; lower the learning rate, look at those episodes, or go on "
+                f"with skip_bad_steps above {self.config.skip_bad_steps}"
+            )
+        if accelerator.is_main_process:
+            print(f"note: {words}; skipped ({self.skipped} of {self.config.skip_bad_steps})")
+        return False
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to a tenth."""
@@ -208,10 +255,6 @@ class Trainer:
 
     def _log(self, values: dict[str, torch.Tensor], clock: dict[str, float], bar: tqdm) -> None:
         reduced = {key: self.accelerator.reduce(v.detach().float(), "mean").item() for key, v in values.items()}
-        if not math.isfinite(reduced["loss"]):
-            raise InputError(
-                f"{self.name}: the loss is {reduced['loss']} at step {self.step}; lower train.learning_rate"
-            )
         since = max(1, self.step % self.config.log_every or self.config.log_every)
         times = {key: value / since for key, value in clock.items()}
         clock.update(dict.fromkeys(clock, 0.0))
@@ -240,9 +283,10 @@ class Trainer:
     def _write(self, values: dict[str, float]) -> None:
         self.accelerator.log({f"{self.name}/{key}": value for key, value in values.items()}, step=self.step)
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with open(self.folder / "log.jsonl", "a") as file:
+                    file.write(json.dumps({"step": self.step, **values}) + "\n")
 
     def _save(self) -> None:
         """Write a checkpoint under a temporary name, rename it, point `last` at it, drop the one before."""
@@ -250,37 +294,47 @@ class Trainer:
         if self.accelerator.is_main_process:
             final = self.folder / f"step_{self.step:08d}"
             partial = final.with_name(final.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "state").mkdir(parents=True)
-            raw = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
-            save_file(raw, partial / "state" / "weights.safetensors")
-            torch.save(self.optimizer.state_dict(), partial / "state" / "optimizer.pt")
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
-            self.model.save_pretrained(partial / "model")
-            self.ema.restore(self.parameters)
-            state = {"step": self.step, "ema_step": self.ema.optimization_step, "identity": self.identity}
-            (partial / "state" / "trainer.json").write_text(json.dumps(state, indent=1))
-            shutil.rmtree(final, ignore_errors=True)  # left by a process killed before it moved `last`
-            partial.rename(final)
-            _write_whole(self.folder / "last", final.name)
+            with writing(final):
+                shutil.rmtree(partial, ignore_errors=True)
+                self._write_checkpoint(partial)
+                publish(partial, final)
+                write_whole(self.folder / "last", final.name)
             for old in self.folder.glob("step_*"):
                 if old != final:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    def _write_checkpoint(self, folder: Path) -> None:
+        (folder / "state").mkdir(parents=True)
+        raw = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
+        save_file(raw, folder / "state" / "weights.safetensors")
+        save_file(_flat(self.optimizer.state_dict()), folder / "state" / "optimizer.safetensors")
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.model.save_pretrained(folder / "model")
+        self.ema.restore(self.parameters)
+        state = {"step": self.step, "skipped": self.skipped, "ema_step": self.ema.optimization_step}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        (folder / "state" / "trainer.json").write_text(json.dumps({**state, "identity": self.identity}, indent=1))
+        write_manifest(folder)
+
     def _resume(self) -> bool:
         """Continue from the last checkpoint if there is one.
 
         Raises:
-            InputError: if it belongs to another configuration or dataset.
+            InputError: if it belongs to another configuration or dataset, or is damaged.
         """
         last = self.folder / "last"
         if not last.exists():
             self._trim_log()  # of a run killed before its first checkpoint
             return False
-        checkpoint = self.folder / last.read_text().strip()
-        state = json.loads((checkpoint / "state" / "trainer.json").read_text())
+        name = last.read_text(errors="replace").strip()
+        if not re.fullmatch(r"step_\d{8}", name):
+            raise InputError(f"{last}: must name a checkpoint, such as step_00001000, found {name[:80]!r}")
+        checkpoint = self.folder / name
+        check_manifest(checkpoint, f"to train anew remove {self.folder}, or choose another output_dir=")
+        state = read_json(checkpoint / "state" / "trainer.json")
         different = _differences(state["identity"], self.identity)
         if different:
             raise InputError(
@@ -288,13 +342,15 @@ class Trainer:
             )
         device = str(self.accelerator.device)
         self.model.load_state_dict(load_file(checkpoint / "state" / "weights.safetensors", device))
-        optimizer = torch.load(checkpoint / "state" / "optimizer.pt", map_location=device, weights_only=True)
-        self.optimizer.load_state_dict(optimizer)
+        moments = _nested(load_file(checkpoint / "state" / "optimizer.safetensors", device))
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         averaged = load_file(checkpoint / "model" / "diffusion_pytorch_model.safetensors", device)
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         self.ema.shadow_params = [averaged[name].clone() for name in names]
         self.ema.optimization_step = state["ema_step"]
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], state["skipped"]
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self._trim_log()
         return True
 
@@ -302,12 +358,25 @@ class Trainer:
         """Drop what was logged after the checkpoint, and a torn last line: those steps are run again."""
         log = self.folder / "log.jsonl"
         if self.accelerator.is_main_process and log.exists():
-            kept = [
-                line
-                for line in log.read_text().splitlines()
-                if line.endswith("}") and json.loads(line)["step"] <= self.step
-            ]
-            _write_whole(log, "".join(line + "\n" for line in kept))
+            lines = log.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            with writing(log):
+                write_whole(log, "".join(line + "\n" for line in kept))
+
+
+def _flat(optimizer: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """An optimiser's moments as named tensors, which safetensors can hold; its settings come from the configuration."""
+    moments = optimizer["state"].items()
+    return {f"{index}.{key}": value.detach().cpu().clone() for index, of in moments for key, value in of.items()}
+
+
+def _nested(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """The inverse of `_flat`."""
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in flat.items():
+        index, _, key = name.partition(".")
+        moments.setdefault(int(index), {})[key] = value
+    return moments
 
 
 def _plain(value: Any) -> Any:
@@ -324,9 +393,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         elif a != b:
             result.append(f"{prefix}{key}: {a} there, {b} now")
     return result
-
-
-def _write_whole(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".partial")
-    temporary.write_text(text)
-    temporary.rename(file)

@@ -1,7 +1,10 @@
 """From latent episodes to a pipeline: the planner, the dynamics model, the ranker, and the models of the rivals."""
 
+import importlib.metadata
 import os
+import platform
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +22,8 @@ from mpdiffuser.budget import calibrate
 from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.machine import side_by_side
+from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, writing
+from mpdiffuser.machine import git_commit, side_by_side
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
@@ -75,7 +79,7 @@ def start(cfg: DictConfig) -> Accelerator:
         project_dir=output / "tensorboard",
     )
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
+        claim(output, "wait for it, or choose another output_dir=")
     if trackers:
         accelerator.init_trackers("mpdiffuser", {"configuration": OmegaConf.to_yaml(cfg)})
     return accelerator
@@ -123,21 +127,30 @@ def _check(cfg: DictConfig) -> None:
         check_horizon(cfg.horizon, cfg[model].multipliers)
 
 
+def origin(cfg: DictConfig) -> dict[str, Any]:
+    """How a pipeline came to be, kept in its info: seed, commit, versions."""
+    packages = ("torch", "diffusers", "accelerate", "numpy", "safetensors")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return {"seed": cfg.seed, "commit": git_commit(), "versions": versions}
+
+
 def train_config(cfg: DictConfig, name: str) -> TrainConfig:
-    """The training settings of one part; the run's seed unless it has its own.
+    """The training settings of one part; the run's seed and the like unless it has its own.
 
     Raises:
         InputError: for a value that cannot be.
     """
     try:
-        return TrainConfig(**{"seed": cfg.seed, **settings(cfg.train[name])})
+        common = {key: cfg[key] for key in ("seed", "checkpoint_every", "skip_bad_steps")}
+        return TrainConfig(**common | settings(cfg.train[name]))
     except InputError as error:
         raise InputError(str(error).replace("train.", f"train.{name}.", 1)) from error
 
 
 def sampler_config(section: DictConfig) -> SamplerConfig:
-    """The sampler's settings; `chunk` belongs to the controller."""
-    return SamplerConfig(**{key: value for key, value in settings(section).items() if key != "chunk"})
+    """The sampler's settings; `chunk` and `safe_action` belong to the controller."""
+    controllers = ("chunk", "safe_action")
+    return SamplerConfig(**{key: value for key, value in settings(section).items() if key not in controllers})
 
 
 def train_pipeline(
@@ -160,6 +173,7 @@ def train_pipeline(
         limits: of an episode's cost; for each a baseline clones the episodes that kept to it.
     """
     output = Path(cfg.output_dir)
+    episodes.check_finite()
     train, held_out = split(episodes, cfg.validation, cfg.seed)
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
     actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][step_rows(train)])
@@ -191,9 +205,7 @@ def train_pipeline(
     )
     pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)
     if accelerator.is_main_process:
-        pipeline.save_pretrained(output / "pipeline")
-        for name, model in others.items():
-            model.save_pretrained(output / "pipeline" / name)
+        save_whole(pipeline, others, output / "pipeline")
     accelerator.wait_for_everyone()
     return pipeline.to(accelerator.device)
 
@@ -251,6 +263,30 @@ def within(parts: Sequence[Episodes], limit: float) -> list[Episodes]:
     """Of each part the episodes that cost at most `limit`, or where there are none, the cheapest."""
     totals = [np.add.reduceat(np.asarray(part["costs"], np.float64), part.offsets[:-1]) for part in parts]
     return [part.select(np.flatnonzero(cost <= max(limit, cost.min()))) for part, cost in zip(parts, totals)]
+
+
+def save_whole(pipeline: MPDiffuserPipeline, others: dict[str, Any], folder: Path) -> None:
+    """Save a pipeline and the models beside its own; the folder appears whole or not at all, and one that holds the
+    same models already stays as it is."""
+    partial = folder.with_name(folder.name + ".partial")
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        for name, model in others.items():
+            model.save_pretrained(partial / name)
+        pipeline.save_pretrained(partial)
+        if _made(partial) == _made(folder):
+            shutil.rmtree(partial)
+        else:
+            publish(partial, folder)
+
+
+def _made(folder: Path) -> dict[str, Any] | None:
+    """The checksums of a whole pipeline folder, origin aside; None for any other folder."""
+    try:
+        check_manifest(folder, "")
+    except InputError:
+        return None
+    return {name: entry for name, entry in read_json(folder / MANIFEST)["files"].items() if name != "model_index.json"}
 
 
 def train_ranker(

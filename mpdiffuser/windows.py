@@ -83,6 +83,7 @@ class Windows:
             self.condition = condition.normalize(torch.from_numpy(targets))
         ends = torch.from_numpy(episodes.offsets[1:] - 1)  # row of the final observation
         self.last_row = ends[torch.from_numpy(episodes.episode_of_row)]
+        self.owners = episodes.numbers[episodes.episode_of_row]
         starts = step_rows(episodes)
         self.starts = torch.from_numpy(starts if weights is None else starts[resample(weights[starts])])
 
@@ -103,6 +104,10 @@ class Windows:
             "condition": self.condition[start],
         }
 
+    def sources(self, indices: torch.Tensor) -> np.ndarray:
+        """The dataset's numbers of the episodes of windows (B,)."""
+        return self.owners[self.starts[indices]]
+
 
 def resample(weights: np.ndarray) -> np.ndarray:
     """Indices (n,) of n items drawn in proportion to their weights (n,), each within one of its due (systematic
@@ -121,6 +126,7 @@ class Steps:
 
     def __init__(self, episodes: Episodes, return_to_go: np.ndarray, cost_to_go: np.ndarray | None = None) -> None:
         rows = step_rows(episodes)
+        self.owners = episodes.numbers[episodes.episode_of_row[rows]]
         take = lambda key: torch.from_numpy(np.array(episodes[key][rows], np.float32))  # noqa: E731
         self.tensors = {
             "latents": take("observations"),
@@ -137,6 +143,10 @@ class Steps:
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         return {key: tensor[indices] for key, tensor in self.tensors.items()}
+
+    def sources(self, indices: torch.Tensor) -> np.ndarray:
+        """The dataset's numbers of the episodes of steps (B,)."""
+        return self.owners[indices]
 
 
 class Transitions(Steps):

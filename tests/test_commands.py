@@ -11,6 +11,8 @@ import imageio.v2 as imageio
 import pytest
 from safetensors.torch import load_file, save_file
 
+from mpdiffuser.episodes import Episodes
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -56,7 +58,7 @@ def test_what_the_flow_leaves(trained: Path) -> None:
 
 
 def test_a_second_run_reuses_everything_and_says_so(trained: Path) -> None:
-    kept = ("*.safetensors", "*.npy", "metrics.json", "log.jsonl", "video.mp4", "*.pt")
+    kept = ("*.safetensors", "*.npy", "metrics.json", "log.jsonl", "video.mp4", "manifest.json", "model_index.json")
     before = {file: file.read_bytes() for pattern in kept for file in trained.rglob(pattern)}
     done = run(trained, *LAUNCH, ROOT / "train_vision.py", *SMALL)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -84,6 +86,25 @@ def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
     done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
     assert done.returncode == 2 and "made with another pipeline" in done.stderr  # never another model's figures
+
+
+def test_a_recorded_evaluation_is_repeated_digit_for_digit(trained: Path, tmp_path: Path) -> None:
+    record = [f"repeat={trained / 'out' / 'metrics.json'}", f"pipeline={trained / 'out' / 'pipeline'}"]
+    done = run(tmp_path, sys.executable, ROOT / "evaluate.py", *record, "output_dir=again", "processes=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Repeated: returns, lengths, costs and feasibility errors are those of" in done.stdout
+    first, second = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (trained / "out", tmp_path / "again")
+    )
+    for name in METHODS:
+        assert first["methods"][name]["returns"] == second["methods"][name]["returns"]
+
+
+def test_the_pipeline_tells_its_origin(trained: Path) -> None:
+    info = json.loads((trained / "out" / "pipeline" / "model_index.json").read_text())["info"]
+    assert info["observation"] == {"shape": [64, 64, 3], "dtype": "uint8"}
+    assert info["seed"] == 0 and info["versions"]["torch"] and info["rendering"] == "fast"
+    assert info["data"] == Episodes.load(next((trained / "data").glob("cartpole*"))).checksum()
 
 
 def test_two_processes(trained: Path, tmp_path: Path) -> None:

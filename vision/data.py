@@ -2,27 +2,22 @@
 
 import functools
 import hashlib
-import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import create_array, write_whole, writing
 from mpdiffuser.machine import side_by_side
 from mpdiffuser.windows import step_rows
 from vision.encoder import PixelEncoder
 
-
-def fingerprint(episodes: Episodes) -> str:
-    """A name for the frames of a dataset: its shape, offsets, and 256 frames spread over it."""
-    digest = hashlib.sha256()
-    frames = episodes["frames"]
-    digest.update(json.dumps([frames.shape, episodes.offsets.tolist()]).encode())
-    for row in np.linspace(0, len(frames) - 1, min(256, len(frames))).astype(int):
-        digest.update(np.ascontiguousarray(frames[row]).tobytes())
-    return digest.hexdigest()[:16]
+KEEP_EVERY = 32  # batches between two notes of how far the features are
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
@@ -33,30 +28,58 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
 
 
 def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> np.ndarray:
-    """Features (M, F) float16 of every frame, computed once and memory-mapped.
+    """Features (M, F) float16 of every frame, computed once and memory-mapped; a killed computation is gone on with.
 
-    The file's name holds all they depend on: the frames, the backbone's kind and its weights.
+    The file's name holds all they depend on: the frames, the backbone's kind and its weights. Another process that
+    computes features for this folder is waited for.
+
+    Raises:
+        InputError: if the file cannot be written, or is damaged.
     """
     c = encoder.config
     kind = f"{c['backbone']}-{c['stride']}-{c['pool']}".replace(":", "_").replace("/", "_")
-    file = folder / f"features-{kind}-{weights_fingerprint(encoder.frame_net)}-{fingerprint(episodes)}.npy"
-    if file.exists():
-        print(f"Features: reusing {file}")
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    rows = len(episodes["frames"])
-    out = np.lib.format.open_memmap(partial, "w+", np.float16, (rows, encoder.frame_net.dim))
-    with tqdm(total=rows, desc="features", unit="frame") as bar:
+    name = f"features-{kind}-{weights_fingerprint(encoder.frame_net)}-{episodes.checksum('frames')}"
+    file, shape = folder / f"{name}.npy", (len(episodes["frames"]), encoder.frame_net.dim)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+    with lock:
+        if file.exists():
+            print(f"Features: reusing {file}")
+        else:
+            _compute(encoder, episodes["frames"], file, shape, batch)
+    features = _open_features(file)
+    if features is None or (features.shape, features.dtype) != (shape, np.float16):
+        raise InputError(f"{file}: damaged; remove it, it will be computed again")
+    return features
 
-        def compute(start: int) -> None:
-            out[start : start + batch] = _features(encoder, episodes["frames"][start : start + batch])
-            bar.update(min(batch, rows - start))
 
-        side_by_side([functools.partial(compute, start) for start in range(0, rows, batch)], encoder.device)
-    out.flush()
-    partial.rename(file)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+def _compute(encoder: PixelEncoder, frames: np.ndarray, file: Path, shape: tuple[int, int], batch: int) -> None:
+    partial, kept = file.with_suffix(".partial"), file.with_suffix(".progress")
+    out, done = _open_features(partial, "r+"), int(kept.read_text()) if kept.exists() else 0
+    if not done or out is None or out.shape != shape:
+        out, done = create_array(partial, np.float16, shape), 0
+
+    def compute(start: int) -> None:
+        out[start : start + batch] = _features(encoder, frames[start : start + batch])
+        bar.update(min(batch, shape[0] - start))
+
+    with writing(file), tqdm(total=shape[0], initial=done, desc="features", unit="frame") as bar:
+        for first in range(done, shape[0], batch * KEEP_EVERY):
+            end = min(first + batch * KEEP_EVERY, shape[0])
+            side_by_side([functools.partial(compute, start) for start in range(first, end, batch)], encoder.device)
+            out.flush()
+            write_whole(kept, str(end))
+        partial.rename(file)
+        kept.unlink()
+
+
+def _open_features(file: Path, mode: Literal["r", "r+"] = "r") -> np.memmap | None:
+    """A .npy file, memory-mapped; None if there is none or it is torn."""
+    try:
+        return np.lib.format.open_memmap(file, mode)
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 @torch.inference_mode()
@@ -115,6 +138,7 @@ class Transitions:
     ) -> None:
         rows = step_rows(episodes)
         self.rows = rows[np.isin(episodes.episode_of_row[rows], chosen)]
+        self.owners = episodes.numbers[episodes.episode_of_row[self.rows]]
         self.index = np.concatenate(
             [history_rows(episodes, self.rows, history), self.rows[:, None] + 1], 1
         )  # history frames up to o_t, then o_t+1
@@ -137,12 +161,17 @@ class Transitions:
         targets = {k: torch.from_numpy(v[i].astype(np.float32)) for k, v in self.targets.items()}
         return {self.key: torch.from_numpy(inputs), "actions": torch.from_numpy(self.actions[i]), **targets}
 
+    def sources(self, indices: torch.Tensor) -> np.ndarray:
+        """The dataset's numbers of the episodes of transitions (B,)."""
+        return self.owners[indices]
+
 
 class Pictures:
     """Latents and their frames, for the decoder."""
 
     def __init__(self, episodes: Episodes, chosen: np.ndarray, latents: np.ndarray) -> None:
         self.rows = np.flatnonzero(np.isin(episodes.episode_of_row, chosen))
+        self.owners = episodes.numbers[episodes.episode_of_row[self.rows]]
         self.frames, self.latents = episodes["frames"], latents
 
     def __len__(self) -> int:
@@ -151,3 +180,7 @@ class Pictures:
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         rows = self.rows[indices.numpy()]
         return {"latents": torch.from_numpy(self.latents[rows]), "frames": torch.from_numpy(self.frames[rows])}
+
+    def sources(self, indices: torch.Tensor) -> np.ndarray:
+        """The dataset's numbers of the episodes of pictures (B,)."""
+        return self.owners[indices]

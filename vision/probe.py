@@ -18,6 +18,7 @@ from torch import nn
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.mlp import mlp
+from mpdiffuser.safe_loading import check_component
 from mpdiffuser.windows import split_indices
 from vision.data import cached_features, encode
 from vision.encoder import PixelEncoder
@@ -96,7 +97,8 @@ def main() -> None:
     try:
         if not (args.pipeline / "encoder" / "config.json").is_file():
             raise InputError(f"{args.pipeline}: no encoder in this folder")
-        encoder = PixelEncoder.from_pretrained(args.pipeline / "encoder")
+        check_component(args.pipeline / "encoder", ("vision.encoder", "PixelEncoder"))
+        encoder = PixelEncoder.from_pretrained(args.pipeline / "encoder", use_safetensors=True)
         for path in args.dataset:
             result = report(encoder, Episodes.load(path), args.cache, args.validation, args.seed)
             print(json.dumps({"dataset": path.name, **result}))

@@ -14,7 +14,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.trainer import Trainer
 from mpdiffuser.training import Clock, train_config
 from mpdiffuser.windows import split_indices
-from vision.data import Pictures, Transitions, cached_features, encode, encode_frames, fingerprint
+from vision.data import Pictures, Transitions, cached_features, encode, encode_frames
 from vision.decoder import Decoder
 from vision.encoder import PixelEncoder, Representation
 
@@ -49,7 +49,7 @@ def train_encoder(
     representation.encoder.load_state_dict(encoder.state_dict())
     data = Transitions(episodes, train, encoder.history, features)
     validation = Transitions(episodes, held_out, encoder.history, features, data.statistics)
-    identity = {"data": fingerprint(episodes)}
+    identity = {"data": episodes.checksum()}
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
         config = train_config(cfg, name)

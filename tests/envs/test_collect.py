@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+import envs.collect as collect_module
 from envs import experts
 from envs.collect import DISTURBANCES, DISTURBED, Actor, choose_actions, collect, plan_policies
 from envs.simulator import DMControlEnv
@@ -211,6 +212,25 @@ def test_a_killed_collector_leaves_nothing_that_loads(tmp_path):
             Episodes.load(folder)
     assert Episodes.load(collect(**{**options, "time_limit": 0.2})).lengths.tolist() == [5] * 16
     assert not partial.exists()
+
+
+def test_a_collection_that_was_cut_off_goes_on(mixed, tmp_path, monkeypatch, capsys):
+    """In its second round of 9 episodes; the data are those of a collection that was not."""
+    calls = iter(range(8))
+
+    def write(*inputs, whole=collect_module._write_rows):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        whole(*inputs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(collect_module, "_write_rows", write)
+        again(mixed, data_root=tmp_path)
+    assert not (tmp_path / mixed.name).exists()
+    whole, other = Episodes.load(mixed), Episodes.load(again(mixed, data_root=tmp_path))
+    assert "going on after 9 episodes" in capsys.readouterr().out
+    assert other.checksum() == whole.checksum() and other.info == whole.info
+    assert [path.name for path in tmp_path.iterdir()] == [mixed.name]
 
 
 @pytest.fixture

@@ -181,3 +181,18 @@ def test_errors_are_one_line_and_status_2() -> None:
         [sys.executable, "-c", program, "pipeline=nowhere"], capture_output=True, text=True, cwd=CONFIGS.parent
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: pipeline: nowhere is not here\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dynamics.embedding=${nothing}", r"configuration: Interpolation key 'nothing' not found"),
+        ("horizon=${horizon}", r"configuration: Recursive"),
+        ("train.planner.steps=${output_dir}", r"train\.planner\.steps: must be a whole number"),
+        ("planner=${evaluation}", r"resolving interpolation '\$\{evaluation\}'"),
+    ],
+)
+def test_references_are_followed_before_anything_is_checked(override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load("state", [override])
+    assert load("state", ["train.planner.steps=${horizon}"]).train.planner.steps == 16

@@ -1,6 +1,10 @@
 """Episodes on disk and in memory, for any shape and length."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,13 +89,28 @@ def test_refuses_what_is_not_episodes():
         (lambda path: (path / "meta.json").unlink(), "meta.json is missing"),
         (lambda path: (path / "meta.json").write_text("{"), "not readable as JSON"),
         (lambda path: (path / "meta.json").write_bytes(b"\xff\xfe\x00"), "not readable as JSON"),
-        (lambda path: (path / "meta.json").write_text("[]"), "'format' must be"),
+        (lambda path: (path / "meta.json").write_text("[]"), "must hold a JSON object, found a list"),
         (lambda path: (path / "meta.json").write_text('{"format": "lerobot"}'), "'format' must be"),
         (lambda path: edit(path, version=99), "version 99"),
         (lambda path: (path / "actions.npy").unlink(), "actions.npy: missing"),
         (lambda path: (path / "actions.npy").write_bytes(b""), "actions.npy: truncated"),
         (lambda path: (path / "actions.npy").write_bytes(b"not an array"), "actions.npy: truncated or not"),
         (lambda path: np.save(path / "actions.npy", np.zeros((5, 2), np.float32)), "actions.npy: holds"),
+        (lambda path: edit(path, arrays=3), "'arrays', with offsets, and 'info' must be objects"),
+        (lambda path: add(path, "../elsewhere"), r"arrays: '\.\./elsewhere' must be a name of letters, digits"),
+        (lambda path: add(path, "/etc/passwd"), r"arrays: '/etc/passwd' must be a name"),
+        (lambda path: link(path / "actions.npy"), r"actions\.npy: a link"),
+        (lambda path: np.save(path / "costs.npy", np.zeros(5)), r"costs\.npy: meta\.json says nothing of it"),
+        (lambda path: claim_much(path / "actions.npy"), r"actions\.npy: truncated"),
+        (lambda path: pickled(path / "actions.npy"), r"actions\.npy: truncated or not a \.npy file"),
+        (
+            lambda path: overwrite(path / "terminations.npy", b"\x02"),
+            r"terminations\.npy: holds bytes that are neither",
+        ),
+        (
+            lambda path: overwrite(path / "rewards.npy", b"\x00\x00\xc0\x7f"),
+            "rewards: must be finite, found nan in episode",
+        ),
         (lambda path: np.save(path / "actions.npy", np.zeros((5, 1), np.float64)), "actions.npy: holds"),
     ],
 )
@@ -101,6 +120,32 @@ def test_damaged_folders_are_named(tmp_path, damage, words):
     damage(path)
     with pytest.raises(InputError, match=words):
         Episodes.load(path)
+
+
+def add(path, key):
+    meta = json.loads((path / "meta.json").read_text())
+    edit(path, arrays=meta["arrays"] | {key: {"shape": [5], "dtype": "float32"}})
+
+
+def link(file):
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to(file.with_name("elsewhere"))
+
+
+def claim_much(file):
+    """A header that claims a terabyte."""
+    with open(file, "wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (2**38, 1)})
+
+
+def pickled(file):
+    np.save(file, np.array([{}, {}]), allow_pickle=True)
+
+
+def overwrite(file, end):
+    """The last bytes of an array."""
+    data = file.read_bytes()
+    file.write_bytes(data[: -len(end)] + end)
 
 
 def edit(path, **changes):
@@ -131,3 +176,84 @@ def test_writer_publishes_whole_folders_only(tmp_path):
     (left / "frames.npy").write_bytes(b"half")
     small().save(tmp_path / "other")
     assert not left.exists() and not (tmp_path / "other" / "frames.npy").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("observations", np.nan), ("rewards", np.inf), ("physics", -np.inf)])
+def test_a_number_that_is_not_finite_is_named(make_episodes, key, value):
+    """By dataset, array, episode (as numbered in the dataset) and row."""
+    episodes = make_episodes([3, 5, 4])
+    episodes.arrays["physics"] = np.zeros((len(episodes["rewards"]), 7))
+    episodes[key][7] = value  # row 3 of episode 1
+    with pytest.raises(InputError, match=rf"episodes: {key}: must be finite, .* in episode 1, row 3 of it \(row 7\)"):
+        episodes.check_finite()
+    with pytest.raises(InputError, match=r"in episode 1, row 3 of it \(row 8\)"):
+        episodes.select(np.array([2, 1])).check_finite()
+    assert episodes.select(np.array([2, 0])).check_finite().numbers.tolist() == [2, 0]
+
+
+def test_nothing_that_load_refuses_is_saved(make_episodes, tmp_path):
+    episodes = make_episodes([3])
+    episodes["actions"][1] = np.nan
+    with pytest.raises(InputError, match=r"data: actions: must be finite"):
+        episodes.save(tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_checksum_sees_every_number(make_episodes):
+    first = make_episodes([3, 4]).checksum()
+    assert make_episodes([3, 4]).checksum() == first
+    for key in make_episodes([3, 4]).arrays:
+        other = make_episodes([3, 4])
+        other[key][5] = 1 - other[key][5]
+        assert other.checksum() != first
+        assert (other.checksum("rewards") == make_episodes([3, 4]).checksum("rewards")) == (key != "rewards")
+    assert make_episodes([4, 3]).checksum() != first
+
+
+def test_a_writer_goes_on_where_the_last_one_stopped(tmp_path):
+    whole = small()
+
+    def write(rows, stop=False, info=None):
+        with EpisodesWriter(tmp_path / "data", 5, info or {"a": 1}) as writer:
+            found = writer.progress
+            for key, array in whole.arrays.items():
+                out = writer.create(key, array.shape[1:], array.dtype)
+                out[found:rows] = array[found:rows]
+            writer.keep(rows)
+            if stop:
+                raise KeyboardInterrupt
+            writer.offsets = whole.offsets
+            return found
+
+    for rows in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            write(rows, stop=True)
+    with pytest.raises(KeyboardInterrupt):
+        write(1, stop=True, info={"a": 2})  # of something else: begins anew
+    assert write(5, info={"a": 2}) == 1
+    loaded = Episodes.load(tmp_path / "data")
+    assert all((loaded[key] == array).all() for key, array in whole.arrays.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    assert sorted(path.suffix for path in (tmp_path / "data").iterdir()) == [
+        ".json",
+        *[".npy"] * (len(whole.arrays) + 1),
+    ]
+
+
+SECOND = """
+import sys
+from mpdiffuser.episodes import EpisodesWriter
+with EpisodesWriter(sys.argv[1], 5, {}):
+    pass
+"""
+
+
+def test_two_writers_of_one_dataset(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SECOND, str(tmp_path / "data")]
+    with pytest.raises(KeyboardInterrupt), EpisodesWriter(tmp_path / "data", 5, {}) as writer:
+        writer.create("actions", (1,), np.float32)[:] = 1
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert "another process is working there; it is collecting data" in done.stderr
+        assert (writer.create("rewards", (), np.float32) == 0).all()  # its folder is as it was
+        raise KeyboardInterrupt

@@ -20,7 +20,7 @@ from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.pipeline import MPDiffuserPipeline, choose
+from mpdiffuser.pipeline import MPDiffuserPipeline, Plan, choose
 from mpdiffuser.sampler import COMPOSITIONS, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from vision.encoder import IdentityEncoder
@@ -418,6 +418,88 @@ def test_a_network_gone_bad_still_gives_finite_actions(
     controller.act(observations)
     assert np.isfinite(controller.plan.latents).all()  # and it recovers
     assert np.isfinite(healthy).all()
+
+
+class Silent:
+    """A planner that fails from plan to plan as told."""
+
+    def __init__(self, pipeline: MPDiffuserPipeline, monkeypatch, fails: list[Any]) -> None:
+        call = MPDiffuserPipeline.__call__
+
+        def act(self: Any, *inputs: Any) -> Plan:
+            fault = fails.pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            plan = call(self, *inputs)
+            for row in fault:
+                plan.scores[row] = -np.inf
+                plan.actions[row] = np.nan
+            return plan
+
+        monkeypatch.setattr(MPDiffuserPipeline, "__call__", act)
+
+
+@pytest.mark.filterwarnings("ignore:planning failed")
+def test_what_is_done_when_no_plan_can_be_had(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    """Row 1 at decision 4, all rows at 6 and 8: the last plan goes on; where there is none, the safe action."""
+    Silent(pipeline, monkeypatch, [[], [], [1], RuntimeError("out of memory"), ValueError("no")])
+    controller = Controller(pipeline, CONFIG, chunk=2, safe_action=[0.5, -0.25])
+    controller.reset([0, 1])
+    taken, plans = [], []
+    for _ in range(10):
+        taken.append(controller.act(np.zeros((2, D), np.float32)))
+        plans.append(controller.plan)
+    second, third = plans[2].best_actions, plans[4].best_actions
+    np.testing.assert_array_equal(np.stack(taken[4:6])[:, 0], third[0, :2])  # its plan was fine
+    np.testing.assert_array_equal(np.stack(taken[4:])[:, 1], second[1, 2:8])
+    np.testing.assert_array_equal(np.stack(taken[4:])[:, 0], third[0, :6])
+    assert controller.fallbacks == 1 + 2 + 2
+    controller.reset([0, 1])
+    assert controller.fallbacks == 0
+
+
+@pytest.mark.filterwarnings("ignore:planning failed")
+def test_the_safe_action_where_nothing_else_is_known(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    Silent(pipeline, monkeypatch, [RuntimeError()] * 3 + [[]] + [RuntimeError()] * 10)
+    controller = Controller(pipeline, CONFIG, safe_action=[0.5, -0.25])
+    for _ in range(3):
+        np.testing.assert_array_equal(controller.act(np.full((1, D), np.nan, np.float32)), [[0.5, -0.25]])
+    controller.history.reset()
+    controller.act(np.zeros((1, D), np.float32))
+    taken = np.stack([controller.act(np.zeros((1, D), np.float32))[0] for _ in range(10)])
+    assert (taken[: H - 1] != [0.5, -0.25]).any(1).all()  # the rest of the plan
+    np.testing.assert_array_equal(taken[H - 1 :], [[0.5, -0.25]] * 3)
+    assert controller.fallbacks == 13
+
+
+def test_a_planning_failure_is_told(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    Silent(pipeline, monkeypatch, [RuntimeError("out of memory")])
+    with pytest.warns(UserWarning, match="planning failed, falling back: RuntimeError: out of memory"):
+        Controller(pipeline, CONFIG).act(np.zeros((1, D), np.float32))
+
+
+@pytest.mark.parametrize("safe", [[0.1], [0.0, 1.5], [0.0, float("nan")]])
+def test_a_safe_action_that_is_none(pipeline: MPDiffuserPipeline, safe: list[float]) -> None:
+    with pytest.raises(InputError, match=r"sampler\.safe_action: must be 2 numbers in -1\.\.1, found"):
+        Controller(pipeline, CONFIG, safe_action=safe)
+
+
+@pytest.mark.parametrize(
+    ("observations", "words"),
+    [
+        (np.zeros((1, D), np.float32), r"one for each of the 2 seeds of reset needed, found 1"),
+        (np.zeros((2, D + 1), np.float32), r"float32 of shape \(3,\), found float32 of shape \(4,\)"),
+        (np.zeros((2, 64, 64, 3), np.uint8), r"float32 of shape \(3,\), found uint8 of shape \(64, 64, 3\)"),
+        (np.zeros((2, D), np.int64), r"trained on float32 .* found int64"),
+    ],
+)
+def test_observations_of_another_kind(pipeline: MPDiffuserPipeline, observations: np.ndarray, words: str) -> None:
+    pipeline.register_to_config(info={"observation": {"shape": [D], "dtype": "float32"}})
+    controller = Controller(pipeline, CONFIG)
+    controller.reset([0, 1])
+    controller.act(np.zeros((2, D)))  # float64 is float enough
+    with pytest.raises(InputError, match=words):
+        controller.act(observations)
 
 
 def test_a_candidate_gone_bad_is_never_chosen(pipeline: MPDiffuserPipeline) -> None:

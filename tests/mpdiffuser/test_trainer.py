@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from safetensors.torch import save_file as save
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -27,6 +28,7 @@ from mpdiffuser.trainer import TrainConfig, Trainer, data_order
 from mpdiffuser.windows import Windows, to_go
 
 SIZES = dict(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
+WEIGHTS = "state/weights.safetensors"
 TWENTY = TrainConfig(
     steps=20, batch_size=8, learning_rate=1e-2, warmup=5, log_every=3, validate_every=7, checkpoint_every=10
 )
@@ -53,6 +55,9 @@ class Watched:
         self.batches += 1
         return self.data.batch(indices)
 
+    def sources(self, indices: torch.Tensor) -> np.ndarray:
+        return self.data.sources(indices)
+
 
 @pytest.fixture(scope="module")
 def parts(make_episodes) -> tuple[Windows, Windows]:
@@ -78,13 +83,14 @@ def assert_same_run(a: Path, b: Path) -> None:
     """Bit for bit: weights, their average, the optimiser, the step, the log."""
     one, other = checkpoint(a), checkpoint(b)
     assert one.name == other.name
-    for file in ("state/weights.safetensors", "model/diffusion_pytorch_model.safetensors"):
+    for file in (
+        "state/weights.safetensors",
+        "state/optimizer.safetensors",
+        "model/diffusion_pytorch_model.safetensors",
+    ):
         left, right = load_file(one / file), load_file(other / file)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
-    states = [torch.load(c / "state" / "optimizer.pt", weights_only=True) for c in (one, other)]
-    for index, moments in states[0]["state"].items():
-        assert all(torch.equal(value, states[1]["state"][index][key]) for key, value in moments.items())
     assert (one / "state/trainer.json").read_text() == (other / "state/trainer.json").read_text()
     assert log_of(a) == log_of(b)
 
@@ -155,13 +161,42 @@ def test_another_run_in_the_folder(parts, whole: Path, change: dict[str, Any], w
     assert (whole / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "last").write_text("../elsewhere"), r"last: must name a checkpoint, .* found '\.\./elsewhere'"),
+        (lambda f: (checkpoint(f) / WEIGHTS).write_bytes(b""), r"state/weights\.safetensors: .* manifest\.json says"),
+        (lambda f: (checkpoint(f) / "state" / "trainer.json").unlink(), r"trainer\.json: missing, but"),
+        (
+            lambda f: (checkpoint(f) / "manifest.json").unlink(),
+            r"manifest\.json is missing: half-written, or of an older",
+        ),
+        (lambda f: shutil.rmtree(checkpoint(f)), r"manifest\.json is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_never_gone_on_with(parts, whole: Path, tmp_path: Path, spoil: Any, words: str) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    spoil(tmp_path / "run")
+    with pytest.raises(InputError, match=rf"{words}"):
+        trainer(parts, tmp_path / "run").train()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(parts, whole: Path, tmp_path: Path, monkeypatch) -> None:
+    full = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # noqa: E731
+    saved = []
+    monkeypatch.setattr("mpdiffuser.trainer.save_file", lambda *x: full() if len(saved) > 1 else saved.append(save(*x)))
+    with pytest.raises(InputError, match=r"step_00000020: cannot be written .*No space left.*free some space"):
+        trainer(parts, tmp_path).train()
+    assert checkpoint(tmp_path).name == "step_00000010"
+    monkeypatch.undo()
+    trainer(parts, tmp_path).train()
+    assert_same_run(whole, tmp_path)
+
+
 def test_a_checkpoint_holds_no_programs(whole: Path) -> None:
     files = [file for file in whole.rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} <= {".json", ".jsonl", ".safetensors", ".pt", ""}
+    assert {file.suffix for file in files} <= {".json", ".jsonl", ".safetensors", ""}
     assert [file.name for file in files if file.suffix == ""] == ["last"]
-    pickles = [file for file in files if file.suffix == ".pt"]
-    assert [file.name for file in pickles] == ["optimizer.pt"]
-    torch.load(pickles[0], weights_only=True)
 
 
 def test_the_log(parts, whole: Path) -> None:
@@ -217,12 +252,42 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert len(orders) == 16
 
 
+class Spoilt(Watched):
+    """Data whose batches `bad` (counted from 0) hold a number that is not finite."""
+
+    def __init__(self, data: Any, bad: set[int], value: float = math.nan) -> None:
+        super().__init__(data)
+        self.bad, self.value = bad, value
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        number = self.batches
+        batch = super().batch(indices)
+        return {**batch, "latents": batch["latents"] * self.value} if number in self.bad else batch
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite(make_episodes, parts, tmp_path: Path, value: float) -> None:
-    episodes = make_episodes([9, 7, 12])
-    episodes["observations"][3:] = value
-    with pytest.raises(InputError, match=r"tiny: the loss is (nan|inf) at step 1; lower train\.learning_rate"):
-        trainer((windows_of(episodes), parts[1]), tmp_path).train()
+    """It names the step, the batch's episodes by their numbers in the dataset, and the last good checkpoint."""
+    whole = make_episodes([9, 7, 12, 8, 5])
+    data = windows_of(whole.select(np.array([1, 3])))
+    with pytest.raises(InputError, match=r"tiny: the loss is (nan|inf).* at step 1,.* episodes \[1, 3\];.*none yet"):
+        trainer((Spoilt(data, {0}, value), parts[1]), tmp_path / "first").train()
+    with pytest.raises(InputError, match=r"at step 14,.* checkpoint: \S+step_00000010;.*skip_bad_steps above 0"):
+        trainer((Spoilt(data, {13}, value), parts[1]), tmp_path / "later").train()
+    assert checkpoint(tmp_path / "later").name == "step_00000010"
+
+
+def test_a_bounded_number_of_bad_steps_is_skipped(parts, tmp_path: Path, capsys) -> None:
+    """They change nothing; a run that stopped at one goes on with the option; the count outlives a resume."""
+    two = TrainConfig(**{**TWENTY.__dict__, "skip_bad_steps": 2})
+    trainer((Spoilt(parts[0], {2, 13}), parts[1]), tmp_path / "through", two).train()
+    assert capsys.readouterr().out.count("skipped") == 2
+    assert all(value.isfinite().all() for value in load_file(checkpoint(tmp_path / "through") / WEIGHTS).values())
+    one = TrainConfig(**{**TWENTY.__dict__, "skip_bad_steps": 1})
+    with pytest.raises(InputError, match=r"at step 14.*skip_bad_steps above 1"):
+        trainer((Spoilt(parts[0], {2, 13}), parts[1]), tmp_path / "stopped", one).train()
+    trainer((Spoilt(parts[0], {3}), parts[1]), tmp_path / "stopped", two).train()  # its batches count from step 11
+    assert_same_run(tmp_path / "through", tmp_path / "stopped")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +305,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
 
 
 TWO_PROCESSES = """
-import sys
+import os, sys
 import numpy as np, torch
 from accelerate import Accelerator
 from mpdiffuser.episodes import Episodes
@@ -257,13 +322,16 @@ torch.manual_seed(0)
 model = Planner(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[3])
+if len(sys.argv) > 4:  # dies at its batch of this number
+    whole, left = windows.batch, iter(range(int(sys.argv[4])))
+    windows.batch = lambda indices: whole(indices) if next(left, None) is not None else os.kill(os.getpid(), 9)
 config = TrainConfig(steps=12, batch_size=8, warmup=3, log_every=1, validate_every=6, checkpoint_every=6)
 Trainer("tiny", model, windows, windows, config, sys.argv[2], accelerator).train()
 accelerator.end_training()
 """
 
 
-def test_two_processes_train_as_one(make_episodes, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_their_number_may_change(make_episodes, tmp_path: Path) -> None:
     make_episodes([9, 7, 2]).save(tmp_path / "episodes")
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
@@ -271,17 +339,25 @@ def test_two_processes_train_as_one(make_episodes, tmp_path: Path) -> None:
     two = [*launch, script, tmp_path / "episodes", tmp_path / "two"]
     one = [sys.executable, script, tmp_path / "episodes", tmp_path / "one"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    for command in ([*two, "2"], [*one, "1"]):
+    half = [*launch, script, tmp_path / "episodes", tmp_path / "half"]
+    changed = [sys.executable, script, tmp_path / "episodes", tmp_path / "half"]
+    for command, fine in (
+        ([*two, "2"], True),
+        ([*one, "1"], True),
+        ([*half, "2", "11"], False),
+        ([*changed, "1"], True),
+    ):
         done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-    logs = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    assert len(logs[0]) == len(logs[1]) == 15
-    for a, b in zip(*logs):
-        assert a.keys() == b.keys()
-        assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5, abs=1e-5)
-    weights = [load_file(checkpoint(tmp_path / run) / "state" / "weights.safetensors") for run in ("one", "two")]
-    for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-4)
+        assert (done.returncode == 0) == fine, done.stderr[-3000:]
+    first, last = log_of(tmp_path / "one"), load_file(checkpoint(tmp_path / "one") / WEIGHTS)
+    for other in ("two", "half"):  # the last: killed at step 9 or so on two processes, and gone on with on one
+        log, weights = log_of(tmp_path / other), load_file(checkpoint(tmp_path / other) / WEIGHTS)
+        assert len(first) == len(log) == 15
+        for a, b in zip(first, log):
+            assert a.keys() == b.keys()
+            assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5, abs=1e-5)
+        for key, value in last.items():
+            torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-4)
 
 
 def test_a_batch_that_cannot_be_shared(parts, tmp_path: Path) -> None:

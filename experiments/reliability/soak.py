@@ -1,0 +1,111 @@
+"""Soak: a controller that runs for long, with batches of changing size, resets at random times and now and then
+observations that are not finite; its memory, file descriptors and processor time a decision must not grow."""
+
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from experiments.reliability.fuzz import small_pipeline
+from mpdiffuser.controller import Controller
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import SamplerConfig
+
+MANY = 1000  # environments of the one large batch
+BATCHES = (1, 4, 16, 64)
+EVERY = 10.0  # seconds between two measurements
+WARM_UP = 0.2  # share of the time that is left out: pools and caches fill
+
+
+def observations(record: dict[str, Any], batch: int, random: np.random.Generator) -> np.ndarray:
+    """(batch, ...) as the record says; one in a hundred states is not finite."""
+    shape = (batch, *record["shape"])
+    if record["dtype"] == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    values = random.normal(size=shape).astype(np.float32)
+    values[random.random(batch) < 0.01] = np.nan
+    return values
+
+
+def check(actions: np.ndarray, batch: int) -> None:
+    """Raises RuntimeError unless all actions are finite and within bounds."""
+    if len(actions) != batch or not np.isfinite(actions).all() or np.abs(actions).max() > 1:
+        raise RuntimeError(f"actions of {batch} environments: found {actions}")
+
+
+def many(controller: Controller, record: dict[str, Any]) -> dict[str, float]:
+    """What one decision for MANY environments takes: seconds, and the memory at its peak beyond what was in use."""
+    before, began = psutil.Process().memory_info().rss, time.perf_counter()
+    controller.reset(range(MANY))
+    check(controller.act(observations(record, MANY, np.random.default_rng(0))), MANY)
+    grown = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # Linux counts it in kB
+    return {"environments": MANY, "seconds": round(time.perf_counter() - began, 2), "peak_mb": round(grown / 1e6)}
+
+
+def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: int = 0) -> dict[str, Any]:
+    """Drive a controller for so long.
+
+    Args:
+        folder: of a pipeline; None: a small untrained one on states.
+        every: seconds between two measurements.
+
+    Returns:
+        what was done, and how memory, descriptors and time changed from the first half to the second.
+    """
+    if folder:
+        import vision  # noqa: F401  the classes that the folder may name
+
+        pipeline = MPDiffuserPipeline.from_pretrained(Path(folder))
+    else:
+        pipeline = small_pipeline()
+    record = pipeline.config["info"].get("observation") or {"shape": [64, 64, 3], "dtype": "uint8"}
+    controller = Controller(pipeline, SamplerConfig(steps=4, candidates=4, warm_start=2))
+    random, process = np.random.default_rng(seed), psutil.Process()
+    totals = {"decisions": 0, "environment decisions": 0, "resets": 0, "fallbacks": 0}
+    samples: list[tuple[int, int, float]] = []
+    large = many(controller, record)
+    warnings.simplefilter("ignore")
+    began = time.perf_counter()
+    while (passed := time.perf_counter() - began) < 60 * minutes:
+        batch = int(random.choice(BATCHES))
+        controller.reset(random.integers(2**31, size=batch).tolist())
+        totals["resets"] += 1
+        for _ in range(random.integers(1, 50)):
+            check(controller.act(observations(record, batch, random)), batch)
+            totals["decisions"] += 1
+            totals["environment decisions"] += batch
+        totals["fallbacks"] += controller.fallbacks
+        if passed > 60 * minutes * WARM_UP and passed > every * (len(samples) + 1):
+            samples.append((process.memory_info().rss, process.num_fds(), _decision_ms(controller, record)))
+    return {"minutes": minutes, **totals, "large batch": large, "threads": torch.get_num_threads(), **_drift(samples)}
+
+
+def _decision_ms(controller: Controller, record: dict[str, Any], repeats: int = 20) -> float:
+    """Milliseconds of processor time that a decision for 4 environments takes, the median: clocks on the wall would
+    tell of other programs."""
+    controller.reset(range(4))
+    times = []
+    for step in range(repeats):
+        seen = observations(record, 4, np.random.default_rng(step))
+        began = time.process_time()
+        controller.act(seen)
+        times.append(1e3 * (time.process_time() - began))
+    return float(np.median(times))
+
+
+def _drift(samples: list[tuple[int, int, float]]) -> dict[str, Any]:
+    if len(samples) < 4:
+        return {"samples": len(samples)}
+    halves = np.array(samples[: len(samples) // 2]), np.array(samples[len(samples) // 2 :])
+    first, second = (np.median(half, 0) for half in halves)
+    return {
+        "samples": len(samples),
+        "memory_mb": [round(first[0] / 1e6, 1), round(second[0] / 1e6, 1)],
+        "descriptors": [int(first[1]), int(second[1])],
+        "decision_ms": [round(first[2], 2), round(second[2], 2)],
+    }

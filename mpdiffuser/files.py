@@ -1,0 +1,190 @@
+"""Files that appear whole or not at all, folders that tell whether they are whole, and one run a folder."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from mpdiffuser.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = "mpdiffuser-folder"
+VERSION = 1
+LARGEST_JSON = 16 * 2**20  # bytes; a dataset's meta.json holds a line an episode, anything larger is not ours
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "the system limits the size of files (ulimit -f)",
+    errno.EROFS: "it is read-only; choose another folder",
+    errno.EACCES: "you may not write there; choose another folder or change its permissions",
+    errno.EPERM: "you may not write there; choose another folder or change its permissions",
+}
+
+
+@contextmanager
+def writing(what: str | Path) -> Iterator[None]:
+    """Turns what the system says against writing `what` into an InputError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno or 0 if isinstance(error, OSError) else _number(str(error))
+        advice = ADVICE.get(number, "choose another folder")
+        raise InputError(f"{what}: cannot be written ({error}); {advice}; what was whole before still is") from error
+
+
+def _number(message: str) -> int:
+    """The system's error number in a message of safetensors, "... (os error 28)": it raises no OSError."""
+    found = re.search(r"os error (\d+)", message)
+    return int(found[1]) if found else 0
+
+
+def write_whole(file: Path, text: str) -> None:
+    """The file holds its old text or the new one, whatever happens meanwhile."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    partial.replace(file)
+    _sync(file.parent)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished folder its name; what it holds is on the disk by then. Replaces what has the name now."""
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    partial.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(final.with_name(final.name + ".old"), ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A writable .npy file of zeros, memory-mapped, its space on disk reserved: without this a full disk shows up as
+    SIGBUS at some later write.
+
+    Raises:
+        InputError: if there is no space.
+    """
+    file.unlink(missing_ok=True)  # not truncated: a thread that still writes to the old array would get SIGBUS
+    try:
+        array = np.lib.format.open_memmap(file, "w+", np.dtype(dtype), shape)
+        with open(file, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        needed, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(file.parent).free
+        raise InputError(
+            f"{file}: no space for {file.stem}: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free ({error}); "
+            "free some space or set data_root="
+        ) from error
+    return array
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: if it is missing, too large, or not a JSON object.
+    """
+    try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise InputError(f"{file}: larger than {LARGEST_JSON:,} bytes, which no file of ours is")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: must hold a JSON object, found a {type(found).__name__}")
+    return found
+
+
+def write_manifest(folder: Path) -> None:
+    """Note the size and SHA-256 of every file of a folder in its manifest.json, for `check_manifest`."""
+    write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "version": VERSION, "files": _contents(folder)}))
+
+
+def check_manifest(folder: Path, remedy: str) -> None:
+    """That a folder holds what its manifest says, no more and no less, and no links.
+
+    Args:
+        remedy: what to do about a folder that does not.
+
+    Raises:
+        InputError: naming the first file that is missing, changed, too much or a link, and what was found.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: {MANIFEST} is missing: half-written, or of an older version; {remedy}")
+    manifest = read_json(folder / MANIFEST)
+    found = {"format": manifest.get("format"), "version": manifest.get("version")}
+    if found != {"format": FORMAT, "version": VERSION} or not isinstance(manifest.get("files"), dict):
+        raise InputError(f"{folder / MANIFEST}: must be {FORMAT} {VERSION}, found {found}; {remedy}")
+    noted, there = manifest["files"], _contents(folder)
+    for name in sorted({*noted, *there}):
+        if noted.get(name) != there.get(name):
+            raise InputError(
+                f"{folder / name}: {there.get(name, 'missing')}, but {MANIFEST} says "
+                f"{noted.get(name, 'nothing of it')}; {remedy}"
+            )
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    contents = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            raise InputError(f"{file}: a link or special file, which may lead anywhere; remove it")
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name not in (MANIFEST, f"{MANIFEST}.partial"):
+            with open(file, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            contents[name] = {"bytes": file.stat().st_size, "sha256": digest}
+    return contents
+
+
+_held: dict[Path, FileLock] = {}  # a lock that nobody refers to lets go
+
+
+def claim(folder: Path, remedy: str) -> None:
+    """Hold a folder, which is made if need be, until `release` or the end of this process.
+
+    Raises:
+        InputError: if another process holds it, or it cannot be made.
+    """
+    name = folder.absolute()
+    if name in _held:
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(name / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"{folder}: another process is working there; {remedy}") from error
+    _held[name] = lock
+
+
+def release(folder: Path) -> None:
+    """Let go of a folder."""
+    _held.pop(folder.absolute()).release()

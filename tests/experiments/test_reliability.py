@@ -1,0 +1,53 @@
+"""Short versions of the drills of docs/reliability.md."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.reliability import fuzz, kills, soak
+
+
+def small_training(folder: Path) -> None:
+    kills.training(folder, steps=12)
+
+
+def test_a_training_killed_again_and_again_ends_as_if_never_killed(tmp_path: Path) -> None:
+    result = kills.drill(small_training, tmp_path, kills=6, operations=120)
+    assert result["kills"] == {"time": 3, "operation": 3}
+
+
+def test_features_killed_again_and_again(tmp_path: Path) -> None:
+    assert sum(kills.drill(kills.features, tmp_path, kills=4, operations=20)["kills"].values()) == 4
+
+
+def test_a_drill_finds_a_difference(tmp_path: Path) -> None:
+    """A job that is not exact after a kill."""
+
+    def careless(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        with open(folder / "log", "a") as log:
+            log.write("begun\n")
+        (folder / "done").write_text("x")
+
+    with pytest.raises(RuntimeError, match=r"these files are not those of a run without kills: \['log'\]"):
+        kills.drill(careless, tmp_path, kills=4, operations=3)
+
+
+@pytest.mark.parametrize("target", [*fuzz.TARGETS, "options"])
+def test_spoilt_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
+    result = fuzz.fuzz(target, 30, tmp_path)
+    assert not result["wrong"], result["wrong"][0]
+    assert result["refused"] + result["loaded"] == 30 and result["refused"] >= 10
+
+
+def test_a_reader_that_hangs_or_fails_or_eats_memory_is_found() -> None:
+    assert fuzz.attempt(lambda _: None, None) == "loaded"
+    assert "ZeroDivisionError" in fuzz.attempt(lambda _: 1 / 0, None)  # type: ignore[arg-type, return-value]
+    assert "MemoryError" in fuzz.attempt(lambda _: bytearray(2**33), None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_short_soak() -> None:
+    """1,000 environments at once, then changing batches, resets and observations that are not finite."""
+    result = soak.soak(minutes=0.05, every=0.1)
+    assert result["large batch"]["environments"] == 1000
+    assert result["decisions"] > 0 and result["resets"] > 0
