@@ -42,7 +42,7 @@ LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50, 100)
 FIRST_SEED = 4000  # of the episodes; no table of results uses them
 
 # what all settings share unless they say otherwise: one candidate, so that the ranker plays no part
-BASE: dict[str, Any] = {"candidates": 1, "engine": "openvino"}
+BASE: dict[str, Any] = {"candidates": 1, "steps": 8, "engine": "openvino"}
 UNIFORM = {"grid": "uniform", "solver": "ddpm"}
 SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "fused": {f"fused, {n}": {"steps": n} for n in LEVELS},

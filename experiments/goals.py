@@ -50,7 +50,7 @@ GOALS: dict[str, tuple[Objective | None, str]] = {
 }
 PULLS = (0.0, 0.1)
 # candidates that differ: wishes from the worst outcomes of the data to the best, drawn with all their noise
-SAMPLER: dict[str, Any] = {"candidates": 16, "target": 0.5, "target_spread": 0.5, "temperature": 1.0, "steps": 6}
+SAMPLER: dict[str, Any] = {"candidates": 16, "target": 0.5, "target_spread": 0.5, "temperature": 1.0}
 
 
 def run(
@@ -117,7 +117,7 @@ def main() -> None:
         steps=args.steps,
         first=FIRST_SEED,
         candidates=SAMPLER["candidates"],
-        levels=SAMPLER["steps"],
+        levels=SamplerConfig().steps,
     )
     for name, (objective, formula) in GOALS.items():
         for pull in PULLS if objective is not None else (0.0,):

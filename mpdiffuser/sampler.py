@@ -58,7 +58,7 @@ class SamplerConfig:
     """
 
     composition: str = "fused"
-    steps: int = 8
+    steps: int = 4
     grid: str = "logsnr"
     solver: str = "dpmpp_2m"
     eta: float = 0.0
