@@ -22,6 +22,8 @@ from vision import IdentityEncoder
 
 def dataset(cfg: DictConfig) -> Episodes:
     """The task's episodes; their info is what evaluation needs to know."""
+    if "suite" not in cfg.task:
+        raise InputError(f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/... or dsrl/...")
     episodes = open_dataset(f"{cfg.task.suite}/{cfg.task.name}", cfg.data_dir)
     if "environment" not in episodes.info:
         raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: there is no environment here to evaluate it in")

@@ -12,6 +12,7 @@ from envs.collect import collect
 from evaluate import check, compare, table
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
 from mpdiffuser.report import write_report
 from mpdiffuser.training import Clock, origin, start, train_pipeline
 from vision.training import train_encoder
@@ -37,6 +38,8 @@ def dataset(cfg: DictConfig) -> Path:
 
 @configured("vision")
 def main(cfg: DictConfig) -> None:
+    if "suite" in cfg.task:
+        raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: a task from states, for train_state.py")
     check(cfg)
     accelerator, clock, output = start(cfg), Clock(), Path(cfg.output_dir)
     with clock("collect"), accelerator.main_process_first():
