@@ -5,7 +5,6 @@ its hub, import the modules that model_index.json names, run .py files that it f
 """
 
 import importlib
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,8 +173,8 @@ def _check_types(made: Any, config: dict[str, Any]) -> None:
 def _check_sizes(where: Path, value: Any) -> None:
     if isinstance(value, dict | list | str) and len(value) > LONGEST:
         raise InputError(f"{where}: holds {str(value)[:80]}..., longer than {LONGEST}; {REMEDY}")
-    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST):
-        raise InputError(f"{where}: holds {value}, beyond {LARGEST:,}; {REMEDY}")
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:  # nor a number that is none
+        raise InputError(f"{where}: holds {str(value)[:80]}, beyond {LARGEST:,}; {REMEDY}")
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             _check_sizes(where, part)

@@ -96,6 +96,8 @@ HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: linked(f, "ranker", f.parent / "elsewhere"), r"ranker: a link"),
     (lambda f: edit(f / "planner" / "config.json", _class_name="Dynamics"), r"_class_name must be Planner, found 'Dyn"),
     (lambda f: edit(f / "planner" / "config.json", width=10**12), r"config\.json: holds 1000000000000, beyond"),
+    (lambda f: edit(f / "planner" / "config.json", width=10**400), r"config\.json: holds 10{79}, beyond"),
+    (lambda f: edit(f / "planner" / "config.json", dropout=float("nan")), r"config\.json: holds nan, beyond"),
     (lambda f: edit(f / "planner" / "config.json", width=80_000), r"must have shape \[160000\], found"),
     (lambda f: edit(f / "planner" / "config.json", multipliers=[1] * 1000), r"longer than 100"),
     (lambda f: edit(f / "planner" / "config.json", horizon="${x}"), r"no Planner can be made of it"),
