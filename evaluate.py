@@ -211,7 +211,7 @@ def run_methods(
                 kept.add(name, outcome.metrics() | scores(info, outcome))
         finally:
             environments.close()
-    return kept.methods
+    return {name: kept.methods[name] for name in makers}
 
 
 def environment_options(info: dict[str, Any], blind: bool) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def test_step_rows(make_episodes) -> None:
 
 def test_steps_hold_what_the_episodes_hold(make_episodes) -> None:
     episodes = make_episodes([4, 3], costs=True, terminated=[0])
-    steps = Steps(episodes, to_go(episodes["rewards"], episodes, 0.9))
+    costs = to_go(episodes["costs"], episodes, 0.9)
+    steps = Steps(episodes, to_go(episodes["rewards"], episodes, 0.9), costs)
     batch = steps.batch(torch.tensor([3, 4, 6]))
     rows = [3, 5, 7]
     for key, name in (("observations", "latents"), ("actions", "actions"), ("rewards", "rewards"), ("costs", "costs")):
