@@ -282,7 +282,7 @@ def check_environment(environments: VectorEnv, pipeline: MPDiffuserPipeline, bli
     actions, seen = environments.single_action_space, environments.single_observation_space
     assert isinstance(actions, gymnasium.spaces.Box)
     found = {"actions": actions.shape, "low": float(actions.low.min()), "high": float(actions.high.max())}
-    record = {"actions": (pipeline.planner.config["action_dim"],), "low": -1.0, "high": 1.0}
+    record = {"actions": (pipeline.actions.config["dim"],), "low": -1.0, "high": 1.0}
     if not blind and "observation" in pipeline.config["info"]:
         noted = pipeline.config["info"]["observation"]
         found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
