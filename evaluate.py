@@ -28,7 +28,7 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
-from mpdiffuser.files import claim, read_json, write_whole, writing
+from mpdiffuser.files import MANIFEST, claim, read_json, write_whole, writing
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.iql import IQL
@@ -250,10 +250,10 @@ def scores(info: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A name for the content of a pipeline folder, wherever it lies."""
+    """A name for the content of a pipeline folder, wherever it lies; its manifest follows from the rest."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.name != MANIFEST:
             digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

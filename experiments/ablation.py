@@ -48,7 +48,7 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "fused": {f"fused, {n}": {"steps": n} for n in LEVELS},
     "planner": {f"planner, {n}": {"composition": "planner", "steps": n} for n in LEVELS},
     "release": {
-        f"release, {n}": {"composition": "release", "steps": n, **UNIFORM} for n in LEVELS if n not in (50, 8, 6, 4, 2)
+        f"release, {n}": {"composition": "release", "steps": n, **UNIFORM} for n in LEVELS if n not in (8, 6, 2)
     },
     "sequential": {
         f"sequential, {n}": {"composition": "sequential", "steps": n} for n in LEVELS if n not in (100, 50, 6, 4, 2)
@@ -63,6 +63,7 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         "fused, 2M, quadratic, 10": {"steps": 10, "grid": "quadratic"},
         **{f"fused, 2M, {grid}, {n}": {"steps": n, "grid": grid} for grid in ("quadratic", "karras") for n in (4, 6)},
         **{f"fused, ddpm, uniform, {n}": {"steps": n, **UNIFORM} for n in (3, 5)},
+        **{f"fused, ddim, logsnr, {n}": {"steps": n, "solver": "ddim"} for n in (3, 4, 5)},
     },
     "who shapes the states": {
         "joint (p = 0), 8": {"composition": "joint"},
@@ -133,7 +134,7 @@ HEAD = """# The sampler in closed loop
 
 Written by `python -m experiments.ablation` on {date}, {cpu}, {cores} shared cores. {tasks}.
 
-{episodes} episodes a setting, seeds from {first} up, one training seed. A setting differs from the sampler's defaults
+{episodes} episodes a setting, seeds from {first} up, one training seed unless it says otherwise. A setting differs from the sampler's defaults
 ({defaults})
 by what its name says and by drawing one candidate, so that the ranker plays no part, unless it says "ranked".
 Feasibility: squared distance of the simulator from the plan, one and four decisions ahead, in variances of the data.
