@@ -61,15 +61,34 @@ def test_demonstrations_reach_the_goal(system) -> None:
 def test_the_outcome_of_true_and_of_wrong_plans() -> None:
     learned: Learned = learn(CAR, CAR, steps=1, width=8)
     states, actions = demonstrations(CAR, 40, 32, 5)
-    true = outcome(learned, states, actions)
+    arrived = torch.arange(40) < 10
+    true = outcome(learned, states, actions, arrived)
     assert true.one_step == true.drift == pytest.approx((0, 0), abs=1e-6)
-    assert true.reached == true.promised and true.reached[0] > 0.8
+    assert true.promised[0] > 0.8 and true.arrived[0] == 0.25
     shifted = states.clone()
     shifted[:, -1, 0] += learned.latents.std[0]  # one deviation in one of 4 dimensions, in one of 31 steps
-    wrong = outcome(learned, shifted, actions)
+    wrong = outcome(learned, shifted, actions, arrived)
     assert wrong.drift[0] == pytest.approx(0.5, rel=1e-4)
     assert wrong.one_step[0] == pytest.approx((1 / 31 / 4) ** 0.5, rel=1e-4)
-    assert wrong.reached == true.reached and wrong.promised[0] < 0.1
+    assert wrong.promised[0] < 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_runs_in_closed_loop_arrive_if_the_plans_are_right(share: float) -> None:
+    class Told(Learned):
+        """Plans what the demonstrator does, or a share of it."""
+
+        def plans(self, sampler, present, generator):
+            z, taken = present, []
+            for _ in range(maze.HORIZON):
+                taken.append(share * CAR.policy(z))
+                z = CAR.step(z, taken[-1])
+            return z, torch.stack(taken, 1)
+
+    told = Told(**vars(learn(CAR, CAR, steps=1, width=8)))
+    generator = torch.Generator().manual_seed(0)
+    arrived = told.arrives(told.sampler(steps=1), CAR.start(20, generator), generator)
+    assert arrived.float().mean() == share
 
 
 def test_training_learns_the_system() -> None:
