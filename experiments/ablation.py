@@ -42,7 +42,18 @@ LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50, 100)
 FIRST_SEED = 4000  # of the episodes; no table of results uses them
 
 # what all settings share unless they say otherwise: one candidate, so that the ranker plays no part
-BASE: dict[str, Any] = {"candidates": 1, "steps": 8, "engine": "openvino"}
+BASE: dict[str, Any] = {
+    "composition": "fused",
+    "candidates": 1,
+    "steps": 8,
+    "grid": "logsnr",
+    "solver": "dpmpp_2m",
+    "guidance": 1.0,
+    "temperature": 0.5,
+    "dynamics_power": 0.5,
+    "target": 0.8,
+    "engine": "openvino",
+}
 UNIFORM = {"grid": "uniform", "solver": "ddpm"}
 SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "fused": {f"fused, {n}": {"steps": n} for n in LEVELS},
@@ -132,11 +143,14 @@ def figure(results: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
 
 HEAD = """# The sampler in closed loop
 
-Written by `python -m experiments.ablation` on {date}, {cpu}, {cores} shared cores. {tasks}.
+Written by `python -m experiments.ablation` on {date}, {cpu}, {cores} shared cores.
 
-{episodes} episodes a setting, seeds from {first} up, one training seed unless it says otherwise. A setting differs from the sampler's defaults
-({defaults})
-by what its name says and by drawing one candidate, so that the ranker plays no part, unless it says "ranked".
+{tasks}.
+
+{episodes} episodes a setting, seeds from {first} up, one training seed where no more are named. A setting is
+{base},
+but for what its name says, the number being the levels; 2M is DPM-Solver++ 2M. With one candidate the ranker plays no
+part; "ranked": several are drawn and the best is taken.
 Feasibility: squared distance of the simulator from the plan, one and four decisions ahead, in variances of the data.
 Interval: 95 % of the interquartile mean (rliable).
 Plan ms: one plan for one environment, other jobs beside it: an indication.
@@ -148,9 +162,6 @@ Plan ms: one plan for one environment, other jobs beside it: an indication.
 
 def page(results: dict[str, dict[str, dict[str, Any]]], episodes: int, names: dict[str, str]) -> str:
     """All settings as Markdown tables, a table a task."""
-    base = SamplerConfig()
-    keys = ("composition", "steps", "grid", "solver", "guidance", "temperature", "dynamics_power", "target")
-    defaults = ", ".join(f"{key} {getattr(base, key)}" for key in keys)
     tasks = "; ".join(f"{task}: {name}" for task, name in names.items())
     text = HEAD.format(
         date=datetime.date.today(),
@@ -159,7 +170,7 @@ def page(results: dict[str, dict[str, dict[str, Any]]], episodes: int, names: di
         tasks=tasks,
         episodes=episodes,
         first=FIRST_SEED,
-        defaults=defaults,
+        base=", ".join(f"{key} {value}" for key, value in BASE.items()),
     )
     for task, found in ((task, found) for task, found in results.items() if "@" not in task):
         text += f"## {task}: {names[task]}\n\n"
