@@ -51,6 +51,7 @@ BASE: dict[str, Any] = {
     "guidance": 1.0,
     "temperature": 0.5,
     "dynamics_power": 0.5,
+    "rank_temperature": 0.0,
     "target": 0.8,
     "engine": "openvino",
 }
@@ -84,7 +85,17 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "target": {f"target {q}, 8": {"target": q} for q in (0.5, 0.95)},
     "temperature": {f"temperature {t}, 8": {"temperature": t} for t in (0.01, 0.25, 1.0)},
     "candidates": {f"{n} candidates, ranked, 8": {"candidates": n} for n in (4, 16)}
-    | {"16 candidates, temperature 1.0, ranked, 8": {"candidates": 16, "temperature": 1.0}},
+    | {"16 candidates, temperature 1.0, ranked, 8": {"candidates": 16, "temperature": 1.0}}
+    | {f"{n} candidates, ranked, ddim, 4": {"candidates": n, "steps": 4, "solver": "ddim"} for n in (4, 16)}
+    | {
+        f"{n} candidates, agreed (t = {t}), ddim, 4": {
+            "candidates": n,
+            "steps": 4,
+            "solver": "ddim",
+            "rank_temperature": t,
+        }
+        for n, t in ((4, 1.0), (4, 1e6), (16, 1.0))
+    },
     "warm start": {"2 of 4 levels from the last plan": {"steps": 4, "warm_start": 2}},
 }
 SETTINGS = {name: settings for sweep in SWEEPS.values() for name, settings in sweep.items()}
@@ -150,7 +161,8 @@ Written by `python -m experiments.ablation` on {date}, {cpu}, {cores} shared cor
 {episodes} episodes a setting, seeds from {first} up, one training seed where no more are named. A setting is
 {base},
 but for what its name says, the number being the levels; 2M is DPM-Solver++ 2M. With one candidate the ranker plays no
-part; "ranked": several are drawn and the best is taken.
+part; "ranked": several are drawn and the best is taken; "agreed (t = ...)": the one that the others, weighted by rank,
+agree with most (`rank_temperature`).
 Feasibility: squared distance of the simulator from the plan, one and four decisions ahead, in variances of the data.
 Interval: 95 % of the interquartile mean (rliable).
 Plan ms: one plan for one environment, other jobs beside it: an indication.

@@ -32,8 +32,8 @@ Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Plan:
     """Candidate plans, in the encoder's own space.
 
-    latents (B, N, H, d), actions (B, N, H, m), scores (B, N), chosen (B,) index of the best candidate, plan_ms the time
-    it took to draw and rank them all; costs (B, N), expected over the rest of the episode, under a budget.
+    latents (B, N, H, d), actions (B, N, H, m), scores (B, N), chosen (B,) index of the candidate to follow, plan_ms the
+    time it took to draw and rank them all; costs (B, N), expected over the rest of the episode, under a budget.
     """
 
     latents: np.ndarray
@@ -205,7 +205,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
             committed: the plans' first actions, (B, K, m), where they are decided already.
             allowance: what each row may still spend; of the candidates that fit the best is chosen, if none fits the
                 cheapest.
-            objective: ranks the candidates in place of the ranker.
+            objective: ranks the candidates in place of the ranker; the best one is chosen.
         """
         began = time.perf_counter()
         config, batch, n = sampler.config, len(latents), sampler.config.candidates
@@ -235,10 +235,12 @@ class MPDiffuserPipeline(DiffusionPipeline):
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
         scores = self.scores(states, actions, price) if objective is None else judge(objective, states, actions)
         array = lambda tensor: tensor.unflatten(0, (batch, n)).cpu().numpy()  # noqa: E731
-        costs = None
+        costs = left = None
         if allowance is not None:
             costs = array(self.ranker.expense(states, actions, allowance.steps.repeat_interleave(n)))
-        chosen = choose(array(scores), costs, None if allowance is None else allowance.cost.cpu().numpy())
+            left = allowance.cost.cpu().numpy()
+        temperature = 0.0 if objective is not None else config.rank_temperature
+        chosen = choose(array(scores), array(actions[:, 0]), temperature, costs, left)
         milliseconds = 1e3 * (time.perf_counter() - began)
         return Plan(array(states), array(actions), array(scores), chosen, milliseconds, costs)
 
@@ -258,12 +260,32 @@ def judge(objective: Objective, latents: torch.Tensor, actions: torch.Tensor) ->
     return torch.where(score.isfinite(), score, -torch.inf)
 
 
-def choose(scores: np.ndarray, costs: np.ndarray | None = None, affordable: np.ndarray | None = None) -> np.ndarray:
-    """Index (B,) of the best of N candidates by scores (B, N); with costs (B, N) of those that cost at most
-    affordable (B,), where there are none of the cheapest that is finite."""
-    if costs is None or affordable is None:
-        return scores.argmax(1)
-    whole = np.isfinite(scores) & np.isfinite(costs)
-    fits = whole & (costs <= affordable[:, None])
-    cheapest = np.where(whole, costs, np.inf).argmin(1)
-    return np.where(fits.any(1), np.where(fits, scores, -np.inf).argmax(1), cheapest)
+def choose(
+    scores: np.ndarray,
+    actions: np.ndarray,
+    temperature: float,
+    costs: np.ndarray | None = None,
+    budget: np.ndarray | None = None,
+) -> np.ndarray:
+    """Index (B,) of the candidate to follow, of N with scores (B, N) and first actions (B, N, m).
+
+    The one whose first action is nearest to the others', each weighted by exp(score / temperature), the scores in
+    standard deviations of the row (minimum Bayes risk: Kumar and Byrne 2004): the best of a few scores is mostly the
+    ranker's luckiest error, what many good candidates agree on is not. At temperature 0 the best score.
+
+    With costs (B, N) only those that cost at most the budget (B,); where there are none the cheapest. A candidate whose
+    score or cost is not finite is chosen only if all are such.
+    """
+    sound = np.isfinite(scores)
+    if costs is not None and budget is not None:
+        sound = sound & np.isfinite(costs)
+        fits = sound & (costs <= budget[:, None])
+        cheapest = np.where(sound, costs, np.inf).argmin(1)
+        sound = np.where(fits.any(1)[:, None], fits, np.arange(costs.shape[1]) == cheapest[:, None])
+    if temperature == 0:
+        return np.where(sound, scores, -np.inf).argmax(1)
+    ranked = np.ma.masked_array(scores, ~sound)
+    spread = np.maximum(ranked.std(1, keepdims=True).filled(0), 1e-12)
+    weights = np.ma.exp((ranked - ranked.max(1, keepdims=True)) / (temperature * spread)).filled(0)
+    distances = np.linalg.norm(actions[:, :, None] - actions[:, None], axis=-1)
+    return np.where(sound, (distances * weights[:, None]).sum(-1), np.inf).argmin(1)

@@ -45,6 +45,7 @@ class SamplerConfig:
         temperature: scale of all noise that is drawn, the initial one too.
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
         candidates: N plans drawn for each observation.
+        rank_temperature: which candidate is followed: towards 0 the best score, large what most agree on (`choose`).
         target: wanted return_to_go: what this share of the data's outcomes from the present state stays below, 0 to 1.
         target_spread: the candidates' targets lie evenly between target - target_spread and target + target_spread.
         pull: how strongly the gradient of an objective handed to the controller pulls at the plans; 0 leaves it to the
@@ -60,13 +61,14 @@ class SamplerConfig:
     composition: str = "fused"
     steps: int = 4
     grid: str = "logsnr"
-    solver: str = "dpmpp_2m"
+    solver: str = "ddim"
     eta: float = 0.0
     guidance: float = 1.0
     guidance_interval: Sequence[float] = (0.0, 1.0)
     temperature: float = 0.5
     dynamics_power: float = 0.5
     candidates: int = 4
+    rank_temperature: float = 1.0
     target: float = 0.8
     target_spread: float = 0.0
     pull: float = 0.0
@@ -82,7 +84,7 @@ class SamplerConfig:
         for name, names in (("composition", COMPOSITIONS), ("solver", SOLVERS), ("engine", ENGINES)):
             demand(getattr(self, name) in names, name, f"be one of {', '.join(names)}")
         least = {"steps": 1, "candidates": 1} | dict.fromkeys(
-            ("warm_start", "temperature", "dynamics_power", "pull", "deadline_ms"), 0
+            ("warm_start", "temperature", "rank_temperature", "dynamics_power", "pull", "deadline_ms"), 0
         )
         for name, value in least.items():
             demand(getattr(self, name) >= value, name, f"be at least {value}")

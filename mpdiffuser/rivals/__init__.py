@@ -51,6 +51,7 @@ def rival_config(name: str, settings: dict[str, Any]) -> SamplerConfig:
         InputError: for a value that cannot be.
     """
     try:
-        return SamplerConfig(**{k: v for k, v in settings.items() if k != "chunk"} | RIVALS[name].fixed)
+        drawing = {k: v for k, v in settings.items() if k != "chunk"}
+        return SamplerConfig(**drawing | {"rank_temperature": 0.0} | RIVALS[name].fixed)  # the papers take the best
     except InputError as error:
         raise InputError(str(error).replace("sampler.", f"rivals.{name}.")) from error
