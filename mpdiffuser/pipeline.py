@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mpdiffuser.budget import Allowance
-from mpdiffuser.engines import compiled
+from mpdiffuser.engines import compiled, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
@@ -58,7 +58,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
     """Encoder, normalisers, planner, dynamics, ranker, schedule and, for looking, a decoder.
 
     Args:
-        encoder: observations to latents: `history`, `features(observations)`, `forward(features)` (see `Controller`).
+        encoder: observations to latents: `history`, `features(observations)`, `forward(features)` (see `Controller`);
+            where a network computes its features from pixels this is its `frame_net`.
         latents, actions: fitted normalisers; condition: the targets' fitted marginals.
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
@@ -108,25 +109,44 @@ class MPDiffuserPipeline(DiffusionPipeline):
         check_pipeline(Path(folder))
         return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
 
+    drawing: ClassVar[type[Sampler]] = Sampler
+
     def sampler(self, config: SamplerConfig) -> Sampler:
-        """Draws plans as `config` says.
+        """Draws plans as `config` says, its engine resolved.
 
         Raises:
             InputError: if its engine is not installed, or its composition needs a dynamics model that is not there.
         """
+        config = replace(config, engine=resolved(config.engine, self.device))
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
-        models = [self._compiled(name, config.engine) for name in ("planner", "dynamics")]
-        return Sampler(models[0], models[1], self.schedule, bounds[0], bounds[1], config)
+        planner, dynamics = (self.network(name, config.engine) for name in ("planner", "dynamics"))
+        return self.drawing(planner, dynamics, self.schedule, bounds[0], bounds[1], config)
 
-    def _compiled(self, name: str, engine: str) -> Any:
-        """A denoiser in an engine, compiled once for each weights."""
-        model = getattr(self, name)
+    def features(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The encoder's `features`, computed by an engine where it sees pixels; always in float32, since what is wrong
+        with the present no level of noise mends."""
+        engine = resolved(engine, self.device).removesuffix("_bf16")
+        return self.network("frame_net", engine) if self.sees_pixels else self.encoder.features
+
+    @property
+    def sees_pixels(self) -> bool:
+        return hasattr(self.encoder, "frame_net") and "observation" in self.config["info"]
+
+    def network(self, name: str, engine: str) -> Any:
+        """The planner, the dynamics model or the encoder's frame_net in an engine, compiled once for each weights."""
+        model = self.encoder.frame_net if name == "frame_net" else getattr(self, name)
         if engine == "torch" or model is None:
             return model
         cache = self.__dict__.setdefault("_engines", {})
         if cache.get((name, engine), (None,))[0] is not model:
-            cache[name, engine] = (model, compiled(model, engine))
+            cache[name, engine] = (model, compiled(model, engine, self.example(name)))
         return cache[name, engine][1]
+
+    def example(self, name: str) -> tuple[torch.Tensor, ...]:
+        """Inputs of a `network`, a batch of 2."""
+        if name == "frame_net":
+            return (torch.zeros(2, *self.config["info"]["observation"]["shape"], dtype=torch.uint8),)
+        return getattr(self, name).example()
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None

@@ -6,6 +6,7 @@ modulates every layer, since the first action must follow small differences of z
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -89,6 +90,10 @@ class Planner(ModelMixin, ConfigMixin):
         drawn = self.unet(x[..., first:after], self.level(levels) + self.context(known))
         return pad(drawn, (first, x.shape[-1] - after))
 
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Inputs of `forward`, a batch of 2."""
+        return *_example(self.config), torch.zeros(2, self.config["condition_dim"]), torch.ones(2)
+
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
@@ -163,6 +168,10 @@ class Dynamics(ModelMixin, ConfigMixin):
         """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d)."""
         return self.unet(x, self.level(levels) + self.context(x[:, 0, : self.config["latent_dim"]]))
 
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Inputs of `forward`, a batch of 2."""
+        return _example(self.config)
+
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
         c = self.config
@@ -193,6 +202,11 @@ class CleanDynamics(Dynamics):
     """A dynamics model that is given the actions as they are (Zhou et al. 2024). Arguments and errors as `Dynamics`."""
 
     noisy_actions = False
+
+
+def _example(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.zeros(2, config["horizon"], config["latent_dim"] + config["action_dim"])
+    return x, torch.zeros(2, dtype=torch.long)
 
 
 def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:
