@@ -17,6 +17,7 @@ import io
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -104,19 +105,26 @@ def graph(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> bytes:
 
     Args:
         example: as in `compiled`.
+
+    Raises:
+        InputError: for a network of which there can be no such graph.
     """
     names, file = [f"input_{i}" for i in range(len(example))], io.BytesIO()
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # torch on this exporter; the newer one needs a package more
-        torch.onnx.export(
-            _Positional(module.eval()),
-            tuple(example),
-            file,  # type: ignore[arg-type]
-            input_names=names,
-            output_names=["output"],
-            dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
-            dynamo=False,
-        )
+        try:
+            torch.onnx.export(
+                _Positional(module.eval()),
+                tuple(example),
+                file,  # type: ignore[arg-type]
+                input_names=names,
+                output_names=["output"],
+                dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
+                dynamo=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            reason = str(error).partition("[Caused by")[0].partition("\n")[0]
+            raise InputError(f"engine: ONNX cannot express this network ({reason}); use torch or compile") from error
     return file.getvalue()
 
 

@@ -124,9 +124,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     def features(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """The encoder's `features`, computed by an engine where it sees pixels; always in float32, since what is wrong
-        with the present no level of noise mends."""
-        engine = resolved(engine, self.device).removesuffix("_bf16")
-        return self.network("frame_net", engine) if self.sees_pixels else self.encoder.features
+        with the present no level of noise mends. With "auto" by torch, where the engine cannot take the network."""
+        if not self.sees_pixels:
+            return self.encoder.features
+        try:
+            return self.network("frame_net", resolved(engine, self.device).removesuffix("_bf16"))
+        except InputError:
+            if engine != "auto":
+                raise
+            return self.encoder.features
 
     @property
     def sees_pixels(self) -> bool:
