@@ -35,7 +35,9 @@ def timed(call: Callable[[], Any], repeats: int = 20, seconds: float = 5.0) -> d
         repeats, seconds: how often; but 3 times at least, no more are begun after so many seconds.
     """
     call()
-    began, wall, core = time.perf_counter(), [], []
+    began = time.perf_counter()
+    wall: list[float] = []
+    core: list[float] = []
     while len(wall) < 3 or (len(wall) < repeats and time.perf_counter() - began < seconds):
         start, start_core = time.perf_counter(), time.process_time()
         call()

@@ -1,9 +1,9 @@
 """What a plan costs: python -m benchmarks.planning --help
 
-Untrained networks, which cost what trained ones do; 11 + 3 dimensions, horizon 32, guidance 2 on the planner: two passes
-of it and one of the dynamics model at each level. A level is the slope between few and many levels. `bound`: the
-level's arithmetic at the best rate that this run measured (benchmarks.limits). Then, from a frame to an action: the
-settings of train_vision.py, or any pipeline that sees pixels.
+Untrained networks, which cost what trained ones do; 11 + 3 dimensions, horizon 32, guidance 2 on the planner: at each
+level two passes of it and one of the dynamics model. A level is the slope between few and many levels; its bound is its
+arithmetic at the best rate that this run measured (benchmarks.limits). Then, from a frame to an action: the settings of
+train_vision.py, or any pipeline that sees pixels.
 
     python -m benchmarks.planning --engines openvino torch --candidates 64 --sizes reference
     python -m benchmarks.planning --pipeline results/cartpole_swingup-mixed/pipeline
@@ -101,7 +101,7 @@ def level(
 def act(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> dict[str, Any]:
     """A row: from a frame to an action."""
     controller = Controller(pipeline, config)
-    frames = np.random.default_rng(0).integers(0, 256, (1, *pipeline.example("frame_net")[0].shape[1:]), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (1, *pipeline.config["info"]["observation"]["shape"]), np.uint8)
     see, seen = pipeline.features(config.engine), torch.from_numpy(frames)
     with torch.inference_mode():
         encode = timed(lambda: see(seen), repeats)

@@ -13,6 +13,7 @@ converter of torch modules takes ten times as long, for graphs that are not fast
 """
 
 import importlib.util
+import inspect
 import io
 import threading
 import warnings
@@ -29,7 +30,7 @@ PACKAGES = {"onnx": ("onnxruntime", "onnx")} | dict.fromkeys(("openvino", "openv
 ENGINES = ("auto", "torch", "compile", *PACKAGES)
 FASTEST = ("openvino", "onnx")
 
-Run = Callable[[Sequence[np.ndarray]], np.ndarray]
+Run = Callable[..., torch.Tensor]
 
 
 def resolved(engine: str, device: torch.device) -> str:
@@ -39,12 +40,12 @@ def resolved(engine: str, device: torch.device) -> str:
     return next((name for name in FASTEST if device.type == "cpu" and not _missing(name)), "torch")
 
 
-def compiled(module: Any, engine: str, example: Sequence[torch.Tensor]) -> Any:
-    """The module, or what computes the same: called with the same tensors, any batch, and with its `config`.
+def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tensor], method: str = "forward") -> Run:
+    """What computes a method of the module: called with the same tensors, any batch.
 
     Args:
         engine: not "auto", see `resolved`.
-        example: inputs of the module, each (2, ...): a batch of 1 would be traced as what never grows.
+        example: inputs of the method, each (2, ...): a batch of 1 would be traced as what never grows.
 
     Raises:
         InputError: for an unknown engine, one that is not installed, or one of the CPU's for a module elsewhere.
@@ -52,56 +53,83 @@ def compiled(module: Any, engine: str, example: Sequence[torch.Tensor]) -> Any:
     if engine not in ENGINES[1:]:
         raise InputError(f"engine: must be one of {', '.join(ENGINES)}, found {engine!r}")
     if engine == "torch":
-        return module
+        return module if method == "forward" else getattr(module, method)
     if engine == "compile":
-        return torch.compile(module, dynamic=True)
-    _check(module, engine)
-    run = _onnx(graph(module, example)) if engine == "onnx" else _openvino(graph(module, example), engine)
-    return Compiled(run, getattr(module, "config", None))
+        return torch.compile(getattr(module, method), dynamic=True)
+    require(engine)
+    device = next(module.parameters()).device
+    if device.type != "cpu":
+        raise InputError(f"engine={engine}: computes on the CPU, found the model on {device}; use torch or compile")
+    drawn = graph(module, example, method)
+    run, lock = _onnx(drawn) if engine == "onnx" else _openvino(drawn, engine), threading.Lock()
+
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return torch.from_numpy(run([part.contiguous().numpy() for part in inputs]))
+
+    return call
 
 
-class Compiled:
-    """A network that another engine computes on the CPU; one call at a time.
+class Prepared:
+    """A denoiser as the sampler calls it, at many levels with the same present and target: the modulation is computed
+    once for all levels, and once for all rows that share it, and kept while the levels fall: for one plan.
 
     Args:
-        run: arrays in, array out.
-        config: of the network.
+        model: a `Planner` or a `Dynamics`.
+        levels: that will be visited.
+        denoise: who computes the model's `denoise`; None: the model.
     """
 
-    def __init__(self, run: Run, config: Any) -> None:
-        self._run, self.config, self._lock = run, config, threading.Lock()
+    def __init__(self, model: Any, levels: Sequence[int], denoise: Run | None = None) -> None:
+        self.model, self.levels, self.denoise, self.config = model, list(levels), denoise, model.config
+        self._last = -1  # level, and what else was told, at the last call
+        self._known: tuple[torch.Tensor, ...] = ()
+        self._modulations: dict[int, torch.Tensor] = {}
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with self._lock:
-            return torch.from_numpy(self._run([part.contiguous().numpy() for part in inputs]))
+    def __call__(self, x: torch.Tensor, levels: torch.Tensor, *told: torch.Tensor) -> torch.Tensor:
+        """As the model; but `levels` are all one, of those that were announced."""
+        level, known = int(levels[0]), (x[:, 0, : self.config["latent_dim"]], *told)
+        if level >= self._last or not all(map(torch.equal, known, self._known)):
+            self._known = tuple(part.clone() for part in known)
+            self._modulations = self._prepare(known)
+        self._last, modulation = level, self._modulations[level]
+        return self.model(x, levels, *told, modulation) if self.denoise is None else self.denoise(x, modulation)
+
+    def _prepare(self, known: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Level -> modulation (B, F)."""
+        flat = torch.cat([part.view(len(part), -1) for part in known], -1)
+        rows, index = torch.unique(flat, dim=0, return_inverse=True)
+        parts = rows.repeat(len(self.levels), 1).split([part[0].numel() for part in known], -1)
+        levels = torch.tensor(self.levels, device=rows.device).repeat_interleave(len(rows))
+        told = [part.view(-1, *whole.shape[1:]) for part, whole in zip(parts, known)]
+        modulation = self.model.modulation(levels, *told).view(len(self.levels), len(rows), -1)
+        return dict(zip(self.levels, modulation[:, index]))
 
 
 def _missing(engine: str) -> list[str]:
     return [package for package in PACKAGES[engine] if importlib.util.find_spec(package) is None]
 
 
-def _check(module: torch.nn.Module, engine: str) -> None:
+def require(engine: str) -> None:
+    """Raises InputError with the line that installs what an engine needs, unless it is there."""
     if _missing(engine):
         extra = engine.partition("_")[0]
         raise InputError(f"engine={engine}: {_missing(engine)[0]} is not installed: pip install 'mpdiffuser[{extra}]'")
-    device = next(module.parameters()).device
-    if device.type != "cpu":
-        raise InputError(f"engine={engine}: computes on the CPU, found the model on {device}; use torch or compile")
 
 
 class _Positional(torch.nn.Module):
     """Tracers want forward(*inputs), without diffusers' keyword machinery."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, method: str) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.method = module.eval(), method
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.module(*inputs)
+        return getattr(self.module, self.method)(*inputs)
 
 
-def graph(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> bytes:
-    """The network as an ONNX graph for any batch, inputs input_0, input_1, ..., output `output`; in eval mode.
+def graph(module: torch.nn.Module, example: Sequence[torch.Tensor], method: str = "forward") -> bytes:
+    """A method of the module, in eval mode, as an ONNX graph for any batch, with its arguments' names -> output.
 
     Args:
         example: as in `compiled`.
@@ -109,12 +137,13 @@ def graph(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> bytes:
     Raises:
         InputError: for a network of which there can be no such graph.
     """
-    names, file = [f"input_{i}" for i in range(len(example))], io.BytesIO()
+    names = list(inspect.signature(getattr(module, method)).parameters)[: len(example)]
+    file = io.BytesIO()
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # torch on this exporter; the newer one needs a package more
         try:
             torch.onnx.export(
-                _Positional(module.eval()),
+                _Positional(module, method),
                 tuple(example),
                 file,  # type: ignore[arg-type]
                 input_names=names,
@@ -128,7 +157,7 @@ def graph(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> bytes:
     return file.getvalue()
 
 
-def _onnx(graph: bytes) -> Run:
+def _onnx(graph: bytes) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -138,7 +167,7 @@ def _onnx(graph: bytes) -> Run:
     return lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
 
 
-def _openvino(graph: bytes, engine: str) -> Run:
+def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     import openvino
 
     core, precision = openvino.Core(), "bf16" if engine == "openvino_bf16" else "f32"

@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mpdiffuser.budget import Allowance
-from mpdiffuser.engines import compiled, resolved
+from mpdiffuser.engines import Prepared, compiled, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
@@ -119,8 +119,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         config = replace(config, engine=resolved(config.engine, self.device))
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
-        planner, dynamics = (self.network(name, config.engine) for name in ("planner", "dynamics"))
+        planner, dynamics = (self._prepared(name, config) for name in ("planner", "dynamics"))
         return self.drawing(planner, dynamics, self.schedule, bounds[0], bounds[1], config)
+
+    def _prepared(self, name: str, config: SamplerConfig) -> Any:
+        model = getattr(self, name)
+        if model is None:
+            return None
+        levels = self.schedule.grid(config.steps, config.grid)
+        return Prepared(model, levels, None if config.engine == "torch" else self.network(name, config.engine))
 
     def features(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """The encoder's `features`, computed by an engine where it sees pixels; always in float32, since what is wrong
@@ -138,21 +145,29 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def sees_pixels(self) -> bool:
         return hasattr(self.encoder, "frame_net") and "observation" in self.config["info"]
 
-    def network(self, name: str, engine: str) -> Any:
-        """The planner, the dynamics model or the encoder's frame_net in an engine, compiled once for each weights."""
-        model = self.encoder.frame_net if name == "frame_net" else getattr(self, name)
-        if engine == "torch" or model is None:
-            return model
+    def network(self, name: str, engine: str) -> Callable[..., torch.Tensor]:
+        """What computes one of `networks`, a denoiser's `denoise`; compiled once for each weights."""
+        model, example = self.networks()[name]
         cache = self.__dict__.setdefault("_engines", {})
         if cache.get((name, engine), (None,))[0] is not model:
-            cache[name, engine] = (model, compiled(model, engine, self.example(name)))
+            if name == "frame_net":
+                run = compiled(model, engine, example)
+            else:
+                x, *told = example
+                modulation = model.modulation(told[0], x[:, 0, : model.config["latent_dim"]], *told[1:]).detach()
+                run = compiled(model, engine, (x, modulation), "denoise")
+            cache[name, engine] = (model, run)
         return cache[name, engine][1]
 
-    def example(self, name: str) -> tuple[torch.Tensor, ...]:
-        """Inputs of a `network`, a batch of 2."""
-        if name == "frame_net":
-            return (torch.zeros(2, *self.config["info"]["observation"]["shape"], dtype=torch.uint8),)
-        return getattr(self, name).example()
+    def networks(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
+        """What engines can compute: the planner, the dynamics model and the encoder's frame_net, where they are there,
+        each with inputs of its forward pass, a batch of 2."""
+        denoisers = {name: getattr(self, name) for name in ("planner", "dynamics")}
+        found = {name: (model, model.example()) for name, model in denoisers.items() if model is not None}
+        if self.sees_pixels:
+            frames = torch.zeros(2, *self.config["info"]["observation"]["shape"], dtype=torch.uint8)
+            found["frame_net"] = (self.encoder.frame_net, (frames,))
+        return found
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
