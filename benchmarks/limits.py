@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpdiffuser.engines import compiled, resolved
+from mpdiffuser.episodes import Episodes
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
 
 PACKAGES = ("torch", "openvino", "onnxruntime", "numpy", "mujoco", "dm_control", "timm")
@@ -43,11 +44,31 @@ def timed(call: Callable[[], Any], repeats: int = 20, seconds: float = 5.0) -> d
         call()
         core.append(1e3 * (time.process_time() - start_core))
         wall.append(1e3 * (time.perf_counter() - start))
-    result = {"repeats": float(len(wall))}
-    for name, values in (("cpu_ms", core), ("wall_ms", wall)):
-        low, middle, high = np.percentile(values, [25, 50, 75])
-        result |= {name: middle, f"{name}_low": low, f"{name}_high": high, f"{name}_best": min(values)}
-    return result
+    return spread("cpu_ms", core) | spread("wall_ms", wall) | {"repeats": len(wall)}
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and least of values, as columns of a row."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {name: float(middle), f"{name}_low": float(low), f"{name}_high": float(high), f"{name}_best": min(values)}
+
+
+def episodes_of(steps: int, length: int = 1000, observation: int = 11, action: int = 3, size: int = 0) -> Episodes:
+    """Random episodes of `steps` steps in all, of states or, where `size` is given, of frames."""
+    random, count = np.random.default_rng(0), max(1, steps // length)
+    rows = count * (length + 1)
+    arrays: dict[str, np.ndarray] = {
+        "actions": random.uniform(-1, 1, (rows, action)).astype(np.float32),
+        "rewards": random.random(rows, np.float32),
+        "terminations": np.zeros(rows, bool),
+        "truncations": np.zeros(rows, bool),
+    }
+    if size:
+        arrays["frames"] = random.integers(0, 256, (rows, size, size, 3), np.uint8)
+    else:
+        arrays["observations"] = random.standard_normal((rows, observation), np.float32)
+    arrays["truncations"][length - 1 :: length + 1] = True
+    return Episodes(arrays, np.arange(count + 1) * (length + 1))
 
 
 def arithmetic(quick: bool = False) -> dict[str, float]:
@@ -84,12 +105,12 @@ def limits(quick: bool = False) -> dict[str, Any]:
     return {"gflops": rates, "best_gflops": best, "copy_gb_s": bandwidth(quick)}
 
 
-def work(module: nn.Module, *inputs: torch.Tensor) -> float:
-    """Floating-point operations of a forward pass: of its products and convolutions, a multiplication and an addition
-    being two."""
+def work(call: Callable[..., Any], *inputs: torch.Tensor) -> float:
+    """Floating-point operations of a call: of its products and convolutions, a multiplication and an addition being
+    two."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        module(*inputs)
+    with counter:
+        call(*inputs)
     return float(counter.get_total_flops())
 
 
