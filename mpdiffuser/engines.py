@@ -122,7 +122,8 @@ class _Positional(torch.nn.Module):
 
     def __init__(self, module: torch.nn.Module, method: str) -> None:
         super().__init__()
-        self.module, self.method = module.eval(), method
+        self.module, self.method = module, method
+        self.eval()  # itself too: the exporter gives all below it back the mode in which it found the topmost
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return getattr(self.module, self.method)(*inputs)

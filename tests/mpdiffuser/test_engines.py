@@ -40,9 +40,10 @@ def inputs(batch: int, kind: str) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("kind", ["planner", "dynamics", "frame_net"])
 @pytest.mark.parametrize("engine", TOLERANCE)
 def test_engines_agree_with_torch(randomize, engine: str, kind: str) -> None:
-    """For every batch size, and what it gave before is not overwritten by the next call."""
+    """For every batch size, and what it gave before is not overwritten by the next call; the model stays as it was."""
     model = network(randomize, kind)
     fast, found, expected = compiled(model, engine, inputs(2, kind)), [], []
+    assert not any(part.training for part in model.modules())
     for batch in (1, 3, 64):
         with torch.inference_mode():
             found.append(fast(*inputs(batch, kind)))
