@@ -130,15 +130,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return Prepared(model, levels, None if config.engine == "torch" else self.network(name, config.engine))
 
     def features(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The encoder's `features`, computed by an engine where it sees pixels; always in float32, since what is wrong
-        with the present no level of noise mends. With "auto" by torch, where the engine cannot take the network."""
+        """The encoder's `features`, where it sees pixels computed by an engine if that can take its network; always in
+        float32, since what is wrong with the present no level of noise mends."""
         if not self.sees_pixels:
             return self.encoder.features
         try:
             return self.network("frame_net", resolved(engine, self.device).removesuffix("_bf16"))
         except InputError:
-            if engine != "auto":
-                raise
             return self.encoder.features
 
     @property

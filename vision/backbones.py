@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.functional import avg_pool2d
 
 from mpdiffuser.errors import InputError
 
@@ -58,11 +58,14 @@ class Backbone(nn.Module):
 
 
 def _pooled(maps: torch.Tensor, cells: int) -> torch.Tensor:
-    """Maps (B, C, height, width) averaged down to (B, C, cells, cells)."""
+    """Maps (B, C, height, width) averaged down to (B, C, cells, cells), as adaptive_avg_pool2d does, for ONNX too."""
     height, width = (int(side) for side in maps.shape[-2:])
-    if height % cells or width % cells:
-        return adaptive_avg_pool2d(maps, cells)
-    return avg_pool2d(maps, (height // cells, width // cells))  # the same, and what ONNX knows
+    if height % cells == width % cells == 0:
+        return avg_pool2d(maps, (height // cells, width // cells))
+    for dim, side in ((-2, height), (-1, width)):
+        ends = [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+        maps = torch.cat([maps.narrow(dim, a, b - a).mean(dim, keepdim=True) for a, b in ends], dim)
+    return maps
 
 
 def _timm(model: str, stride: int) -> tuple[nn.Module, int, tuple[float, ...], tuple[float, ...]]:

@@ -10,11 +10,13 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.planning import untrained
 from mpdiffuser import engines
 from mpdiffuser.engines import Prepared, compiled, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from vision.backbones import Backbone
+from vision.encoder import PixelEncoder
 
 D, M, H = 3, 2, 8
 SIZES = dict(latent_dim=D, action_dim=M, horizon=H, width=16, multipliers=(1, 2), embedding=16)
@@ -109,6 +111,21 @@ def test_networks_that_no_graph_can_express(capfd) -> None:
     with pytest.raises(InputError, match="engine: ONNX cannot express this network"):
         compiled(Odd(), "onnx", (torch.zeros(2, 3),))
     assert len(capfd.readouterr().out) < 1000  # the exporter prints the whole network
+
+
+def test_frames_are_seen_through_the_engine(randomize, monkeypatch) -> None:
+    """In float32, also where the feature map, 3 x 3, does not divide into the cells; but not by one that cannot."""
+    encoder = randomize(PixelEncoder("conv", 8, 2, 2, D, M))
+    info = {"observation": {"shape": [20, 20, 3], "dtype": "uint8"}}
+    pipeline = untrained(encoder, Planner(**SIZES), Dynamics(**SIZES), info)
+    frames = torch.randint(256, (5, 20, 20, 3), dtype=torch.uint8)
+    for engine in TOLERANCE:
+        see = pipeline.features(engine)
+        assert see != encoder.features
+        with torch.inference_mode():
+            torch.testing.assert_close(see(frames), encoder.features(frames), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(encoder, "frame_net", Odd())
+    assert pipeline.features("onnx") == encoder.features
 
 
 @pytest.mark.parametrize("kind", ["planner", "dynamics"])
