@@ -172,7 +172,11 @@ def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.
     import openvino
 
     core, precision = openvino.Core(), "bf16" if engine == "openvino_bf16" else "f32"
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+        "ENABLE_CPU_PINNING": False,  # to the first cores: those of every other process too
+    }
     request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
 
     def run(inputs: Sequence[np.ndarray]) -> np.ndarray:

@@ -55,6 +55,17 @@ def test_engines_agree_with_torch(randomize, engine: str, kind: str) -> None:
         assert (a - b).abs().max() <= TOLERANCE[engine] * b.abs().max()
 
 
+def test_openvino_leaves_the_choice_of_a_core_to_the_system(randomize, monkeypatch) -> None:
+    """Bound to the first core, as it is by itself, it would share that with every other process that plans."""
+    import openvino
+
+    model, chosen = network(randomize, "dynamics"), []
+    compile_model = openvino.Core.compile_model
+    monkeypatch.setattr(openvino.Core, "compile_model", lambda *args: chosen.append(compile_model(*args)) or chosen[0])
+    compiled(model, "openvino", inputs(2, "dynamics"))(*inputs(2, "dynamics"))
+    assert not chosen[0].get_property("ENABLE_CPU_PINNING")
+
+
 def test_compile_agrees_with_torch(randomize, monkeypatch) -> None:
     """The graph that torch takes down; its code generator would take a minute and is torch's affair."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
