@@ -26,6 +26,7 @@ from envs.vector import VectorEnv
 from mpdiffuser.budget import Budget
 from mpdiffuser.config import configured, settings
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
+from mpdiffuser.engines import resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
 from mpdiffuser.files import MANIFEST, claim, read_json, write_whole, writing
@@ -114,6 +115,9 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         InputError: for a folder with another evaluation, or of another pipeline.
     """
     samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
+    for section in samplers.values():  # what a repetition needs to know
+        section.engine = resolved(section.engine, torch.device("cpu"))
+    print(f"Engine: {cfg.sampler.engine}")
     identity = {
         "settings": OmegaConf.to_container(cfg.evaluation)
         | {name: OmegaConf.to_container(section) for name, section in samplers.items()},
@@ -337,7 +341,9 @@ def recorded(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if settings["sampler"]["deadline_ms"]:
         raise InputError(f"{file}: sampler.deadline_ms is {settings['sampler']['deadline_ms']}: clocks do not repeat")
     try:
-        cfg.sampler.merge_with(settings.pop("sampler"))
+        for name, section in {"sampler": cfg.sampler, **cfg.rivals}.items():
+            if name in settings:  # who computed was no question before there were engines for all
+                section.merge_with({"engine": "torch"} | settings.pop(name))
         cfg.evaluation.merge_with(settings)
         cfg.threads = metrics["machine"]["threads"]
     except OmegaConfBaseException as error:

@@ -1,7 +1,7 @@
 """Controllers: observation in, action out. Each serves a batch of environments that step together."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,10 +28,13 @@ class LatentHistory:
     observation.
 
     At an episode's start the first observation stands in for the missing past, with actions of 0, as in training.
+
+    Args:
+        see: what computes the encoder's features; None: the encoder itself.
     """
 
-    def __init__(self, encoder: ModelMixin) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: ModelMixin, see: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        self.encoder, self.see = encoder, see or encoder.features
         self.device = encoder.device
         self.reset()
 
@@ -41,7 +44,7 @@ class LatentHistory:
     @torch.inference_mode()
     def __call__(self, observations: np.ndarray) -> torch.Tensor:
         """Observations (B, ...) that the action of `did` led to."""
-        newest = self.encoder.features(torch.from_numpy(np.ascontiguousarray(observations)).to(self.device))[:, None]
+        newest = self.see(torch.from_numpy(np.ascontiguousarray(observations)).to(self.device))[:, None]
         history = self.encoder.history
         if self.features is None:
             self.features = newest.expand(-1, history, *newest.shape[2:])
@@ -63,7 +66,7 @@ class LatentHistory:
         assert self.features is not None
         batch, steps = observations.shape[:2]
         flat = torch.from_numpy(np.ascontiguousarray(observations)).flatten(0, 1).to(self.device)
-        features = torch.cat([self.features, self.encoder.features(flat).unflatten(0, (batch, steps))], 1)
+        features = torch.cat([self.features, self.see(flat).unflatten(0, (batch, steps))], 1)
         taken = torch.cat([self.actions, torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)], 1)
         history = self.encoder.history
         pairs = [(features[:, k : k + history], taken[:, k : k + history - 1]) for k in range(1, steps + 1)]
@@ -107,7 +110,7 @@ class Controller:
         self.sampler = pipeline.sampler(config)
         self.calibrated = not config.deadline_ms
         self.chunk, self.budget, self.objective = chunk, budget, objective
-        self.history = LatentHistory(pipeline.encoder)
+        self.history = LatentHistory(pipeline.encoder, pipeline.features(config.engine))
         self.record = pipeline.config["info"].get("observation")
         self.reset([0])
 

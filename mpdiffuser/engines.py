@@ -1,79 +1,186 @@
-"""Engines: who computes a denoiser's forward pass while plans are drawn.
+"""Engines: who computes the networks while plans are drawn. All give the numbers of eager torch, up to rounding.
 
-torch       the model as it is
-openvino    compiled by OpenVINO for this CPU, float32: pip install 'mpdiffuser[openvino]'
+torch           the model as it is
+compile         torch.compile, with a C++ compiler: a minute for each model, later runs reuse its cache
+onnx            ONNX Runtime: pip install 'mpdiffuser[onnx]'
+openvino        OpenVINO, float32: pip install 'mpdiffuser[openvino]'
+openvino_bf16   OpenVINO, bfloat16 where the CPU computes with it, else float32
+auto            on a CPU the first of openvino and onnx that is installed, else torch
+
+The order of auto is fixed (measured by python -m benchmarks.planning): the outcome of a race would depend on what else
+the machine does, and with it the last digits of a result. Networks reach both libraries as ONNX graphs: OpenVINO's own
+converter of torch modules takes ten times as long, for graphs that are not faster, and reports its use to its makers.
 """
 
+import importlib.util
+import inspect
+import io
 import threading
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpdiffuser.errors import InputError
 
-ENGINES = ("torch", "openvino")
+PACKAGES = {"onnx": ("onnxruntime", "onnx")} | dict.fromkeys(("openvino", "openvino_bf16"), ("openvino", "onnx"))
+ENGINES = ("auto", "torch", "compile", *PACKAGES)
+FASTEST = ("openvino", "onnx")
+
+Run = Callable[..., torch.Tensor]
 
 
-def compiled(model: Any, engine: str) -> Any:
-    """The model, or what computes the same: called with the same tensors, and with the model's `config`.
+def resolved(engine: str, device: torch.device) -> str:
+    """What "auto" stands for here; any other engine is itself."""
+    if engine != "auto":
+        return engine
+    return next((name for name in FASTEST if device.type == "cpu" and not _missing(name)), "torch")
+
+
+def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tensor], method: str = "forward") -> Run:
+    """What computes a method of the module: called with the same tensors, any batch.
+
+    Args:
+        engine: not "auto", see `resolved`.
+        example: inputs of the method, each (2, ...): a batch of 1 would be traced as what never grows.
 
     Raises:
-        InputError: for an unknown engine, or one that is not installed.
+        InputError: for an unknown engine, one that is not installed, or one of the CPU's for a module elsewhere.
     """
-    if engine not in ENGINES:
+    if engine not in ENGINES[1:]:
         raise InputError(f"engine: must be one of {', '.join(ENGINES)}, found {engine!r}")
-    return model if engine == "torch" or model is None else OpenVINODenoiser(model)
+    if engine == "torch":
+        return module if method == "forward" else getattr(module, method)
+    if engine == "compile":
+        return torch.compile(getattr(module, method), dynamic=True)
+    require(engine)
+    device = next(module.parameters()).device
+    if device.type != "cpu":
+        raise InputError(f"engine={engine}: computes on the CPU, found the model on {device}; use torch or compile")
+    drawn = graph(module, example, method)
+    run, lock = _onnx(drawn) if engine == "onnx" else _openvino(drawn, engine), threading.Lock()
+
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return torch.from_numpy(run([part.contiguous().numpy() for part in inputs]))
+
+    return call
 
 
-class OpenVINODenoiser:
-    """A denoiser compiled for the CPU, with as many threads as torch has; one call at a time.
+class Prepared:
+    """A denoiser as the sampler calls it, at many levels with the same present and target: the modulation is computed
+    once for all levels, and once for all rows that share it, and kept while the levels fall: for one plan.
 
     Args:
         model: a `Planner` or a `Dynamics`.
-
-    Raises:
-        InputError: if OpenVINO is not installed.
+        levels: that will be visited.
+        denoise: who computes the model's `denoise`; None: the model.
     """
 
-    def __init__(self, model: Any) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise InputError("engine=openvino: not installed: pip install 'mpdiffuser[openvino]'") from error
-        self.config = model.config
-        c, rows = model.config, 2
-        x = torch.zeros(rows, c["horizon"], c["latent_dim"] + c["action_dim"])
-        inputs: tuple[torch.Tensor, ...] = (x, torch.zeros(rows, dtype=torch.long))
-        if "condition_dim" in c:
-            inputs = (*inputs, torch.zeros(rows, c["condition_dim"]), torch.ones(rows))
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch on its own tracing
-            graph = openvino.convert_model(
-                _Positional(model.to("cpu").eval()),
-                example_input=inputs,
-                input=[(openvino.PartialShape([-1, *part.shape[1:]]), _kind(openvino, part)) for part in inputs],
-            )
-        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-        self._request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
-        self._lock = threading.Lock()
+    def __init__(self, model: Any, levels: Sequence[int], denoise: Run | None = None) -> None:
+        self.model, self.levels, self.denoise, self.config = model, list(levels), denoise, model.config
+        self._last = -1  # level, and what else was told, at the last call
+        self._known: tuple[torch.Tensor, ...] = ()
+        self._modulations: dict[int, torch.Tensor] = {}
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with self._lock:
-            self._request.infer([part.contiguous().numpy() for part in inputs], share_inputs=True)
-            return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+    def __call__(self, x: torch.Tensor, levels: torch.Tensor, *told: torch.Tensor) -> torch.Tensor:
+        """As the model; but `levels` are all one, of those that were announced."""
+        level, known = int(levels[0]), (x[:, 0, : self.config["latent_dim"]], *told)
+        if level >= self._last or not all(map(torch.equal, known, self._known)):
+            self._known = tuple(part.clone() for part in known)
+            self._modulations = self._prepare(known)
+        self._last, modulation = level, self._modulations[level]
+        return self.model(x, levels, *told, modulation) if self.denoise is None else self.denoise(x, modulation)
+
+    def _prepare(self, known: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Level -> modulation (B, F)."""
+        flat = torch.cat([part.view(len(part), -1) for part in known], -1)
+        rows, index = torch.unique(flat, dim=0, return_inverse=True)
+        parts = rows.repeat(len(self.levels), 1).split([part[0].numel() for part in known], -1)
+        levels = torch.tensor(self.levels, device=rows.device).repeat_interleave(len(rows))
+        told = [part.view(-1, *whole.shape[1:]) for part, whole in zip(parts, known)]
+        modulation = self.model.modulation(levels, *told).view(len(self.levels), len(rows), -1)
+        return dict(zip(self.levels, modulation[:, index]))
+
+
+def _missing(engine: str) -> list[str]:
+    return [package for package in PACKAGES[engine] if importlib.util.find_spec(package) is None]
+
+
+def require(engine: str) -> None:
+    """Raises InputError with the line that installs what an engine needs, unless it is there."""
+    if _missing(engine):
+        extra = engine.partition("_")[0]
+        raise InputError(f"engine={engine}: {_missing(engine)[0]} is not installed: pip install 'mpdiffuser[{extra}]'")
 
 
 class _Positional(torch.nn.Module):
-    """OpenVINO traces forward(*inputs) without diffusers' keyword machinery."""
+    """Tracers want forward(*inputs), without diffusers' keyword machinery."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, method: str) -> None:
         super().__init__()
-        self.model = model
+        self.module, self.method = module, method
+        self.eval()  # itself too: the exporter gives all below it back the mode in which it found the topmost
 
-    def forward(self, x, levels, condition=None, keep=None):  # type: ignore[no-untyped-def]
-        return self.model(x, levels) if condition is None else self.model(x, levels, condition, keep)
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return getattr(self.module, self.method)(*inputs)
 
 
-def _kind(openvino: Any, tensor: torch.Tensor) -> Any:
-    return openvino.Type.i64 if tensor.dtype == torch.long else openvino.Type.f32
+def graph(module: torch.nn.Module, example: Sequence[torch.Tensor], method: str = "forward") -> bytes:
+    """A method of the module, in eval mode, as an ONNX graph for any batch, with its arguments' names -> output.
+
+    Args:
+        example: as in `compiled`.
+
+    Raises:
+        InputError: for a network of which there can be no such graph.
+    """
+    names = list(inspect.signature(getattr(module, method)).parameters)[: len(example)]
+    file = io.BytesIO()
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # torch on this exporter; the newer one needs a package more
+        try:
+            torch.onnx.export(
+                _Positional(module, method),
+                tuple(example),
+                file,  # type: ignore[arg-type]
+                input_names=names,
+                output_names=["output"],
+                dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
+                dynamo=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            reason = str(error).partition("[Caused by")[0].partition("\n")[0]
+            raise InputError(f"engine: ONNX cannot express this network ({reason}); use torch or compile") from error
+    return file.getvalue()
+
+
+def _onnx(graph: bytes) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    return lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
+
+
+def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    import openvino
+
+    core, precision = openvino.Core(), "bf16" if engine == "openvino_bf16" else "f32"
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+        "ENABLE_CPU_PINNING": False,  # to the first cores: those of every other process too
+    }
+    request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
+
+    def run(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        request.infer(inputs, share_inputs=True)
+        return request.get_output_tensor(0).data.copy()
+
+    return run

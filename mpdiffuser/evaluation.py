@@ -34,7 +34,8 @@ class Outcome:
     returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. distances: steps ahead ->
     squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one
     entry a probe and environment. fallbacks: plans that could not be had (see `Controller`), None without planning.
-    levels: noise levels of a plan. film: of the first environment, what `mpdiffuser.video` shows.
+    levels: noise levels of a plan. engine: who computed the networks. film: of the first environment, what
+    `mpdiffuser.video` shows.
     """
 
     returns: np.ndarray
@@ -46,6 +47,7 @@ class Outcome:
     distances: dict[int, list[float]] = field(default_factory=dict)
     fallbacks: int | None = None
     levels: int | None = None
+    engine: str | None = None
     film: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
@@ -56,7 +58,9 @@ class Outcome:
             "costs": [round(float(c), 3) for c in self.costs],
             "seconds": round(self.seconds, 1),
         }
-        result |= {key: getattr(self, key) for key in ("fallbacks", "levels") if getattr(self, key) is not None}
+        result |= {
+            key: getattr(self, key) for key in ("fallbacks", "levels", "engine") if getattr(self, key) is not None
+        }
         for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1)):
             times = getattr(self, name)
             if times:
@@ -126,7 +130,8 @@ def evaluate(
             bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
     if isinstance(controller, Controller):
         outcome.plan_ms_single = _single_latency(controller)
-        outcome.fallbacks, outcome.levels = controller.fallbacks, controller.sampler.config.steps
+        used = controller.sampler.config
+        outcome.fallbacks, outcome.levels, outcome.engine = controller.fallbacks, used.steps, used.engine
     outcome.seconds = time.perf_counter() - began
     return outcome
 

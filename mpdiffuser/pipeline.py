@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mpdiffuser.budget import Allowance
-from mpdiffuser.engines import compiled
+from mpdiffuser.engines import Prepared, compiled, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
@@ -58,7 +58,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
     """Encoder, normalisers, planner, dynamics, ranker, schedule and, for looking, a decoder.
 
     Args:
-        encoder: observations to latents: `history`, `features(observations)`, `forward(features)` (see `Controller`).
+        encoder: observations to latents: `history`, `features(observations)`, `forward(features)` (see `Controller`);
+            where a network computes its features from pixels this is its `frame_net`.
         latents, actions: fitted normalisers; condition: the targets' fitted marginals.
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
@@ -108,25 +109,63 @@ class MPDiffuserPipeline(DiffusionPipeline):
         check_pipeline(Path(folder))
         return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
 
+    drawing: ClassVar[type[Sampler]] = Sampler
+
     def sampler(self, config: SamplerConfig) -> Sampler:
-        """Draws plans as `config` says.
+        """Draws plans as `config` says, its engine resolved.
 
         Raises:
             InputError: if its engine is not installed, or its composition needs a dynamics model that is not there.
         """
+        config = replace(config, engine=resolved(config.engine, self.device))
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
-        models = [self._compiled(name, config.engine) for name in ("planner", "dynamics")]
-        return Sampler(models[0], models[1], self.schedule, bounds[0], bounds[1], config)
+        planner, dynamics = (self._prepared(name, config) for name in ("planner", "dynamics"))
+        return self.drawing(planner, dynamics, self.schedule, bounds[0], bounds[1], config)
 
-    def _compiled(self, name: str, engine: str) -> Any:
-        """A denoiser in an engine, compiled once for each weights."""
+    def _prepared(self, name: str, config: SamplerConfig) -> Any:
         model = getattr(self, name)
-        if engine == "torch" or model is None:
-            return model
+        if model is None:
+            return None
+        levels = self.schedule.grid(config.steps, config.grid)
+        return Prepared(model, levels, None if config.engine == "torch" else self.network(name, config.engine))
+
+    def features(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The encoder's `features`, where it sees pixels computed by an engine if that can take its network; always in
+        float32, since what is wrong with the present no level of noise mends."""
+        if not self.sees_pixels:
+            return self.encoder.features
+        try:
+            return self.network("frame_net", resolved(engine, self.device).removesuffix("_bf16"))
+        except InputError:
+            return self.encoder.features
+
+    @property
+    def sees_pixels(self) -> bool:
+        return hasattr(self.encoder, "frame_net") and "observation" in self.config["info"]
+
+    def network(self, name: str, engine: str) -> Callable[..., torch.Tensor]:
+        """What computes one of `networks`, a denoiser's `denoise`; compiled once for each weights."""
+        model, example = self.networks()[name]
         cache = self.__dict__.setdefault("_engines", {})
         if cache.get((name, engine), (None,))[0] is not model:
-            cache[name, engine] = (model, compiled(model, engine))
+            if name == "frame_net":
+                run = compiled(model, engine, example)
+            else:
+                x, *told = example
+                modulation = model.modulation(told[0], x[:, 0, : model.config["latent_dim"]], *told[1:]).detach()
+                run = compiled(model, engine, (x, modulation), "denoise")
+            cache[name, engine] = (model, run)
         return cache[name, engine][1]
+
+    def networks(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
+        """What engines can compute: the planner, the dynamics model and the encoder's frame_net, where they are there,
+        each with inputs of its forward pass, a batch of 2."""
+        denoisers = {name: getattr(self, name) for name in ("planner", "dynamics")}
+        found = {name: (model, model.example()) for name, model in denoisers.items() if model is not None}
+        if self.sees_pixels:
+            frames = torch.zeros(2, *self.config["info"]["observation"]["shape"], dtype=torch.uint8)
+            found["frame_net"] = (self.encoder.frame_net, (frames,))
+        return found
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None

@@ -51,7 +51,8 @@ class SamplerConfig:
         pull: how strongly the gradient of an objective handed to the controller pulls at the plans; 0 leaves it to the
             ranking. J = pull times the sum of its rewards.
         warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
-        engine: who computes the denoisers, "torch" or "openvino" (`mpdiffuser.engines`).
+        engine: who computes the networks: "auto", "torch", "compile", "onnx", "openvino" or "openvino_bf16"
+            (`mpdiffuser.engines`).
         deadline_ms: a controller visits as many levels, up to `steps`, as it can plan with in this time; 0 = `steps`.
 
     Raises:
@@ -73,7 +74,7 @@ class SamplerConfig:
     target_spread: float = 0.0
     pull: float = 0.0
     warm_start: int = 0
-    engine: str = "torch"
+    engine: str = "auto"
     deadline_ms: float = 0.0
 
     def __post_init__(self) -> None:

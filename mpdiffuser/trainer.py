@@ -11,6 +11,7 @@ give the losses of one process with the same total batch.
     <folder>/last                         name of the newest whole checkpoint
 """
 
+import functools
 import json
 import math
 import re
@@ -76,11 +77,15 @@ def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
     parts = []
     while count:
         epoch, offset = divmod(start, size)
-        order = torch.randperm(size, generator=_generator(seed, epoch, 1))
-        parts.append(order[offset : offset + count])
+        parts.append(_permutation(size, seed, epoch)[offset : offset + count])
         start += len(parts[-1])
         count -= len(parts[-1])
     return torch.cat(parts)
+
+
+@functools.lru_cache(8)  # of a million windows it takes longer than a batch does
+def _permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(size, generator=_generator(seed, epoch, 1))
 
 
 def _generator(seed: int, number: int, stream: int) -> torch.Generator:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpdiffuser import engines
 from mpdiffuser.episodes import Episodes
 
 torch.set_num_threads(1)
@@ -68,3 +69,9 @@ def make_episodes() -> Callable[..., Episodes]:
 @pytest.fixture(scope="session")
 def randomize() -> Callable[..., torch.nn.Module]:
     return randomized
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """engine=auto is torch in tests: compiling each small pipeline anew would take most of their time."""
+    monkeypatch.setattr(engines, "FASTEST", ())

@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from mpdiffuser.errors import InputError
 
@@ -45,7 +46,7 @@ class Backbone(nn.Module):
             self.net, self.channels, mean, std = _small_conv(stride), 64, (0.5,) * 3, (0.5,) * 3
         else:
             raise InputError(f"encoder.backbone: must be timm:NAME, torchvision:resnetNN, or conv; found {name!r}")
-        self.pool = nn.AdaptiveAvgPool2d(pool)
+        self.pool = pool
         self.dim = self.channels * pool * pool
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -53,7 +54,18 @@ class Backbone(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         images = frames.permute(0, 3, 1, 2).to(self.std.dtype) / 255  # a view in channels-last memory order
         maps = self.net((images - self.mean) / self.std)
-        return self.pool(maps[0] if isinstance(maps, list) else maps).flatten(1)
+        return _pooled(maps[0] if isinstance(maps, list) else maps, self.pool).flatten(1)
+
+
+def _pooled(maps: torch.Tensor, cells: int) -> torch.Tensor:
+    """Maps (B, C, height, width) averaged down to (B, C, cells, cells), as adaptive_avg_pool2d does, for ONNX too."""
+    height, width = (int(side) for side in maps.shape[-2:])
+    if height % cells == width % cells == 0:
+        return avg_pool2d(maps, (height // cells, width // cells))
+    for dim, side in ((-2, height), (-1, width)):
+        ends = [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+        maps = torch.cat([maps.narrow(dim, a, b - a).mean(dim, keepdim=True) for a, b in ends], dim)
+    return maps
 
 
 def _timm(model: str, stride: int) -> tuple[nn.Module, int, tuple[float, ...], tuple[float, ...]]:

@@ -3,9 +3,13 @@
 A trajectory x is (B, H, d + m): row k holds the normalised latent z_k and the action u_k that is taken there.
 The present latent z_0 is known: it is held clean at every noise level (`hold`) in training and in sampling, and also
 modulates every layer, since the first action must follow small differences of z_0.
+
+A forward pass is `denoise` with the `modulation` of all layers, which depends on the level, z_0 and the target alone:
+whoever draws plans can have it computed before.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -80,14 +84,35 @@ class Planner(ModelMixin, ConfigMixin):
         return slice(None)
 
     def forward(
-        self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
+        self,
+        x: torch.Tensor,
+        levels: torch.Tensor,
+        condition: torch.Tensor,
+        keep: torch.Tensor,
+        modulation: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x."""
-        keep, d = keep[:, None].to(x.dtype), self.config["latent_dim"]
-        known = torch.cat([x[:, 0, :d], condition * keep, keep], -1)
-        first, after, _ = self.columns(d).indices(x.shape[-1])
-        drawn = self.unet(x[..., first:after], self.level(levels) + self.context(known))
-        return pad(drawn, (first, x.shape[-1] - after))
+        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x; the modulation
+        (B, F) of these, if it is known already."""
+        if modulation is None:
+            modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]], condition, keep)
+        return self.denoise(x, modulation)
+
+    def modulation(
+        self, levels: torch.Tensor, present: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """Levels (B,), z_0 (B, d), condition (B, c), keep (B,) -> (B, F)."""
+        keep = keep[:, None].to(present.dtype)
+        known = torch.cat([present, condition * keep, keep], -1)
+        return self.unet.modulation(self.level(levels) + self.context(known))
+
+    def denoise(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Noisy x (B, H, d + m), modulation (B, F) -> like x."""
+        first, after, _ = self.columns(self.config["latent_dim"]).indices(x.shape[-1])
+        return pad(self.unet(x[..., first:after], modulation), (first, x.shape[-1] - after))
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Inputs of `forward`, a batch of 2."""
+        return *_example(self.config), torch.zeros(2, self.config["condition_dim"]), torch.ones(2)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
@@ -159,9 +184,23 @@ class Dynamics(ModelMixin, ConfigMixin):
         self.context = perceptron(latent_dim, embedding)
         self.unet = TemporalUNet(latent_dim + action_dim, latent_dim, width, multipliers, embedding)
 
-    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d)."""
-        return self.unet(x, self.level(levels) + self.context(x[:, 0, : self.config["latent_dim"]]))
+    def forward(self, x: torch.Tensor, levels: torch.Tensor, modulation: torch.Tensor | None = None) -> torch.Tensor:
+        """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d); modulation as in `Planner`."""
+        if modulation is None:
+            modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]])
+        return self.denoise(x, modulation)
+
+    def modulation(self, levels: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Levels (B,), z_0 (B, d) -> (B, F)."""
+        return self.unet.modulation(self.level(levels) + self.context(present))
+
+    def denoise(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Noisy x (B, H, d + m), modulation (B, F) -> prediction for the states (B, H, d)."""
+        return self.unet(x, modulation)
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Inputs of `forward`, a batch of 2."""
+        return _example(self.config)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
@@ -193,6 +232,11 @@ class CleanDynamics(Dynamics):
     """A dynamics model that is given the actions as they are (Zhou et al. 2024). Arguments and errors as `Dynamics`."""
 
     noisy_actions = False
+
+
+def _example(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.zeros(2, config["horizon"], config["latent_dim"] + config["action_dim"])
+    return x, torch.zeros(2, dtype=torch.long)
 
 
 def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:

@@ -50,7 +50,7 @@ class ReturnModel(ModelMixin, ConfigMixin):
         """Noisy x (B, H, d + m), levels (B,) -> (B,)."""
         embedding, hidden = self.level(levels), self.enter(x.transpose(1, 2))
         for block, shrink in zip(self.blocks, [*self.shrink, nn.Identity()]):
-            hidden = shrink(block(hidden, embedding))
+            hidden = shrink(block(hidden, block.film(embedding)))  # type: ignore[operator]
         return self.leave(hidden)[:, 0]
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -39,7 +39,6 @@ class Rival(MPDiffuserPipeline):
     roles: ClassVar[dict[str, str]] = {}
     fixed: ClassVar[dict[str, Any]] = {"composition": "planner", "guidance": 0.0}
     foresees: ClassVar[bool] = True
-    drawing: ClassVar[type[Sampler]] = Sampler
 
     @classmethod
     def load(cls, pipeline: MPDiffuserPipeline, folder: Path) -> Self:
@@ -54,8 +53,7 @@ class Rival(MPDiffuserPipeline):
     own: dict[str, Any]
 
     def sampler(self, config: SamplerConfig) -> Sampler:
-        bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
-        sampler = self.drawing(self.planner, self.dynamics, self.schedule, bounds[0], bounds[1], config)
+        sampler = super().sampler(config)
         for role, model in self.own.items():
             setattr(sampler, role, model)
         return sampler

@@ -165,13 +165,13 @@ def test_a_cast_leaves_the_marginals_exact() -> None:
 def test_unet_keeps_the_horizon(multipliers: tuple[int, ...], times: int) -> None:
     horizon = times * 2 ** (len(multipliers) - 1)
     unet = TemporalUNet(5, 3, width=8, multipliers=multipliers, embedding=16)
-    assert unet(normal(2, horizon, 5), normal(2, 16)).shape == (2, horizon, 3)
+    assert unet(normal(2, horizon, 5), unet.modulation(normal(2, 16))).shape == (2, horizon, 3)
 
 
 def test_every_row_of_the_unet_sees_every_other(randomize) -> None:
     unet = randomize(TemporalUNet(5, 3, width=8, multipliers=(1, 2, 2), embedding=16))
     x = normal(1, 16, 5).requires_grad_()
-    unet(x, normal(1, 16))[0, 0].sum().backward()
+    unet(x, unet.modulation(normal(1, 16)))[0, 0].sum().backward()
     assert (x.grad[0].abs().sum(-1) > 0).all()
 
 

@@ -1,0 +1,71 @@
+"""Networks of a pipeline as graphs, for use outside of Python: python -m mpdiffuser.export pipeline=FOLDER engine=onnx
+
+Writes planner, dynamics and, where the pipeline sees pixels, the encoder's frame_net, float32, for any batch, inputs
+named as those of `forward`: <name>.onnx, or <name>.xml and <name>.bin for OpenVINO. They go beside the pipeline's
+folder, which holds weights and JSON and nothing else, with export.json, which says what they were made from.
+Acting does not need them: it compiles the weights themselves (sampler.engine=), in about a second.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mpdiffuser.config import configured
+from mpdiffuser.engines import graph, require
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import MANIFEST, publish, writing
+from mpdiffuser.pipeline import MPDiffuserPipeline
+
+KINDS = ("openvino", "onnx")
+
+
+def export(folder: Path, engine: str, output: Path) -> list[Path]:
+    """Write the graphs of a pipeline folder into `output`, whole or not at all; the files of networks.
+
+    Raises:
+        InputError: for an engine without graphs, a folder that is not a pipeline's, or one that cannot be written.
+    """
+    if engine not in KINDS:
+        raise InputError(f"engine: must be one of {', '.join(KINDS)}, found {engine!r}")
+    require(engine)
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"output_dir: {output} lies in the pipeline's folder, which holds weights and JSON alone")
+    if output.exists() and not (output / "export.json").is_file():
+        raise InputError(f"output_dir: {output} holds something else; choose another")
+    pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    partial, files = output.with_name(output.name + ".partial"), []
+    with writing(output):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, (module, example) in pipeline.networks().items():
+            files.append(_write(graph(module, example), partial / name, engine))
+        made_of = {"pipeline": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), "engine": engine}
+        (partial / "export.json").write_text(json.dumps(made_of, indent=1) + "\n")
+        publish(partial, output)
+    return [output / file.name for file in files]
+
+
+def _write(network: bytes, stem: Path, engine: str) -> Path:
+    if engine == "onnx":
+        file = stem.with_suffix(".onnx")
+        file.write_bytes(network)
+        return file
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(io.BytesIO(network)), stem.with_suffix(".xml"), False)
+    return stem.with_suffix(".xml")
+
+
+@configured("export")
+def main(cfg: DictConfig) -> None:
+    folder = Path(cfg.pipeline)
+    for file in export(folder, cfg.engine, Path(cfg.output_dir or f"{folder.absolute()}-{cfg.engine}")):
+        print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()
