@@ -113,8 +113,8 @@ def import_minari(source: str | Path) -> Episodes:
     `observations`. Of another's infos, `physics` and `costs` (or `cost`) are kept.
 
     Raises:
-        InputError: if there is no such dataset, or it is damaged or of another kind; names file, key, what was found and
-            what was expected.
+        InputError: if there is no such dataset, or it is damaged or of another kind; names file, key, what was found
+            and what was expected.
     """
     folder = Path(source).expanduser()
     if not (folder / "data").is_dir():

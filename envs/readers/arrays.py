@@ -85,9 +85,7 @@ def _hdf5_entries(
         name, link = f"{prefix}{key}", group.get(key, getlink=True)
         if not isinstance(link, h5py.HardLink):
             where = f"{getattr(link, 'filename', '')}:{link.path}"
-            raise InputError(
-                f"{file}: {name}: a link to {where}, which may lead anywhere; store the array in its place"
-            )
+            raise InputError(f"{file}: {name}: a link to {where}, which may lead anywhere; store the array itself")
         found = group[key]
         if isinstance(found, h5py.Dataset):
             yield name, _hdf5_entry(file, name, found)

@@ -106,10 +106,7 @@ def _table(file: Path, columns: list[str]) -> dict[str, np.ndarray]:
         groups = [data.metadata.row_group(number) for number in range(data.metadata.num_row_groups)]
         values = [group.column(number).num_values for group in groups for number in range(group.num_columns)]
         if 8 * max(sum(values), data.metadata.num_rows) > max(EXPANSION * file.stat().st_size, SMALL):
-            raise InputError(
-                f"{file}: claims {data.metadata.num_rows:,} rows, found {file.stat().st_size:,} bytes, which cannot hold "
-                "as many"
-            )
+            raise InputError(f"{file}: claims {data.metadata.num_rows:,} rows, found {file.stat().st_size:,} bytes")
         table = data.read(columns=columns, use_threads=False)
         return {key: _column(file, key, table.column(key).combine_chunks()) for key in columns}
 
