@@ -26,7 +26,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from envs.readers.arrays import Entry, guard, open_arrays, read_array, require
-from mpdiffuser.episodes import REQUIRED, Episodes
+from mpdiffuser.episodes import KINDS, REQUIRED, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
 
@@ -183,15 +183,16 @@ class _Episode:
             key = "costs" if key == "cost" else key
             known = ours or (key in ("physics", "costs") and self.entries[name].shape[:1] == (self.steps + 1,))
             if group == "infos" and known and key not in arrays:
-                values = self.read(name, self.steps + 1, None, len(self.entries[name].shape) - 1)
-                arrays[key] = np.roll(values, -1).astype(np.float32) if key == "costs" else values
+                kind, dimensions = KINDS.get(key, (self.entries[name].dtype, len(self.entries[name].shape)))
+                values = self.read(name, self.steps + 1, np.dtype(kind).type, dimensions - 1)
+                arrays[key] = np.roll(values, -1) if key == "costs" else values
         return arrays
 
     def read(self, key: str, rows: int, kind: Any, dimensions: int) -> np.ndarray:
-        """(rows, ...) of a type (None: as it is): of one number each, or joined to one vector, or as it is."""
+        """(rows, ...) of a type: of one number each (dimensions 0), joined to one vector (1), or as it is."""
         entry = self.entries[key]
         inner = () if dimensions == 0 else (None,) * (len(entry.shape) - 1)
-        values = read_array(self.file, f"{self.name}/{key}", entry, kind or entry.dtype.type, (rows, *inner))
+        values = read_array(self.file, f"{self.name}/{key}", entry, kind, (rows, *inner))
         return values.reshape(rows, -1) if dimensions == 1 else values
 
     def observations(self) -> dict[str, np.ndarray]:

@@ -1,15 +1,12 @@
 """Fuzz: files and options spoilt at random give a clear error or a correct load; never another exception, a hang or an
 endless allocation.
 
-Each target makes something good, and reads it again after a mutation: bytes flipped, cut, doubled or replaced, a value
-in JSON made huge, negative or of another type, an entry taken out, a file removed, emptied or replaced by a link. A
-read has 10 seconds of the processor and 4 GB, in a fork.
+Each target makes something good (datasets: `layouts`), and reads it again after `spoil` has changed a thing. A read has
+10 seconds of the processor and 4 GB, in a fork. What loads must be a valid thing of its kind.
 """
 
-import copy
 import json
 import os
-import pickle
 import random
 import resource
 import shutil
@@ -23,10 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.datasets import open_dataset
+from envs.readers.lerobot import read_lerobot
+from experiments.reliability import layouts
 from experiments.reliability.kills import episodes_of
+from experiments.reliability.spoil import spoil
+from mpdiffuser import config
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
-from mpdiffuser.episodes import Episodes
+from mpdiffuser.episodes import KINDS, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, write_manifest
 from mpdiffuser.models.cloning import BehaviourCloning
@@ -39,8 +41,7 @@ from mpdiffuser.schedule import NoiseSchedule
 from vision.encoder import IdentityEncoder
 
 SECONDS, MEMORY = 10, 4 * 2**30
-STRANGE: list[Any] = [-1, 0, 1, 7, 10**6, 10**12, 10**400, 1.5, 1e308, "", "x" * 200, "../..", "/etc/passwd", "os"]
-STRANGE += [None, True, [], {}, [[]], {"a": 1}, [10**12], ["os", "system"], float("nan"), float("inf")]
+CONFIGS = Path(__file__).parents[2] / "configs"
 WORDS = [
     "null",
     "true",
@@ -105,97 +106,53 @@ def make_episodes(folder: Path) -> None:
     episodes_of(count=3, steps=5, frame_size=8).save(folder)
 
 
+def valid(episodes: Episodes) -> None:
+    """Whatever was read: arrays as `Episodes` documents them, every number finite, every episode with an end."""
+    for key, array in episodes.check_finite().arrays.items():
+        dtype, dimensions = KINDS.get(key, (str(array.dtype), array.ndim))
+        assert (str(array.dtype), array.ndim) == (dtype, dimensions), f"{key}: {array.dtype} {array.shape}"
+        assert array.dtype.kind in "fiub" and array.size, f"{key}: {array.dtype} {array.shape}"
+        assert array.dtype != bool or np.asarray(array).view(np.uint8).max() <= 1, f"{key}: neither true nor false"
+    offsets = np.asarray(episodes.offsets)
+    assert offsets.dtype.kind == "i" and episodes.lengths.min() > 0 and offsets[-1] == len(episodes["actions"])
+    for key in ("actions", "rewards", "terminations", "truncations"):
+        assert not episodes[key][offsets[1:] - 1].any(), f"{key}: not 0 in the row after the last step"
+    assert episodes.checksum() and json.dumps(episodes.info)
+
+
 def read_episodes(folder: Path) -> None:
-    found = Episodes.load(folder)
-    assert np.isfinite(found["observations"]).all() and found.lengths.min() > 0 and found.checksum()
+    valid(Episodes.load(folder))
+
+
+def read_dataset(folder: Path) -> None:
+    """As a user opens it, the folder or its one file."""
+    files = [file for file in folder.iterdir() if file.suffix in (".hdf5", ".npz")]
+    valid(open_dataset(files[0] if len(files) == 1 else folder))
+
+
+def read_films(folder: Path) -> None:
+    valid(read_lerobot(folder, layouts.FILM, 16))
+
+
+def make_configurations(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(CONFIGS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def read_configurations(folder: Path) -> None:
+    config.FOLDER = folder
+    for name, given in (("vision", []), ("state", []), ("evaluate", ["pipeline=x"]), ("collect", [])):
+        load(name, given)
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "episodes": (make_episodes, read_episodes),
     "pipeline": (make_pipeline, read_pipeline),
     "damaged pipeline": (make_pipeline, read_damaged_pipeline),
+    **{kind.__name__: (kind, read_dataset) for kind in layouts.KINDS},
+    "films": (layouts.lerobot, read_films),
+    "configurations": (make_configurations, read_configurations),
 }
-
-
-def mutate(folder: Path, chance: random.Random) -> str:
-    """Spoil one thing in a folder; says what."""
-    file = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-    how = chance.choice(["bytes", "bytes", "json", "json", "file"])
-    if how == "json" and file.suffix != ".json":
-        file = chance.choice(sorted(folder.rglob("*.json")))
-    spoil = {"bytes": _bytes, "json": _json, "file": _file}[how]
-    return f"{file.relative_to(folder)}: {spoil(file, chance)}"
-
-
-def _bytes(file: Path, chance: random.Random) -> str:
-    data = bytearray(file.read_bytes())
-    place = chance.randrange(min(len(data), chance.choice([16, 200, len(data)]))) if data else 0
-    kind = chance.choice(["flip", "cut", "double", "zero", "insert"])
-    if kind == "flip" and data:
-        data[place] ^= 1 << chance.randrange(8)
-    elif kind == "cut":
-        del data[place:]
-    elif kind == "double":
-        data += bytes(data)
-    elif kind == "zero":
-        data[place : place + 8] = bytes(chance.choice([0, 255]) for _ in range(8))
-    else:
-        data[place:place] = chance.randbytes(chance.randint(1, 40))
-    file.write_bytes(data)
-    return f"{kind} at {place}"
-
-
-def _json(file: Path, chance: random.Random) -> str:
-    try:
-        data = json.loads(file.read_text())
-    except ValueError:
-        return _bytes(file, chance)
-    places: list[tuple[Any, Any]] = []
-
-    def walk(value: Any) -> None:
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, part in items:
-            places.append((value, key))
-            walk(part)
-
-    walk(data)
-    if not places:
-        return _bytes(file, chance)
-    holder, key = chance.choice(places)
-    value = copy.deepcopy(chance.choice(STRANGE))
-    if chance.random() < 0.2:
-        del holder[key]
-        what = f"{key} taken out"
-    elif isinstance(holder, dict) and chance.random() < 0.2:
-        holder[str(value)[:50]] = holder.pop(key)
-        what = f"{key} called {str(value)[:50]}"
-    else:
-        holder[key] = value
-        what = f"{key} becomes {str(value)[:60]}"
-    file.write_text(json.dumps(data))
-    return what
-
-
-def _file(file: Path, chance: random.Random) -> str:
-    kind = chance.choice(["remove", "empty", "link", "folder", "pickle", "program", "swap", "deep"])
-    if kind == "program":
-        (file.parent / "pipeline.py").write_text("raise SystemExit('executed')")
-    elif kind == "pickle":
-        file.with_name("diffusion_pytorch_model.bin").write_bytes(pickle.dumps({}))
-    elif kind == "swap":
-        other = chance.choice(sorted(path for path in file.parent.iterdir() if path.is_file()))
-        shutil.copy(other, file) if other != file else file.unlink()
-    elif kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "deep":
-        file.write_text("[" * 100_000)
-    else:
-        file.unlink()
-    if kind == "link":
-        file.symlink_to("/etc/passwd")
-    if kind == "folder":
-        file.mkdir()
-    return kind
 
 
 def option(chance: random.Random, names: list[str]) -> list[str]:
@@ -260,7 +217,7 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
             outcome, what = attempt(read_options, words), str(words)
         else:
             shutil.copytree(good, spoilt, symlinks=True)
-            what = mutate(spoilt, chance)
+            what = spoil(spoilt, chance)
             outcome = attempt(TARGETS[name][1], spoilt)
             shutil.rmtree(spoilt)
         result["tried"] += 1

@@ -175,5 +175,5 @@ def test_broken_information(dataset: Path, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"info.json: not readable as JSON"):
         read_lerobot(dataset)
     file.unlink()
-    with pytest.raises(InputError, match=r"info.json: no such file"):
+    with pytest.raises(InputError, match=r"info.json: cannot be read \(No such file"):
         read_lerobot(dataset)
