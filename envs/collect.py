@@ -169,6 +169,7 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
             "disturbances": rates,
             "episode_seeds": seeds.tolist(),
             "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
+            "decision_seconds": env.decision_seconds,
             "joints": env.joints(),
             "versions": versions(),
         }
