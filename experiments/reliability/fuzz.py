@@ -2,7 +2,7 @@
 endless allocation.
 
 Each target makes something good (datasets: `layouts`), and reads it again after `spoil` has changed a thing. A read has
-10 seconds of the processor and 4 GB, in a fork. What loads must be a valid thing of its kind.
+10 seconds of the processor and 4 GB, in a fork of 20 reads. What loads must be a valid thing of its kind.
 """
 
 import json
@@ -13,19 +13,20 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import evaluate
 from envs.datasets import open_dataset
 from envs.readers.lerobot import read_lerobot
 from experiments.reliability import layouts
 from experiments.reliability.kills import episodes_of
 from experiments.reliability.spoil import spoil
-from mpdiffuser import config
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import KINDS, Episodes
@@ -38,39 +39,24 @@ from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.training import sampler_config
 from vision.encoder import IdentityEncoder
 
 SECONDS, MEMORY = 10, 4 * 2**30
+BATCH = 20  # read by one fork
 CONFIGS = Path(__file__).parents[2] / "configs"
-WORDS = [
-    "null",
-    "true",
-    "-1",
-    "0",
-    "1e309",
-    "nan",
-    "[]",
-    "[1,2",
-    "{}",
-    "{a: 1}",
-    "''",
-    "x",
-    "../x",
+WORDS = ["null", "true", "-1", "0", "1e309", "nan", "[]", "[1,2", "{}", "{a: 1}", "''", "x", "../x", "a=b", "1,2", "é"]
+WORDS += [
+    "\x00",
+    "99999999999999999999",
     "${seed}",
     "${oc.env:HOME}",
-]
-WORDS += [
-    "99999999999999999999",
     "${nothing}",
     "${horizon}",
     "${evaluation}",
-    "1,2",
-    "!!python/object/apply:os.system [id]",
-    "\x00",
-    "é",
-    "a=b",
     "${",
 ]
+WORDS += ["!!python/object/apply:os.system [id]"]
 
 
 def small_pipeline() -> MPDiffuserPipeline:
@@ -115,8 +101,6 @@ def valid(episodes: Episodes) -> None:
         assert array.dtype != bool or np.asarray(array).view(np.uint8).max() <= 1, f"{key}: neither true nor false"
     offsets = np.asarray(episodes.offsets)
     assert offsets.dtype.kind == "i" and episodes.lengths.min() > 0 and offsets[-1] == len(episodes["actions"])
-    for key in ("actions", "rewards", "terminations", "truncations"):
-        assert not episodes[key][offsets[1:] - 1].any(), f"{key}: not 0 in the row after the last step"
     assert episodes.checksum() and json.dumps(episodes.info)
 
 
@@ -127,11 +111,18 @@ def read_episodes(folder: Path) -> None:
 def read_dataset(folder: Path) -> None:
     """As a user opens it, the folder or its one file."""
     files = [file for file in folder.iterdir() if file.suffix in (".hdf5", ".npz")]
-    valid(open_dataset(files[0] if len(files) == 1 else folder))
+    imported(open_dataset(files[0] if len(files) == 1 else folder))
 
 
 def read_films(folder: Path) -> None:
-    valid(read_lerobot(folder, layouts.FILM, 16))
+    imported(read_lerobot(folder, layouts.FILM, 16))
+
+
+def imported(episodes: Episodes) -> None:
+    """Valid, and nothing is done after an episode's last step."""
+    valid(episodes)
+    for key in ("actions", "rewards", "terminations", "truncations"):
+        assert not episodes[key][episodes.offsets[1:] - 1].any(), f"{key}: not 0 in the row after the last step"
 
 
 def make_configurations(folder: Path) -> None:
@@ -139,10 +130,11 @@ def make_configurations(folder: Path) -> None:
     shutil.copytree(CONFIGS, folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def read_configurations(folder: Path) -> None:
-    config.FOLDER = folder
-    for name, given in (("vision", []), ("state", []), ("evaluate", ["pipeline=x"]), ("collect", [])):
-        load(name, given)
+def read_configuration(name: str, folder: Path) -> None:
+    """With the folder's files as a user's own."""
+    cfg = load(name, [], folder)
+    sampler_config(cfg.sampler)
+    evaluate.check(cfg)
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
@@ -151,7 +143,7 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "damaged pipeline": (make_pipeline, read_damaged_pipeline),
     **{kind.__name__: (kind, read_dataset) for kind in layouts.KINDS},
     "films": (layouts.lerobot, read_films),
-    "configurations": (make_configurations, read_configurations),
+    **{f"{name} files": (make_configurations, partial(read_configuration, name)) for name in ("vision", "state")},
 }
 
 
@@ -173,59 +165,77 @@ def read_options(overrides: list[str]) -> None:
     load("state", overrides)
 
 
-def attempt(read: Callable[[Any], None], what: Any) -> str:
-    """What came of it, in a fork: "refused", "loaded", or what should not be."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(readable)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.dup2(2, 1)
+def attempts(read: Callable[[Any], None], things: Sequence[Any]) -> Iterator[str]:
+    """What came of each, read in forks: "refused", "loaded", or what should not be. One that ends its fork is followed
+    by another."""
+    left = list(things)
+    while left:
+        readable, writable = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(readable)
+            _read_all(read, left, writable)
+        os.close(writable)
+        with os.fdopen(readable, "rb") as pipe:
+            outcomes = [json.loads(line) for line in pipe.read().splitlines()]
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if len(outcomes) < len(left):
+            outcomes.append(f"ended by signal {-status}: a hang or too much memory")
+        left = left[len(outcomes) :]
+        yield from outcomes
+
+
+def _read_all(read: Callable[[Any], None], things: list[Any], pipe: int) -> None:
+    """Write a line of JSON on each into the pipe, and exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(2, 1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    for thing in things:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.alarm(20 * SECONDS)  # for one that waits and does not work
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         try:
-            read(what)
+            read(thing)
             outcome = "loaded"
         except InputError as error:
             outcome = "refused" if len(str(error)) < 4000 else f"an endless message: {str(error)[:200]}"
         except BaseException:
             outcome = traceback.format_exc()[-3000:]
-        os.write(writable, outcome.encode())
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable, "rb") as pipe:
-        outcome = pipe.read().decode()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return outcome if status == 0 else f"ended by signal {-status}: a hang or too much memory"
+        os.write(pipe, json.dumps(outcome).encode() + b"\n")
+    os._exit(0)
 
 
 def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Try so many mutations of a target; what came of them, and those that came out wrong."""
     chance = random.Random(f"{name} {seed}")
     result: dict[str, Any] = {"target": name, "tried": 0, "refused": 0, "loaded": 0, "wrong": []}
-    good, spoilt = folder / "good", folder / "spoilt"
+    good, names = folder / "good", []
     if name == "options":
-        names = sorted(_names(load("state", [])))
+        read, names = read_options, sorted(_names(load("state", [])))
     else:
         good.mkdir(parents=True)
-        TARGETS[name][0](good)
-    for _ in range(count):
-        if name == "options":
-            words = option(chance, names)
-            outcome, what = attempt(read_options, words), str(words)
-        else:
-            shutil.copytree(good, spoilt, symlinks=True)
-            what = spoil(spoilt, chance)
-            outcome = attempt(TARGETS[name][1], spoilt)
+        make, read = TARGETS[name]
+        make(good)
+        read(good)
+    while result["tried"] < count:
+        tried: dict[str, Any] = {}  # what was done -> what is read
+        for number in range(min(BATCH, count - result["tried"])):
+            if name == "options":
+                words = option(chance, names)
+                tried[f"{number}: {words}"] = words
+            else:
+                spoilt = folder / f"spoilt_{number}"
+                shutil.copytree(good, spoilt, symlinks=True)
+                tried[f"{number}: {spoil(spoilt, chance)}"] = spoilt
+        for what, outcome in zip(tried, attempts(read, list(tried.values()))):
+            if outcome in ("refused", "loaded"):
+                result[outcome] += 1
+            else:
+                result["wrong"].append(f"{what}\n{outcome}")
+                print(f"{name}: {what}\n{outcome}", file=sys.stderr, flush=True)
+        result["tried"] += len(tried)
+        for spoilt in folder.glob("spoilt_*"):
             shutil.rmtree(spoilt)
-        result["tried"] += 1
-        if outcome in ("refused", "loaded"):
-            result[outcome] += 1
-        else:
-            result["wrong"].append(f"{what}\n{outcome}")
-            print(f"{name}: {what}\n{outcome}", file=sys.stderr)
     return result
 
 

@@ -265,7 +265,8 @@ def _huge(data: h5py.File, key: str, other: str, elsewhere: Path) -> None:
     shape, dtype = data[key].shape, data[key].dtype
     del data[key]
     made = data.create_dataset(key, (HUGE, *shape[1:]), dtype, chunks=(4, *shape[1:]), compression="gzip")
-    made[:4] = np.zeros((), dtype) if dtype.kind in "fiub" else made[:4]
+    if dtype.kind in "fiub":
+        made[:4] = np.zeros((), dtype)
 
 
 def _group(data: h5py.File, key: str, other: str, elsewhere: Path) -> None:

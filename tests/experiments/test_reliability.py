@@ -41,9 +41,13 @@ def test_spoilt_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
 
 
 def test_a_reader_that_hangs_or_fails_or_eats_memory_is_found() -> None:
-    assert fuzz.attempt(lambda _: None, None) == "loaded"
-    assert "ZeroDivisionError" in fuzz.attempt(lambda _: 1 / 0, None)  # type: ignore[arg-type, return-value]
-    assert "MemoryError" in fuzz.attempt(lambda _: bytearray(2**33), None)  # type: ignore[arg-type, return-value]
+    def read(what: str) -> None:
+        exec(what)
+
+    programs = ["1", "1 / 0", "import os; os.kill(os.getpid(), 9)", "bytearray(2**33)", "1"]
+    first, failed, killed, large, last = fuzz.attempts(read, programs)
+    assert (first, last) == ("loaded", "loaded")
+    assert "ZeroDivisionError" in failed and "signal 9" in killed and "MemoryError" in large
 
 
 def test_a_short_soak() -> None:
