@@ -175,25 +175,25 @@ class _Episode:
     def arrays(self, ours: bool) -> dict[str, np.ndarray]:
         """Arrays of T + 1 rows; ours: with all infos."""
         arrays = self.observations()
-        for key, kind in dict(zip(REQUIRED, (np.float32, np.float32, bool, bool))).items():
-            values = self.read(key, self.steps, kind, 1 if key == "actions" else 0)
-            arrays[key] = np.concatenate([values, np.zeros((1, *values.shape[1:]), kind)])
+        for key in REQUIRED:
+            values = self.read(key, self.steps, *KINDS[key])
+            arrays[key] = np.concatenate([values, np.zeros((1, *values.shape[1:]), values.dtype)])
         for name in self.entries:
             group, _, key = name.partition("/")
             key = "costs" if key == "cost" else key
             known = ours or (key in ("physics", "costs") and self.entries[name].shape[:1] == (self.steps + 1,))
             if group == "infos" and known and key not in arrays:
-                kind, dimensions = KINDS.get(key, (self.entries[name].dtype, len(self.entries[name].shape)))
-                values = self.read(name, self.steps + 1, np.dtype(kind).type, dimensions - 1)
+                as_it_is = str(self.entries[name].dtype), len(self.entries[name].shape)
+                values = self.read(name, self.steps + 1, *KINDS.get(key, as_it_is))
                 arrays[key] = np.roll(values, -1) if key == "costs" else values
         return arrays
 
-    def read(self, key: str, rows: int, kind: Any, dimensions: int) -> np.ndarray:
-        """(rows, ...) of a type: of one number each (dimensions 0), joined to one vector (1), or as it is."""
+    def read(self, key: str, rows: int, dtype: str, dimensions: int) -> np.ndarray:
+        """(rows, ...) of a type and so many dimensions; what has more is joined to one vector, where there are two."""
         entry = self.entries[key]
-        inner = () if dimensions == 0 else (None,) * (len(entry.shape) - 1)
-        values = read_array(self.file, f"{self.name}/{key}", entry, kind, (rows, *inner))
-        return values.reshape(rows, -1) if dimensions == 1 else values
+        inner = () if dimensions == 1 else (None,) * (len(entry.shape) - 1)
+        values = read_array(self.file, f"{self.name}/{key}", entry, np.dtype(dtype).type, (rows, *inner))
+        return values.reshape(rows, -1) if dimensions == 2 else values
 
     def observations(self) -> dict[str, np.ndarray]:
         """`frames` and `observations`, of the leaves of the observation space."""
@@ -205,9 +205,9 @@ class _Episode:
             if size:
                 pictures.append(self.decode(key, size))
             elif entry.dtype == np.uint8 and len(entry.shape) == 4 and entry.shape[-1] == 3:
-                pictures.append(self.read(key, self.steps + 1, np.uint8, 3))
+                pictures.append(self.read(key, self.steps + 1, "uint8", 4))
             else:
-                flat.append(self.read(key, self.steps + 1, np.float32, 1))
+                flat.append(self.read(key, self.steps + 1, "float32", 2))
         if len(pictures) > 1:
             raise InputError(
                 f"{self.file}: {self.name}: {len(pictures)} pictures an observation; one is all that can be read"

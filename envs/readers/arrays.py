@@ -120,8 +120,9 @@ def _hdf5_entry(file: Path, name: str, dataset: h5py.Dataset) -> Entry:
 def _npz_entries(file: Path, archive: zipfile.ZipFile) -> dict[str, Entry]:
     def entry(name: str) -> Entry:
         info = archive.getinfo(name)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or names.count(name) > 1:
-            raise InputError(f"{file}: {name}: must be there once, stored or deflated, as numpy writes it")
+        numpys = name.endswith(".npy") and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not numpys or names.count(name) > 1:
+            raise InputError(f"{file}: {name}: must be a .npy, there once, stored or deflated, as numpy writes it")
         with archive.open(name) as member:
             version = np.lib.format.read_magic(member)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -135,7 +136,7 @@ def _npz_entries(file: Path, archive: zipfile.ZipFile) -> dict[str, Entry]:
                 raise InputError(f"{file}: {name}: holds more than its shape {array.shape} says; get it again")
             return array
 
-    names = [name for name in archive.namelist() if name.endswith(".npy")]
+    names = archive.namelist()
     return {name.removesuffix(".npy"): entry(name) for name in names}
 
 
