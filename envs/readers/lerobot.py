@@ -50,6 +50,11 @@ def read_lerobot(folder: str | Path, frames: str | None = None, size: int | None
     for key, found in (("total_episodes", len(offsets) - 1), ("total_frames", int(offsets[-1]))):
         if about.get(key, found) != found:
             raise InputError(f"{folder}/data: must hold {key} {about[key]!r} as meta/info.json says, found {found}")
+    for key in (*features, ACTION):
+        table[key] = table[key].reshape(len(table[key]), -1)  # LeRobot has vectors of one as numbers
+        wanted, found = about["features"][key].get("shape"), list(table[key].shape[1:])
+        if wanted != found:
+            raise InputError(f"{folder}/data: {key}: must be of shape {wanted} as meta/info.json says, found {found}")
     arrays = {"observations": table[STATE]} if features else {}
     arrays |= {"actions": table[ACTION], "rewards": table[REWARD] if reward else np.zeros(offsets[-1], np.float32)}
     lasts = offsets[1:] - 1

@@ -46,16 +46,7 @@ SECONDS, MEMORY = 10, 4 * 2**30
 BATCH = 20  # read by one fork
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORDS = ["null", "true", "-1", "0", "1e309", "nan", "[]", "[1,2", "{}", "{a: 1}", "''", "x", "../x", "a=b", "1,2", "é"]
-WORDS += [
-    "\x00",
-    "99999999999999999999",
-    "${seed}",
-    "${oc.env:HOME}",
-    "${nothing}",
-    "${horizon}",
-    "${evaluation}",
-    "${",
-]
+WORDS += ["\x00", "9" * 20, "${seed}", "${oc.env:HOME}", "${nothing}", "${horizon}", "${evaluation}", "${"]
 WORDS += ["!!python/object/apply:os.system [id]"]
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import imageio.v2 as imageio
@@ -134,13 +135,11 @@ def minari(folder: Path, size: int = 40) -> None:
         )
         for rows in LENGTHS
     ]
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    with warnings.catch_warnings():
+    with patch.dict(os.environ, MINARI_DATASETS_PATH=str(folder)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on authors and links that were not given
         library.create_dataset_from_buffers(
             "toy-v0", buffers, observation_space=spaces.Dict(views), action_space=spaces.Box(-9, 9, (3,))
         )
-    del os.environ["MINARI_DATASETS_PATH"]
     (folder / "toy-v0/data").rename(folder / "data")
 
 

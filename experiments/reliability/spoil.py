@@ -19,6 +19,7 @@ STRANGE: list[Any] = [-1, 0, 1, 7, 10**6, 10**12, 10**400, 1.5, 1e308, "", "x" *
 STRANGE += [None, True, [], {}, [[]], {"a": 1}, [10**12], ["os", "system"], float("nan"), float("inf")]
 TYPES = ("f2", "f8", "i1", "u1", "i8", "u8", "c16", "?", "S3", "U3", "M8[s]", "f4,i4", ">f4", "V3")
 HUGE = 10**12
+NPZ = ("remove", "rename", "pickle", "terabytes", "path", "order", "twice", "compression", "header", "longer")
 
 
 class Bomb:
@@ -172,10 +173,15 @@ def _npy(file: Path, chance: random.Random) -> str:
 
 def _npz(file: Path, chance: random.Random) -> str:
     with np.load(file) as data:
+        key = chance.choice(sorted(data))
+    kind = chance.choice([*("array",) * 3, *NPZ])
+    return f"{key}: {kind}, {spoil_npz(file, key, kind, chance)}"
+
+
+def spoil_npz(file: Path, key: str, kind: str, chance: random.Random) -> str:
+    """Spoil an array of an npz file in one of the ways NPZ, or put another ("array") in its place."""
+    with np.load(file) as data:
         arrays = dict(data)
-    key = chance.choice(sorted(arrays))
-    kind = chance.choice(["array", "array", "array", "remove", "rename", "pickle", "huge", "path", "order", "twice",
-                          "compression", "header", "longer"])  # fmt: skip
     said = ""
     if kind == "array":
         arrays[key], said = _array(arrays[key], chance)
@@ -184,7 +190,7 @@ def _npz(file: Path, chance: random.Random) -> str:
         arrays |= {name: arrays[key]} if name else {}
         del arrays[key]
     elif kind == "pickle":
-        arrays[key] = np.array([Bomb(file.parent / "executed")] * 12, object)
+        arrays[key] = np.full(arrays[key].shape, Bomb(file.parent / "executed"), object)
     elif kind == "order":
         arrays[key] = np.asfortranarray(arrays[key])
     ways = (
@@ -194,7 +200,7 @@ def _npz(file: Path, chance: random.Random) -> str:
         warnings.simplefilter("ignore")  # of a name that is there twice
         for name, array in [*arrays.items(), *([(key, arrays[key])] if kind == "twice" else [])]:
             with archive.open(f"{name}.npy", "w") as member:
-                if name == key and kind == "huge":
+                if name == key and kind == "terabytes":
                     header = {"descr": "<f4", "fortran_order": False, "shape": (HUGE, *array.shape[1:])}
                     np.lib.format.write_array_header_1_0(member, header)
                 elif name == key and kind == "header":
@@ -203,7 +209,7 @@ def _npz(file: Path, chance: random.Random) -> str:
                     np.lib.format.write_array(member, array)
                 if name == key and kind == "longer":
                     member.write(b"more")
-    return f"{key}: {kind} {said}"
+    return said
 
 
 def _hdf5(file: Path, chance: random.Random) -> str:
@@ -213,7 +219,7 @@ def _hdf5(file: Path, chance: random.Random) -> str:
         names: list[str] = []
         data.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
         key, other = chance.choice(names), chance.choice(names)
-        kind = chance.choice([*("array",) * 4, *_HDF5])
+        kind = chance.choice([*("array",) * 4, *HDF5])
         if kind == "array" and data[key].dtype.kind in "fiub":
             array, said = _array(data[key][()], chance)
             del data[key]
@@ -223,7 +229,10 @@ def _hdf5(file: Path, chance: random.Random) -> str:
                 data[key], said = array.astype("S"), "as texts"
             return f"{key}: {said}"
         kind = kind if kind != "array" else "remove"
-        _HDF5[kind](data, key, other, elsewhere)
+        try:
+            HDF5[kind](data, key, other, elsewhere)
+        except (TypeError, ValueError):  # there is no such thing of this type or shape, and now none at all
+            kind += ", which cannot be"
         return f"{key}: {kind}"
 
 
@@ -291,7 +300,7 @@ def _loop(data: h5py.File, key: str, other: str, elsewhere: Path) -> None:
     data[key].parent["loop"] = data["/"]
 
 
-_HDF5: dict[str, Callable[[h5py.File, str, str, Path], None]] = {
+HDF5: dict[str, Callable[[h5py.File, str, str, Path], None]] = {
     "remove": _remove,
     "rename": _rename,
     "group": _group,
