@@ -1,5 +1,6 @@
 """Configuration: Hydra files in `configs/`, checked before anything runs, with errors that a user can act on."""
 
+import contextlib
 import difflib
 import math
 import sys
@@ -7,7 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir, initialize_config_module
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +23,7 @@ UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "outp
 UNSET |= {"rendering": str, "processes": int, "size": int, "action_repeat": int, "camera": int}  # null, or of this type
 UNSET |= {"episode_seconds": float, "evaluation.within": float}
 OWN = "--config-dir="
+LARGEST = 100_000  # bytes of a file
 TASKS = ({"suite", "name"}, {"name", "action_repeat", "size", "camera"})  # a task has all options of one of these
 
 
@@ -56,8 +62,8 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
         InputError: for an unknown or missing option or a value of the wrong type, naming the option, what was found,
             and what is allowed; for a file that is not YAML.
     """
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"{OWN}{folder}: no such folder")
+    if folder is not None:
+        _check_files(folder)
     base = _compose(name, [])
     for override in overrides:
         if override[:1] in ("+", "~"):
@@ -76,9 +82,10 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     if missing:
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves, usual = dict(_leaves(config)), dict(_leaves(base))
-    if isinstance(config.get("task"), DictConfig) and set(config.task) in TASKS:
-        usual = {key: value for key, value in usual.items() if key in leaves or not key.startswith("task.")}
-        usual |= {key: value for key, value in leaves.items() if key.startswith("task.") and key not in usual}
+    if "task" in base and set(config.task) != set(base.task) and set(config.task) in TASKS:  # of the other kind
+        usual = {key: value for key, value in usual.items() if not key.startswith("task.") or key == "task.name"}
+        own = {f"task.{name}" for name in config.task}
+        usual |= {key: value for key, value in leaves.items() if key in own - set(usual)}
     for key in usual:
         section = next((k for k in leaves if key.startswith(f"{k}.")), None)
         if section:
@@ -90,6 +97,18 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
         if key not in usual:
             raise InputError(f"{key}: no such option (found {leaves[key]!r}); {_nearest(key, usual)}")
     return config
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError for what Hydra would never come to an end with."""
+    if not folder.is_dir():
+        raise InputError(f"{OWN}{folder}: no such folder")
+    for file in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+        if not file.is_file() or file.stat().st_size > LARGEST:
+            raise InputError(f"{file}: must be a file of at most {LARGEST:,} bytes")
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # told, if need be, when it is composed
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file.read_text(encoding="utf-8"))):
+                raise InputError(f"{file}: holds an alias (*name), which can stand for any amount; write it out")
 
 
 def settings(section: DictConfig) -> dict[str, Any]:
@@ -106,14 +125,27 @@ def _suite(override: str) -> list[str]:
 
 
 def _compose(name: str, overrides: list[str], base: DictConfig | None = None, folder: Path | None = None) -> DictConfig:
+    _OwnFiles.folder = folder
     try:
-        if folder is None:
-            with initialize_config_module("configs", version_base=None):
-                return compose(name, overrides)
-        with initialize_config_dir(str(folder.absolute()), version_base=None):
-            return compose(name, ["hydra.searchpath=[pkg://configs]", *overrides])
+        with initialize_config_module("configs", version_base=None):
+            return compose(name, overrides)
     except Exception as error:  # Hydra, OmegaConf and YAML have many ways to fail
         raise InputError(_explain(error, overrides, base)) from error
+    finally:
+        _OwnFiles.folder = None
+
+
+class _OwnFiles(SearchPathPlugin):
+    """Has Hydra look into a folder first."""
+
+    folder: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend("own files", f"file://{self.folder.absolute()}", "main")
+
+
+Plugins.instance().register(_OwnFiles)
 
 
 def _explain(error: Exception, overrides: list[str], base: DictConfig | None) -> str:
@@ -124,6 +156,8 @@ def _explain(error: Exception, overrides: list[str], base: DictConfig | None) ->
         if key and "not in struct" in message + str(error.__cause__) and f"'{key}'" in message:
             known = dict(_leaves(base)) if base is not None else {}
             return f"{key}: no such option (found {override!r}); {_nearest(key, known)}"
+    if isinstance(error, RecursionError):
+        return "configuration: files that refer to each other, or lists within lists, without end"
     return message or f"configuration: {type(error).__name__}"
 
 
