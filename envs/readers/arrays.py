@@ -73,6 +73,8 @@ def guard(file: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{file}: you may not read it ({error}); change its permissions") from error
     except Exception as error:
         said = f"{type(error).__name__}: {error}"[:300]
         raise InputError(f"{file}: damaged or truncated ({said}); get it again") from error
