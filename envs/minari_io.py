@@ -141,10 +141,9 @@ def import_minari(source: str | Path) -> Episodes:
         if shapes[0] != shapes[1]:
             raise InputError(f"{file}: {name}: must hold {shapes[0]} as episode_0 does, found {shapes[1]}")
     offsets = np.append(0, np.cumsum([len(part["rewards"]) for part in parts]))
-    if about.get("total_steps", offsets[-1] - len(parts)) != offsets[-1] - len(parts):
-        raise InputError(
-            f"{file}: must have {about['total_steps']} steps (metadata.json), found {offsets[-1] - len(parts)}"
-        )
+    steps = int(offsets[-1]) - len(parts)
+    if about.get("total_steps", steps) != steps:
+        raise InputError(f"{file}: must have {about['total_steps']!r} steps (metadata.json), found {steps}")
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Episodes(joined, offsets, {"source": f"Minari {source}"} if note is None else note, folder)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 import evaluate
 from envs.datasets import open_dataset
@@ -44,7 +45,7 @@ from vision.encoder import IdentityEncoder
 
 SECONDS, MEMORY = 10, 4 * 2**30
 BATCH = 20  # read by one fork
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS, PROGRAMS = Path(__file__).parents[2] / "configs", ("vision", "state")
 WORDS = ["null", "true", "-1", "0", "1e309", "nan", "[]", "[1,2", "{}", "{a: 1}", "''", "x", "../x", "a=b", "1,2", "é"]
 WORDS += ["\x00", "9" * 20, "${seed}", "${oc.env:HOME}", "${nothing}", "${horizon}", "${evaluation}", "${"]
 WORDS += ["!!python/object/apply:os.system [id]"]
@@ -116,9 +117,12 @@ def imported(episodes: Episodes) -> None:
         assert not episodes[key][episodes.offsets[1:] - 1].any(), f"{key}: not 0 in the row after the last step"
 
 
-def make_configurations(folder: Path) -> None:
-    shutil.rmtree(folder)
-    shutil.copytree(CONFIGS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+def make_configuration(name: str, folder: Path) -> None:
+    """The files that a program's configuration is made of."""
+    files = [name, *("/".join(*part.items()) for part in OmegaConf.load(CONFIGS / f"{name}.yaml").defaults[:-1])]
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copy(CONFIGS / f"{file}.yaml", folder / f"{file}.yaml")
 
 
 def read_configuration(name: str, folder: Path) -> None:
@@ -134,7 +138,7 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "damaged pipeline": (make_pipeline, read_damaged_pipeline),
     **{kind.__name__: (kind, read_dataset) for kind in layouts.KINDS},
     "films": (layouts.lerobot, read_films),
-    **{f"{name} files": (make_configurations, partial(read_configuration, name)) for name in ("vision", "state")},
+    **{f"{name} files": (partial(make_configuration, name), partial(read_configuration, name)) for name in PROGRAMS},
 }
 
 

@@ -35,9 +35,10 @@ def test_a_drill_finds_a_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [*fuzz.TARGETS, "options"])
 def test_spoilt_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
-    result = fuzz.fuzz(target, 30, tmp_path)
+    count = 8 if target == "options" or target.endswith(" files") else 30  # Hydra is slow
+    result = fuzz.fuzz(target, count, tmp_path)
     assert not result["wrong"], result["wrong"][0]
-    assert result["refused"] + result["loaded"] == 30 and result["refused"] >= 10
+    assert result["refused"] + result["loaded"] == count and result["refused"] >= count // 4
 
 
 def test_a_reader_that_hangs_or_fails_or_eats_memory_is_found() -> None:
