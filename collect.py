@@ -4,10 +4,13 @@ from omegaconf import DictConfig
 
 from envs.collect import collect
 from mpdiffuser.config import configured
+from mpdiffuser.errors import InputError
 
 
 @configured("collect")
 def main(cfg: DictConfig) -> None:
+    if "suite" in cfg.task:
+        raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: has a public file; there is nothing to collect")
     path = collect(
         task=cfg.task.name,
         quality=cfg.quality,

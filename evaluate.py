@@ -285,12 +285,19 @@ def check_environment(environments: VectorEnv, pipeline: MPDiffuserPipeline, bli
     """Raises InputError unless actions, and observations if not blind, are what the pipeline was trained on."""
     actions, seen = environments.single_action_space, environments.single_observation_space
     assert isinstance(actions, gymnasium.spaces.Box)
-    found = {"actions": actions.shape, "low": float(actions.low.min()), "high": float(actions.high.max())}
-    record = {"actions": (pipeline.actions.config["dim"],), "low": -1.0, "high": 1.0}
+    found: dict[str, Any] = {
+        "actions": actions.shape,
+        "low": float(actions.low.min()),
+        "high": float(actions.high.max()),
+    }
+    record: dict[str, Any] = {"actions": (pipeline.actions.config["dim"],), "low": -1.0, "high": 1.0}
     if not blind and "observation" in pipeline.config["info"]:
         noted = pipeline.config["info"]["observation"]
         found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
         record |= {"observations": tuple(noted["shape"]), "dtype": noted["dtype"]}
+    if "decision_seconds" in pipeline.config["info"]:
+        found["decision_seconds"] = environments.decision_seconds
+        record["decision_seconds"] = pipeline.config["info"]["decision_seconds"]
     for key, value in record.items():
         if found[key] != value:
             raise InputError(f"environment: {key} {found[key]}, but the pipeline was trained with {value}")

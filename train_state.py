@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from envs.datasets import open_dataset
+from envs.gym_env import GymEnv
 from evaluate import check, compare, table
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
@@ -35,6 +36,7 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     encoder = IdentityEncoder(episodes["observations"].shape[1], episodes["actions"].shape[1])
     state = {"shape": list(episodes["observations"].shape[1:]), "dtype": "float32"}
     info = episodes.info | {"data": episodes.checksum(), "observation": state, **origin(cfg)}
+    info["decision_seconds"] = GymEnv(**info["environment"]).decision_seconds
     limits = info["cost_limits"]
     train_pipeline(cfg, episodes, encoder, None, accelerator, clock, info, cfg.evaluation.methods, limits)
 

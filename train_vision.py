@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
     accelerator.end_training()
 
 
-KEPT = ("task", "action_repeat", "size", "camera", "rendering", "MUJOCO_GL", "back_end", "quality")
+KEPT = ("task", "action_repeat", "size", "camera", "rendering", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
 
 if __name__ == "__main__":
     main()

@@ -169,6 +169,7 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
             "disturbances": rates,
             "episode_seeds": seeds.tolist(),
             "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
+            "decision_seconds": env.decision_seconds,
             "joints": env.joints(),
             "versions": versions(),
         }
@@ -239,7 +240,7 @@ def _fill(
         for first in range(done, len(actors), vector.num_envs):
             batch = actors[first : first + vector.num_envs]
             count, padding = len(batch), vector.num_envs - len(batch)
-            mask = np.arange(vector.num_envs) < count
+            mask = (np.arange(vector.num_envs) < count) | (first == done)  # at first all: none was reset before
             observations, infos = vector.reset(
                 seed=[a.seed for a in batch] + [None] * padding, options={"reset_mask": mask}
             )

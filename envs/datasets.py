@@ -20,7 +20,7 @@ import numpy as np
 from envs.download import download
 from envs.minari_io import import_minari
 from envs.readers import lerobot, vd4rl
-from envs.readers.arrays import check_finite, file_kind, open_arrays
+from envs.readers.arrays import file_kind, open_arrays
 from envs.readers.flat import read_flat
 from envs.tasks import TASKS, OfflineTask, cost_score, find_file, find_offline_task
 from mpdiffuser.episodes import Episodes
@@ -49,7 +49,7 @@ def open_dataset(
     if suite in SUITES:
         return _open_task(find_offline_task(name, suite), data_dir)
     if suite == "minari":
-        return _checked(import_minari(name), str(source))
+        return import_minari(name)
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path, frames, size)
@@ -90,7 +90,7 @@ def _open_folder(folder: Path, frames: str | None, size: int | None) -> Episodes
     if (folder / "meta/info.json").is_file():
         return lerobot.read_lerobot(folder, frames, size)
     if (folder / "data/main_data.hdf5").is_file():
-        return _checked(import_minari(folder), str(folder))
+        return import_minari(folder)
     files = sorted(file for file in folder.iterdir() if file.suffix in (".npz", ".hdf5"))
     if files and _is_vd4rl(files[0]):
         return vd4rl.read_vd4rl(folder)
@@ -107,7 +107,7 @@ def _open_file(file: Path) -> Episodes:
         with open(file, "rb") as handle:
             raise InputError(f"{file}: no dataset of a known kind; expected HDF5 or npz, found {handle.read(8)!r}")
     if file.name == "main_data.hdf5":
-        return _checked(import_minari(file.parents[1]), str(file))
+        return import_minari(file.parents[1])
     if _is_vd4rl(file):
         return vd4rl.read_vd4rl(file)
     task = next((task for task in TASKS.values() if task.file == file.name), None)
@@ -133,12 +133,6 @@ def _joined(parts: list[Episodes], folder: Path) -> Episodes:
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     return Episodes(arrays, np.append(0, np.cumsum(lengths)), parts[0].info | {"file": folder.name}, folder)
-
-
-def _checked(episodes: Episodes, source: str) -> Episodes:
-    for key, array in episodes.arrays.items():
-        check_finite(source, key, array)
-    return episodes
 
 
 def summary(episodes: Episodes) -> Iterator[str]:
@@ -202,7 +196,7 @@ def main(arguments: list[str]) -> int:
         parser.error("expected: ls, show ID, convert ID PATH, or download ID")
     try:
         _run(options)
-    except InputError as error:
+    except (InputError, OSError) as error:  # the system's errors say what is wrong with which file
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from envs.readers.arrays import file_kind
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import writing
 
 BLOCK = 2**20
 
@@ -28,7 +29,8 @@ def download(url: str, file: str | Path, timeout: float = 60.0) -> Path:
     if file.is_file():
         return file
     partial = file.with_name(file.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    with writing(partial.parent):
+        partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         expected = _fetch(url, partial, timeout)
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors

@@ -40,6 +40,7 @@ class GymEnv(gymnasium.Wrapper):
         if not isinstance(getattr(self.unwrapped, "data", None), mujoco.MjData):
             raise InputError(f"environment {env_id!r}: not one of MuJoCo's")
         self.model, self.data = self.unwrapped.model, self.unwrapped.data  # type: ignore[attr-defined]
+        self.decision_seconds = round(float(self.unwrapped.dt), 9)  # type: ignore[attr-defined]
         self.speed_limit, self._planar = speed_limit, env_id.startswith("Ant")
         self._scratch = mujoco.MjData(self.model)
         space = env.action_space

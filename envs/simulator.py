@@ -131,6 +131,11 @@ class DMControlEnv(gymnasium.Env):
         self.observation_space = spaces.Dict(kinds) if self.observation == "both" else kinds[self.observation]
 
     @property
+    def decision_seconds(self) -> float:
+        """Simulated time between two decisions: the inverse of the frame rate that a controller sees."""
+        return round(self.action_repeat * self._env.control_timestep(), 9)
+
+    @property
     def model(self) -> mujoco.MjModel:
         return self.physics.model.ptr
 

@@ -23,6 +23,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     process has one renderer.
 
     A finished environment ignores further steps (reward 0, last observation, flags as they were) until it is reset.
+    `decision_seconds` is the simulated time between two steps.
     `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step.
 
     Args:
@@ -49,7 +50,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             self._workers = [_Worker(index) for index in range(len(shares))]
             for worker, (start, stop) in zip(self._workers, self._bounds):
                 worker.send("host", stop - start, options)
-            self.single_observation_space, self.single_action_space = self._receive()[0]
+            self.single_observation_space, self.single_action_space, self.decision_seconds = self._receive()[0]
         except BaseException:
             self.close()
             raise

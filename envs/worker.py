@@ -24,8 +24,8 @@ class Host:
         self.envs: list[Any] = [kind(**options) for _ in range(count)]
         self.last: list[tuple[Observation, float, bool, bool, dict]] = [None] * count  # type: ignore[list-item]
 
-    def spaces(self) -> tuple[Any, Any]:
-        return self.envs[0].observation_space, self.envs[0].action_space
+    def about(self) -> tuple[Any, Any, float]:
+        return self.envs[0].observation_space, self.envs[0].action_space, self.envs[0].decision_seconds
 
     def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Observation, np.ndarray]:
         for index in np.flatnonzero(mask):
@@ -67,7 +67,7 @@ def serve(connection: Connection) -> None:
         try:
             if host is None:
                 host = Host(*arguments)
-                reply: Any = (None, host.spaces())
+                reply: Any = (None, host.about())
             else:
                 reply = (None, getattr(host, method)(*arguments))
         except Exception as error:

@@ -1,5 +1,6 @@
 """Configuration: Hydra files in `configs/`, checked before anything runs, with errors that a user can act on."""
 
+import contextlib
 import difflib
 import math
 import sys
@@ -7,18 +8,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mpdiffuser.errors import InputError
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
+UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "task_name"), str)
+UNSET |= {"rendering": str, "processes": int, "size": int, "action_repeat": int, "camera": int}  # null, or of this type
+UNSET |= {"episode_seconds": float, "evaluation.within": float}
+OWN = "--config-dir="
+LARGEST = 100_000  # bytes of a file
+TASKS = ({"suite", "name"}, {"name", "action_repeat", "size", "camera"})  # a task has all options of one of these
+
 
 def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorator for an entry point: configuration `name` with the command line's overrides, and errors in one line.
 
-    `--help` prints the whole configuration; `debug=true` shrinks everything to seconds (the list `debug_overrides`).
+    `--help` prints the whole configuration; `debug=true` shrinks everything to seconds (the list `debug_overrides`);
+    `--config-dir=FOLDER` has configuration files of one's own, which come before those of configs/.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -27,7 +40,9 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     print(_help(name))
                     return
-                main(load(name, sys.argv[1:]))
+                given = [word for word in sys.argv[1:] if word.startswith(OWN)]
+                overrides = [word for word in sys.argv[1:] if word not in given]
+                main(load(name, overrides, Path(given[-1].removeprefix(OWN)) if given else None))
             except (InputError, OSError) as error:  # the system's errors say what is wrong with which file
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
@@ -37,13 +52,18 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
     return decorate
 
 
-def load(name: str, overrides: list[str]) -> DictConfig:
+def load(name: str, overrides: list[str], folder: Path | None = None) -> DictConfig:
     """Compose configuration `name` with overrides such as `sampler.steps=6`.
 
+    Args:
+        folder: of the user's own files, laid out as configs/ is and looked at first. Options and types are as there.
+
     Raises:
-        InputError: for an unknown option or a value of the wrong type, naming the option, what was found, and what is
-            allowed.
+        InputError: for an unknown or missing option or a value of the wrong type, naming the option, what was found,
+            and what is allowed; for a file that is not YAML.
     """
+    if folder is not None:
+        _check_files(folder)
     base = _compose(name, [])
     for override in overrides:
         if override[:1] in ("+", "~"):
@@ -51,9 +71,9 @@ def load(name: str, overrides: list[str]) -> DictConfig:
                 f"{override}: options are neither added nor removed; set one as name=value; --help lists all"
             )
     overrides = [part for override in overrides for part in _suite(override)]
-    config = _compose(name, overrides, base)
+    config = _compose(name, overrides, base, folder)
     if config.get("debug"):
-        config = _compose(name, [*base.debug_overrides, *overrides], base)
+        config = _compose(name, [*base.debug_overrides, *overrides], base, folder)
     try:
         OmegaConf.resolve(config)
         missing = sorted(OmegaConf.missing_keys(config))
@@ -61,14 +81,34 @@ def load(name: str, overrides: list[str]) -> DictConfig:
         raise InputError(f"configuration: {' '.join(str(error).split())}") from error
     if missing:
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
-    leaves = dict(_leaves(config))
-    for key, usual in _leaves(base):
+    leaves, usual = dict(_leaves(config)), dict(_leaves(base))
+    if "task" in base and set(config.task) != set(base.task) and set(config.task) in TASKS:  # of the other kind
+        usual = {key: value for key, value in usual.items() if not key.startswith("task.") or key == "task.name"}
+        own = {f"task.{name}" for name in config.task}
+        usual |= {key: value for key, value in leaves.items() if key in own - set(usual)}
+    for key in usual:
         section = next((k for k in leaves if key.startswith(f"{k}.")), None)
         if section:
             raise InputError(f"{section}: holds several options, such as {key}; found {leaves[section]!r}")
-        if key in leaves:
-            _check_type(key, usual, leaves[key])
+        if key not in leaves:
+            raise InputError(f"{key}: no such option in your files; configs/ has it as {usual[key]!r}")
+        _check_type(key, usual[key], leaves[key])
+    for key in leaves:
+        if key not in usual:
+            raise InputError(f"{key}: no such option (found {leaves[key]!r}); {_nearest(key, usual)}")
     return config
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError for what Hydra would never come to an end with."""
+    if not folder.is_dir():
+        raise InputError(f"{OWN}{folder}: no such folder")
+    for file in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+        if not file.is_file() or file.stat().st_size > LARGEST:
+            raise InputError(f"{file}: must be a file of at most {LARGEST:,} bytes")
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # told, if need be, when it is composed
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file.read_text(encoding="utf-8"))):
+                raise InputError(f"{file}: holds an alias (*name), which can stand for any amount; write it out")
 
 
 def settings(section: DictConfig) -> dict[str, Any]:
@@ -84,31 +124,53 @@ def _suite(override: str) -> list[str]:
     return [f"task={suite}", f"task.name={name}"] if override.startswith("task=") and slash else [override]
 
 
-def _compose(name: str, overrides: list[str], base: DictConfig | None = None) -> DictConfig:
+def _compose(name: str, overrides: list[str], base: DictConfig | None = None, folder: Path | None = None) -> DictConfig:
+    _OwnFiles.folder = folder
     try:
         with initialize_config_module("configs", version_base=None):
             return compose(name, overrides)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:  # Hydra, OmegaConf and YAML have many ways to fail
         raise InputError(_explain(error, overrides, base)) from error
+    finally:
+        _OwnFiles.folder = None
+
+
+class _OwnFiles(SearchPathPlugin):
+    """Has Hydra look into a folder first."""
+
+    folder: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend("own files", f"file://{self.folder.absolute()}", "main")
+
+
+Plugins.instance().register(_OwnFiles)
 
 
 def _explain(error: Exception, overrides: list[str], base: DictConfig | None) -> str:
     """Hydra's words, and for an unknown option the names that come near."""
-    message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    known = [key for key, _ in _leaves(base)] if base is not None else []
+    message = " ".join(str(error).split())[:2000]
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key and "not in struct" in message + str(error.__cause__) and f"'{key}'" in message:
-            near = difflib.get_close_matches(key, known, 3, 0.4) or [k for k in known if "." not in k]
-            return f"{key}: no such option (found {override!r}); nearest: {', '.join(near)}; --help lists all"
-    return message
+            known = dict(_leaves(base)) if base is not None else {}
+            return f"{key}: no such option (found {override!r}); {_nearest(key, known)}"
+    if isinstance(error, RecursionError):
+        return "configuration: files that refer to each other, or lists within lists, without end"
+    return message or f"configuration: {type(error).__name__}"
+
+
+def _nearest(key: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, 3, 0.4) or [k for k in known if "." not in k]
+    return f"nearest: {', '.join(near)}; --help lists all"
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Options and values; None for one that is missing or refers to another."""
     for key in config:
-        if OmegaConf.is_interpolation(config, key) or OmegaConf.is_missing(config, key):
-            continue
-        value = config[key]
+        known = not (OmegaConf.is_interpolation(config, key) or OmegaConf.is_missing(config, key))
+        value = config[key] if known else None
         if isinstance(value, DictConfig):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
@@ -116,19 +178,22 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_type(key: str, usual: Any, found: Any) -> None:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
-    kind = next((k for k in kinds if isinstance(usual, k)), None)
+    kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else UNSET.get(key))
     if kind is None:
         return
     fits = isinstance(found, int | float) and math.isfinite(found) if kind is float else isinstance(found, kind)
     if not fits or (isinstance(found, bool) and kind is not bool):
-        raise InputError(f"{key}: must be {kinds[kind]} (such as {usual!r}), found {found!r}")
+        such = f"null or {KINDS[kind]}" if usual is None else f"{KINDS[kind]} (such as {usual!r})"
+        raise InputError(f"{key}: must be {such}, found {found!r}")
+    if kind is ListConfig and len(usual):
+        for number, part in enumerate(found):
+            _check_type(f"{key}[{number}]", usual[0], part)
 
 
 def _help(name: str) -> str:
     entry = Path(sys.argv[0]).name
     return (
-        f"Usage: {entry} [option=value ...], for example {entry} debug=true\n\n"
+        f"Usage: {entry} [{OWN}FOLDER] [option=value ...], for example {entry} debug=true\n\n"
         f"Options and their values now (configs/{name}.yaml; a group such as task takes a file name of its folder):\n\n"
         f"{OmegaConf.to_yaml(_compose(name, []))}"
     )

@@ -24,6 +24,7 @@ class Stub:
     def __init__(self, count: int, processes: Any, **options: Any) -> None:
         self.single_action_space = gymnasium.spaces.Box(-1, 1, (2,))
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,))
+        self.decision_seconds = 0.04
 
     def close(self) -> None:
         pass
@@ -108,6 +109,8 @@ def test_a_recorded_evaluation_is_repeated(stage: SimpleNamespace) -> None:
         ({"rendering": "fast"}, ["rendering=full"], r"rendering: .* trained with 'fast', found 'full'"),
         ({"size": 64}, ["size=84"], r"size: .* trained with 64, found 84"),
         ({"action_repeat": 4}, ["action_repeat=2"], r"action_repeat: .* trained with 4, found 2"),
+        ({"camera": 1}, ["camera=0"], r"camera: .* trained with 1, found 0"),
+        ({"decision_seconds": 0.02}, [], r"environment: decision_seconds 0\.04, but .* trained with 0\.02"),
         ({}, ["task_name=walker_walk"], r"task_name: .* trained on 'none', found 'walker_walk'"),
         ({"observation": {"shape": [4], "dtype": "float32"}}, [], r"observations \(3,\), but .* trained with \(4,\)"),
         ({"observation": {"shape": [3], "dtype": "uint8"}}, [], r"dtype float32, but .* trained with uint8"),
@@ -124,15 +127,16 @@ def test_what_does_not_fit_the_record(
 
 
 @pytest.mark.parametrize(
-    ("low", "dimension", "words"), [(-2, 2, "low -2.0, .* -1.0"), (-1, 3, r"actions \(3,\).*\(2,\)")]
+    ("low", "high", "dimension", "words"),
+    [(-2, 1, 2, "low -2.0, .* -1.0"), (-1, 3, 2, "high 3.0, .* 1.0"), (-1, 1, 3, r"actions \(3,\).*\(2,\)")],
 )
 def test_an_environment_with_other_actions(
-    stage: SimpleNamespace, monkeypatch, low: float, dimension: int, words: str
+    stage: SimpleNamespace, monkeypatch, low: float, high: float, dimension: int, words: str
 ) -> None:
     class Other(Stub):
         def __init__(self, *inputs: Any, **options: Any) -> None:
             super().__init__(*inputs, **options)
-            self.single_action_space = gymnasium.spaces.Box(low, 1, (dimension,))
+            self.single_action_space = gymnasium.spaces.Box(low, high, (dimension,))
 
     monkeypatch.setattr(evaluate, "VectorEnv", Other)
     with pytest.raises(InputError, match=rf"environment: {words}"):

@@ -46,6 +46,7 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
     with lock:
         if file.exists():
             print(f"Features: reusing {file}")
+            file.with_suffix(".progress").unlink(missing_ok=True)  # of one killed at the last moment
         else:
             _compute(encoder, episodes["frames"], file, shape, batch)
     features = _open_features(file)

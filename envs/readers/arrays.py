@@ -1,8 +1,12 @@
-"""Arrays of HDF5 and npz files, looked at before they are read: what a file claims is held against what is in it."""
+"""Arrays of HDF5 and npz files, looked at before they are read: what a file claims is held against what is in it.
+
+Every reader of others' files goes through here. Nothing is executed (no pickle), nothing outside the file is read (no
+links, no external or virtual datasets), nothing is read of which the file does not hold every byte.
+"""
 
 import contextlib
+import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,20 +40,25 @@ def file_kind(file: str | Path) -> str | None:
 
 
 @contextlib.contextmanager
-def open_arrays(file: str | Path) -> Iterator[dict[str, Entry]]:
-    """The arrays of an HDF5 or npz file by name; groups, links and pickled objects are left out or refused when read.
+def open_arrays(file: str | Path, nested: bool = False) -> Iterator[dict[str, Entry]]:
+    """The arrays of an HDF5 or npz file by name.
+
+    Args:
+        nested: also those in groups, as "group/name"; otherwise groups are left out.
 
     Raises:
-        InputError: if the file is missing, of another kind, or damaged, which may show as late as when it is read.
+        InputError: if the file is missing, of another kind, damaged, which may show as late as when it is read, or
+            points at other files.
     """
     file = Path(file)
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     with contextlib.ExitStack() as stack:
-        with _guard(file):
+        with guard(file):
             kind = file_kind(file)
             if kind == "hdf5":
-                entries = _hdf5_entries(file, stack.enter_context(h5py.File(file, "r")))
+                data = stack.enter_context(h5py.File(file, "r"))
+                entries = dict(_hdf5_entries(file, data, nested))
             elif kind == "npz":
                 entries = _npz_entries(file, stack.enter_context(zipfile.ZipFile(file)))
             else:
@@ -58,40 +67,78 @@ def open_arrays(file: str | Path) -> Iterator[dict[str, Entry]]:
 
 
 @contextlib.contextmanager
-def _guard(file: Path) -> Iterator[None]:
+def guard(file: str | Path) -> Iterator[None]:
+    """Turns whatever a library says against a file into an InputError: parsers have many ways to fail."""
     try:
         yield
     except InputError:
         raise
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{file}: damaged or truncated ({error}); get it again") from error
+    except PermissionError as error:
+        raise InputError(f"{file}: you may not read it ({error}); change its permissions") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(f"{file}: damaged or truncated ({said}); get it again") from error
 
 
-def _hdf5_entries(file: Path, data: h5py.File) -> dict[str, Entry]:
-    def entry(dataset: h5py.Dataset) -> Entry:
-        return Entry(dataset.shape or (), dataset.dtype, dataset.id.get_storage_size(), lambda: _load(dataset))
+def _hdf5_entries(
+    file: Path, group: h5py.Group, nested: bool, prefix: str = "", seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, Entry]]:
+    for key in group:
+        name, link = f"{prefix}{key}", group.get(key, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            where = f"{getattr(link, 'filename', '')}:{link.path}"
+            raise InputError(f"{file}: {name}: a link to {where}, which may lead anywhere; store the array itself")
+        found = group[key]
+        if isinstance(found, h5py.Dataset):
+            yield name, _hdf5_entry(file, name, found)
+        elif isinstance(found, h5py.Group) and nested:
+            address = h5py.h5o.get_info(found.id).addr
+            if address in seen:
+                raise InputError(f"{file}: {name}: a group that holds itself; get the file again")
+            yield from _hdf5_entries(file, found, nested, f"{name}/", seen | {address})
 
-    def _load(dataset: h5py.Dataset) -> np.ndarray:
-        with _guard(file):
+
+def _hdf5_entry(file: Path, name: str, dataset: h5py.Dataset) -> Entry:
+    if dataset.external or dataset.is_virtual:
+        others = [part[0] for part in dataset.external or []] or [part.file_name for part in dataset.virtual_sources()]
+        raise InputError(f"{file}: {name}: lies in other files ({others[0]}); store the array itself")
+    stored = dataset.id.get_storage_size()
+
+    def load() -> np.ndarray:
+        with guard(file):
+            if dataset.chunks:
+                wanted = math.prod(-(-size // part) for size, part in zip(dataset.shape, dataset.chunks))
+                there, unit = dataset.id.get_num_chunks(), "chunks"
+                check_claim(file, f"{name}: a chunk", dataset.chunks, dataset.dtype, stored)
+            else:
+                wanted, there, unit = dataset.size * dataset.dtype.itemsize, stored, "bytes"
+            if there != wanted:
+                raise InputError(f"{file}: {name}: must have {wanted:,} {unit}, found {there:,}; get it again")
             return np.asarray(dataset[()])
 
-    own = [key for key in data if isinstance(data.get(key, getlink=True), h5py.HardLink)]
-    return {key: entry(data[key]) for key in own if isinstance(data[key], h5py.Dataset)}
+    return Entry(dataset.shape or (), dataset.dtype, stored, load)
 
 
 def _npz_entries(file: Path, archive: zipfile.ZipFile) -> dict[str, Entry]:
     def entry(name: str) -> Entry:
+        info = archive.getinfo(name)
+        numpys = name.endswith(".npy") and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not numpys or names.count(name) > 1:
+            raise InputError(f"{file}: {name}: must be a .npy, there once, stored or deflated, as numpy writes it")
         with archive.open(name) as member:
             version = np.lib.format.read_magic(member)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = header(member)
-        return Entry(shape, dtype, archive.getinfo(name).compress_size, lambda: _load(name))
+        return Entry(shape, dtype, info.compress_size, lambda: load(name))
 
-    def _load(name: str) -> np.ndarray:
-        with _guard(file), archive.open(name) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+    def load(name: str) -> np.ndarray:
+        with guard(file), archive.open(name) as member:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+            if member.read(1):  # only at its end is the checksum compared
+                raise InputError(f"{file}: {name}: holds more than its shape {array.shape} says; get it again")
+            return array
 
-    names = [name for name in archive.namelist() if name.endswith(".npy")]
+    names = archive.namelist()
     return {name.removesuffix(".npy"): entry(name) for name in names}
 
 
@@ -120,29 +167,37 @@ def read_array(
         wanted = "numbers" if cast else np.dtype(dtype).name
         raise InputError(f"{file}: {key}: must be an array of {wanted}, found {entry.dtype}")
     check_shape(file, key, entry, shape)
-    claimed = int(np.prod(entry.shape, dtype=object)) * entry.dtype.itemsize
-    if claimed > max(EXPANSION * min(entry.stored, Path(file).stat().st_size), SMALL):
-        raise InputError(
-            f"{file}: {key}: claims shape {entry.shape}, {claimed:,} bytes; found {entry.stored:,} bytes, which cannot "
-            "hold as much"
-        )
     values = entry.load()
+    if values.dtype == bool:  # HDF5 gives any byte
+        values = values.view(np.uint8)
     if len(shape) == 1:
         values = values.reshape(-1)
     if dtype is not bool:
         with np.errstate(over="ignore"):
             values = values.astype(dtype, copy=False)
     check_finite(file, key, values)
+    if (dtype is bool or entry.dtype == bool) and ((values != 0) & (values != 1)).any():
+        raise InputError(f"{file}: {key}: must be true or false, 1 or 0, found other values")
     return values.astype(dtype, copy=False)
 
 
 def check_shape(file: str | Path, key: str, entry: Entry, shape: tuple[int | None, ...]) -> None:
-    """Raise InputError unless an entry has the shape wanted, as `read_array` takes it."""
+    """Raise InputError unless an entry has the shape wanted, as `read_array` takes it, and the file can hold it."""
     found = entry.shape[:1] if len(shape) == 1 and entry.shape[1:] == (1,) else entry.shape
     if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         expected = f"({wanted},) or ({wanted}, 1)" if len(shape) == 1 else f"({wanted})"
         raise InputError(f"{file}: {key}: must have shape {expected}, found {entry.shape}")
+    check_claim(file, key, entry.shape, entry.dtype, entry.stored)
+
+
+def check_claim(file: str | Path, key: str, shape: tuple[int, ...], dtype: np.dtype, stored: int) -> None:
+    """Raise InputError for an array that claims more than `stored` bytes of the file can hold."""
+    claimed, there = math.prod(shape) * dtype.itemsize, min(stored, Path(file).stat().st_size)
+    if claimed > max(EXPANSION * there, SMALL):
+        raise InputError(
+            f"{file}: {key}: claims shape {shape}, {claimed:,} bytes; found {there:,} bytes, which cannot hold as much"
+        )
 
 
 def check_finite(file: str | Path, key: str, values: np.ndarray) -> None:

@@ -75,6 +75,8 @@ def _examine(file: Path) -> _Shard | str:
     if not rows[0]:
         return f"{file}: reward: no row in it"
     if "step_type" in flags:
+        if not np.isin(flags["step_type"], (0, 1, 2)).all():
+            raise InputError(f"{file}: step_type: must be 0, 1 or 2, found {np.unique(flags['step_type'])[:5]}")
         firsts, terminal = flags["step_type"] == 0, (flags["step_type"] == 2) & (flags["discount"] == 0)
     else:
         firsts, terminal = np.zeros(rows, bool), flags["is_terminal"] != 0

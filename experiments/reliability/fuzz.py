@@ -1,32 +1,36 @@
 """Fuzz: files and options spoilt at random give a clear error or a correct load; never another exception, a hang or an
 endless allocation.
 
-Each target makes something good, and reads it again after a mutation: bytes flipped, cut, doubled or replaced, a value
-in JSON made huge, negative or of another type, an entry taken out, a file removed, emptied or replaced by a link. A
-read has 10 seconds of the processor and 4 GB, in a fork.
+Each target makes something good (datasets: `layouts`), and reads it again after `spoil` has changed a thing. A read has
+10 seconds of the processor and 4 GB, in a fork of 20 reads. What loads must be a valid thing of its kind.
 """
 
-import copy
 import json
 import os
-import pickle
 import random
 import resource
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
+import evaluate
+from envs.datasets import open_dataset
+from envs.readers.lerobot import read_lerobot
+from experiments.reliability import layouts
 from experiments.reliability.kills import episodes_of
+from experiments.reliability.spoil import spoil
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
-from mpdiffuser.episodes import Episodes
+from mpdiffuser.episodes import KINDS, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, write_manifest
 from mpdiffuser.models.cloning import BehaviourCloning
@@ -36,40 +40,15 @@ from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.training import sampler_config
 from vision.encoder import IdentityEncoder
 
 SECONDS, MEMORY = 10, 4 * 2**30
-STRANGE: list[Any] = [-1, 0, 1, 7, 10**6, 10**12, 10**400, 1.5, 1e308, "", "x" * 200, "../..", "/etc/passwd", "os"]
-STRANGE += [None, True, [], {}, [[]], {"a": 1}, [10**12], ["os", "system"], float("nan"), float("inf")]
-WORDS = [
-    "null",
-    "true",
-    "-1",
-    "0",
-    "1e309",
-    "nan",
-    "[]",
-    "[1,2",
-    "{}",
-    "{a: 1}",
-    "''",
-    "x",
-    "../x",
-    "${seed}",
-    "${oc.env:HOME}",
-]
-WORDS += [
-    "99999999999999999999",
-    "${nothing}",
-    "${horizon}",
-    "${evaluation}",
-    "1,2",
-    "!!python/object/apply:os.system [id]",
-    "\x00",
-    "é",
-    "a=b",
-    "${",
-]
+BATCH = 20  # read by one fork
+CONFIGS, PROGRAMS = Path(__file__).parents[2] / "configs", ("vision", "state")
+WORDS = ["null", "true", "-1", "0", "1e309", "nan", "[]", "[1,2", "{}", "{a: 1}", "''", "x", "../x", "a=b", "1,2", "é"]
+WORDS += ["\x00", "9" * 20, "${seed}", "${oc.env:HOME}", "${nothing}", "${horizon}", "${evaluation}", "${"]
+WORDS += ["!!python/object/apply:os.system [id]"]
 
 
 def small_pipeline() -> MPDiffuserPipeline:
@@ -105,97 +84,62 @@ def make_episodes(folder: Path) -> None:
     episodes_of(count=3, steps=5, frame_size=8).save(folder)
 
 
+def valid(episodes: Episodes) -> None:
+    """Whatever was read: arrays as `Episodes` documents them, every number finite, every episode with an end."""
+    for key, array in episodes.check_finite().arrays.items():
+        dtype, dimensions = KINDS.get(key, (str(array.dtype), array.ndim))
+        assert (str(array.dtype), array.ndim) == (dtype, dimensions), f"{key}: {array.dtype} {array.shape}"
+        assert array.dtype.kind in "fiub" and array.size, f"{key}: {array.dtype} {array.shape}"
+        assert array.dtype != bool or np.asarray(array).view(np.uint8).max() <= 1, f"{key}: neither true nor false"
+    offsets = np.asarray(episodes.offsets)
+    assert offsets.dtype.kind == "i" and episodes.lengths.min() > 0 and offsets[-1] == len(episodes["actions"])
+    assert episodes.checksum() and json.dumps(episodes.info)
+
+
 def read_episodes(folder: Path) -> None:
-    found = Episodes.load(folder)
-    assert np.isfinite(found["observations"]).all() and found.lengths.min() > 0 and found.checksum()
+    valid(Episodes.load(folder))
+
+
+def read_dataset(folder: Path) -> None:
+    """As a user opens it, the folder or its one file."""
+    files = [file for file in folder.iterdir() if file.suffix in (".hdf5", ".npz")]
+    imported(open_dataset(files[0] if len(files) == 1 else folder))
+
+
+def read_films(folder: Path) -> None:
+    imported(read_lerobot(folder, layouts.FILM, 16))
+
+
+def imported(episodes: Episodes) -> None:
+    """Valid, and nothing is done after an episode's last step."""
+    valid(episodes)
+    for key in ("actions", "rewards", "terminations", "truncations"):
+        assert not episodes[key][episodes.offsets[1:] - 1].any(), f"{key}: not 0 in the row after the last step"
+
+
+def make_configuration(name: str, folder: Path) -> None:
+    """The files that a program's configuration is made of."""
+    files = [name, *("/".join(*part.items()) for part in OmegaConf.load(CONFIGS / f"{name}.yaml").defaults[:-1])]
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copy(CONFIGS / f"{file}.yaml", folder / f"{file}.yaml")
+
+
+def read_configuration(name: str, folder: Path) -> None:
+    """With the folder's files as a user's own."""
+    cfg = load(name, [], folder)
+    sampler_config(cfg.sampler)
+    evaluate.check(cfg)
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "episodes": (make_episodes, read_episodes),
     "pipeline": (make_pipeline, read_pipeline),
     "damaged pipeline": (make_pipeline, read_damaged_pipeline),
+    **{kind.__name__: (kind, read_dataset) for kind in layouts.KINDS},
+    "films": (layouts.lerobot, read_films),
+    **{f"{name} files": (partial(make_configuration, name), partial(read_configuration, name)) for name in PROGRAMS},
 }
-
-
-def mutate(folder: Path, chance: random.Random) -> str:
-    """Spoil one thing in a folder; says what."""
-    file = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-    how = chance.choice(["bytes", "bytes", "json", "json", "file"])
-    if how == "json" and file.suffix != ".json":
-        file = chance.choice(sorted(folder.rglob("*.json")))
-    spoil = {"bytes": _bytes, "json": _json, "file": _file}[how]
-    return f"{file.relative_to(folder)}: {spoil(file, chance)}"
-
-
-def _bytes(file: Path, chance: random.Random) -> str:
-    data = bytearray(file.read_bytes())
-    place = chance.randrange(min(len(data), chance.choice([16, 200, len(data)]))) if data else 0
-    kind = chance.choice(["flip", "cut", "double", "zero", "insert"])
-    if kind == "flip" and data:
-        data[place] ^= 1 << chance.randrange(8)
-    elif kind == "cut":
-        del data[place:]
-    elif kind == "double":
-        data += bytes(data)
-    elif kind == "zero":
-        data[place : place + 8] = bytes(chance.choice([0, 255]) for _ in range(8))
-    else:
-        data[place:place] = chance.randbytes(chance.randint(1, 40))
-    file.write_bytes(data)
-    return f"{kind} at {place}"
-
-
-def _json(file: Path, chance: random.Random) -> str:
-    try:
-        data = json.loads(file.read_text())
-    except ValueError:
-        return _bytes(file, chance)
-    places: list[tuple[Any, Any]] = []
-
-    def walk(value: Any) -> None:
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, part in items:
-            places.append((value, key))
-            walk(part)
-
-    walk(data)
-    if not places:
-        return _bytes(file, chance)
-    holder, key = chance.choice(places)
-    value = copy.deepcopy(chance.choice(STRANGE))
-    if chance.random() < 0.2:
-        del holder[key]
-        what = f"{key} taken out"
-    elif isinstance(holder, dict) and chance.random() < 0.2:
-        holder[str(value)[:50]] = holder.pop(key)
-        what = f"{key} called {str(value)[:50]}"
-    else:
-        holder[key] = value
-        what = f"{key} becomes {str(value)[:60]}"
-    file.write_text(json.dumps(data))
-    return what
-
-
-def _file(file: Path, chance: random.Random) -> str:
-    kind = chance.choice(["remove", "empty", "link", "folder", "pickle", "program", "swap", "deep"])
-    if kind == "program":
-        (file.parent / "pipeline.py").write_text("raise SystemExit('executed')")
-    elif kind == "pickle":
-        file.with_name("diffusion_pytorch_model.bin").write_bytes(pickle.dumps({}))
-    elif kind == "swap":
-        other = chance.choice(sorted(path for path in file.parent.iterdir() if path.is_file()))
-        shutil.copy(other, file) if other != file else file.unlink()
-    elif kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "deep":
-        file.write_text("[" * 100_000)
-    else:
-        file.unlink()
-    if kind == "link":
-        file.symlink_to("/etc/passwd")
-    if kind == "folder":
-        file.mkdir()
-    return kind
 
 
 def option(chance: random.Random, names: list[str]) -> list[str]:
@@ -216,59 +160,77 @@ def read_options(overrides: list[str]) -> None:
     load("state", overrides)
 
 
-def attempt(read: Callable[[Any], None], what: Any) -> str:
-    """What came of it, in a fork: "refused", "loaded", or what should not be."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(readable)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.dup2(2, 1)
+def attempts(read: Callable[[Any], None], things: Sequence[Any]) -> Iterator[str]:
+    """What came of each, read in forks: "refused", "loaded", or what should not be. One that ends its fork is followed
+    by another."""
+    left = list(things)
+    while left:
+        readable, writable = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(readable)
+            _read_all(read, left, writable)
+        os.close(writable)
+        with os.fdopen(readable, "rb") as pipe:
+            outcomes = [json.loads(line) for line in pipe.read().splitlines()]
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if len(outcomes) < len(left):
+            outcomes.append(f"ended by signal {-status}: a hang or too much memory")
+        left = left[len(outcomes) :]
+        yield from outcomes
+
+
+def _read_all(read: Callable[[Any], None], things: list[Any], pipe: int) -> None:
+    """Write a line of JSON on each into the pipe, and exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(2, 1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    for thing in things:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.alarm(20 * SECONDS)  # for one that waits and does not work
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         try:
-            read(what)
+            read(thing)
             outcome = "loaded"
         except InputError as error:
             outcome = "refused" if len(str(error)) < 4000 else f"an endless message: {str(error)[:200]}"
         except BaseException:
             outcome = traceback.format_exc()[-3000:]
-        os.write(writable, outcome.encode())
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable, "rb") as pipe:
-        outcome = pipe.read().decode()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return outcome if status == 0 else f"ended by signal {-status}: a hang or too much memory"
+        os.write(pipe, json.dumps(outcome).encode() + b"\n")
+    os._exit(0)
 
 
 def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     """Try so many mutations of a target; what came of them, and those that came out wrong."""
     chance = random.Random(f"{name} {seed}")
     result: dict[str, Any] = {"target": name, "tried": 0, "refused": 0, "loaded": 0, "wrong": []}
-    good, spoilt = folder / "good", folder / "spoilt"
+    good, names = folder / "good", []
     if name == "options":
-        names = sorted(_names(load("state", [])))
+        read, names = read_options, sorted(_names(load("state", [])))
     else:
         good.mkdir(parents=True)
-        TARGETS[name][0](good)
-    for _ in range(count):
-        if name == "options":
-            words = option(chance, names)
-            outcome, what = attempt(read_options, words), str(words)
-        else:
-            shutil.copytree(good, spoilt, symlinks=True)
-            what = mutate(spoilt, chance)
-            outcome = attempt(TARGETS[name][1], spoilt)
+        make, read = TARGETS[name]
+        make(good)
+        read(good)
+    while result["tried"] < count:
+        tried: dict[str, Any] = {}  # what was done -> what is read
+        for number in range(min(BATCH, count - result["tried"])):
+            if name == "options":
+                words = option(chance, names)
+                tried[f"{number}: {words}"] = words
+            else:
+                spoilt = folder / f"spoilt_{number}"
+                shutil.copytree(good, spoilt, symlinks=True)
+                tried[f"{number}: {spoil(spoilt, chance)}"] = spoilt
+        for what, outcome in zip(tried, attempts(read, list(tried.values()))):
+            if outcome in ("refused", "loaded"):
+                result[outcome] += 1
+            else:
+                result["wrong"].append(f"{what}\n{outcome}")
+                print(f"{name}: {what}\n{outcome}", file=sys.stderr, flush=True)
+        result["tried"] += len(tried)
+        for spoilt in folder.glob("spoilt_*"):
             shutil.rmtree(spoilt)
-        result["tried"] += 1
-        if outcome in ("refused", "loaded"):
-            result[outcome] += 1
-        else:
-            result["wrong"].append(f"{what}\n{outcome}")
-            print(f"{name}: {what}\n{outcome}", file=sys.stderr)
     return result
 
 

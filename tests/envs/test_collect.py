@@ -74,6 +74,7 @@ def test_info_says_where_the_data_come_from(mixed):
     assert info["quality"] == "mixed" and info["seed"] == 3 and info["time_limit"] == pytest.approx(0.2)
     assert info["back_end"].split(":")[0] == info["MUJOCO_GL"] or info["MUJOCO_GL"] == ""
     assert len(info["policies"]) == len(info["disturbances"]) == len(set(info["episode_seeds"])) == 18
+    assert info["decision_seconds"] == 0.04
     assert info["versions"]["mujoco"] and info["policy_info"]["expert"]["return_mean"] > 0
 
 
@@ -231,6 +232,22 @@ def test_a_collection_that_was_cut_off_goes_on(mixed, tmp_path, monkeypatch, cap
     assert "going on after 9 episodes" in capsys.readouterr().out
     assert other.checksum() == whole.checksum() and other.info == whole.info
     assert [path.name for path in tmp_path.iterdir()] == [mixed.name]
+
+
+def test_a_last_round_that_is_smaller_is_gone_on_with(tmp_path, monkeypatch):
+    """3 episodes in rounds of 2 and 1, cut off after the first: one environment of the second has nothing to do."""
+    monkeypatch.setattr(collect_module, "PARALLEL", 2)
+    options = dict(quality="random", episodes=3, **TINY)
+    whole = Episodes.load(collect(data_root=tmp_path / "whole", **options))
+
+    def keep(writer, progress, kept=collect_module.EpisodesWriter.keep):
+        kept(writer, progress)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(collect_module.EpisodesWriter, "keep", keep)
+        collect(data_root=tmp_path / "cut", **options)
+    assert Episodes.load(collect(data_root=tmp_path / "cut", **options)).checksum() == whole.checksum()
 
 
 @pytest.fixture

@@ -140,14 +140,14 @@ def test_broken_minari(tmp_path: Path) -> None:
     file = tmp_path / "MINARI_DATASETS_PATH/mine/toy-v0/data/main_data.hdf5"
     with h5py.File(file, "a") as data:
         data["episode_1/observations"][2, 1] = np.nan
-    with pytest.raises(InputError, match=r"minari/mine/toy-v0: observations: must be finite, found .* in row 8"):
+    with pytest.raises(InputError, match=r"main_data.hdf5: episode_1/observations: must be finite, found .* in row 2"):
         open_dataset("minari/mine/toy-v0")
     with h5py.File(file, "a") as data:
         del data["episode_1/actions"]
-    with pytest.raises(InputError, match=r"Minari dataset 'mine/toy-v0': .*actions"):
+    with pytest.raises(InputError, match=r"main_data.hdf5: episode_1/actions: no such key"):
         open_dataset("minari/mine/toy-v0")
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"Minari dataset 'mine/toy-v0'"):
+    with pytest.raises(InputError, match=r"main_data.hdf5: damaged or truncated"):
         open_dataset("minari/mine/toy-v0")
 
 

@@ -102,8 +102,9 @@ def test_errors(monkeypatch):
     with pytest.raises(InputError, match="absent-v0"):
         import_minari("absent-v0")
     monkeypatch.setitem(sys.modules, "minari", None)
+    import_minari("toy-v0")
     with pytest.raises(InputError, match=r"pip install 'mpdiffuser\[minari\]'"):
-        import_minari("toy-v0")
+        export_minari(make(("observations",)), "other-v0")
 
 
 def test_command(tmp_path, capsys):

@@ -35,15 +35,20 @@ def test_a_drill_finds_a_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [*fuzz.TARGETS, "options"])
 def test_spoilt_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
-    result = fuzz.fuzz(target, 30, tmp_path)
+    count = 8 if target == "options" or target.endswith(" files") else 30  # Hydra is slow
+    result = fuzz.fuzz(target, count, tmp_path)
     assert not result["wrong"], result["wrong"][0]
-    assert result["refused"] + result["loaded"] == 30 and result["refused"] >= 10
+    assert result["refused"] + result["loaded"] == count and result["refused"] >= count // 4
 
 
 def test_a_reader_that_hangs_or_fails_or_eats_memory_is_found() -> None:
-    assert fuzz.attempt(lambda _: None, None) == "loaded"
-    assert "ZeroDivisionError" in fuzz.attempt(lambda _: 1 / 0, None)  # type: ignore[arg-type, return-value]
-    assert "MemoryError" in fuzz.attempt(lambda _: bytearray(2**33), None)  # type: ignore[arg-type, return-value]
+    def read(what: str) -> None:
+        exec(what)
+
+    programs = ["1", "1 / 0", "import os; os.kill(os.getpid(), 9)", "bytearray(2**33)", "1"]
+    first, failed, killed, large, last = fuzz.attempts(read, programs)
+    assert (first, last) == ("loaded", "loaded")
+    assert "ZeroDivisionError" in failed and "signal 9" in killed and "MemoryError" in large
 
 
 def test_a_short_soak() -> None:

@@ -157,6 +157,73 @@ def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
     assert mine.train.dynamics.steps == small.train.dynamics.steps
 
 
+MINE = "name: reacher_easy\naction_repeat: 2\nsize: 84\ncamera: 0\n"
+
+
+def own(folder: Path, text: str | bytes, name: str = "task/mine.yaml") -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
+    config = load("vision", ["task=mine", "sampler.steps=3"], own(tmp_path, MINE))
+    assert (config.task.size, config.task.action_repeat, config.sampler.steps) == (84, 2, 3)
+    assert load("vision", [], tmp_path).task.name == "cartpole_swingup"
+    main = (CONFIGS / "vision.yaml").read_text().replace("horizon: 16", "horizon: 8")
+    assert load("vision", [], own(tmp_path, main, "vision.yaml")).horizon == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINE + "sizee: 64\n", r"task\.sizee: no such option \(found 64\); nearest: task\.size"),
+        (MINE.replace("size: 84\n", ""), r"task\.size: no such option in your files; configs/ has it as 64"),
+        (MINE.replace("84", "big"), r"task\.size: must be a whole number \(such as 64\), found 'big'"),
+        (MINE.replace("84", "[84]"), r"task\.size: must be a whole number \(such as 64\), found \[84\]"),
+        (MINE.replace("84", "{x: 1}"), r"task\.size\.x: no such option|task\.size: no such option"),
+        ("", r"task"),
+        ("[1, 2]", r"Index 'name' \(str\) is not an int"),
+        ("a: [", r"while parsing"),
+        (b"\xff\xfe\x00", r"mine\.yaml|decode|character"),
+        ("name: !!python/object/apply:os.system [id]\n", r"could not determine a constructor for the tag"),
+        ("defaults: [/task/mine]\n" + MINE, r"files that refer to each other"),
+        ("a: &a [x, x]\nb: [*a, *a]\n" + MINE, r"mine\.yaml: holds an alias \(\*name\)"),
+        ("#" * 200_000, r"mine\.yaml: must be a file of at most 100,000 bytes"),
+    ],
+)
+def test_a_file_of_ones_own_that_is_wrong(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        load("vision", ["task=mine"], own(tmp_path, text))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 3000
+
+
+def test_the_folder_of_ones_own_files_is_an_argument(tmp_path: Path, monkeypatch, capsys) -> None:
+    called: list = []
+    monkeypatch.setattr(sys, "argv", ["x.py", f"--config-dir={own(tmp_path, MINE)}", "task=mine"])
+    configured("vision")(called.append)()
+    assert called[0].task.size == 84
+    monkeypatch.setattr(sys, "argv", ["x.py", f"--config-dir={tmp_path / 'absent'}"])
+    with pytest.raises(SystemExit):
+        configured("vision")(called.append)()
+    assert "absent: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("vision", "processes=x", r"processes: must be null or a whole number, found 'x'"),
+        ("vision", "dataset=5", r"dataset: must be null or a text, found 5"),
+        ("state", "output_dir=5", r"output_dir: must be null or a text, found 5"),
+        ("vision", "trackers=[1]", r"trackers\[0\]: must be a text \(such as 'tensorboard'\), found 1"),
+        ("vision", "planner.multipliers=[1,a]", r"planner\.multipliers\[1\]: must be a whole number"),
+    ],
+)
+def test_options_without_a_value_and_lists_have_types_too(name: str, override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load(name, [override])
+
+
 def test_help_lists_every_option(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train_vision.py", "--help"])
     called = []

@@ -175,5 +175,19 @@ def test_broken_information(dataset: Path, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"info.json: not readable as JSON"):
         read_lerobot(dataset)
     file.unlink()
-    with pytest.raises(InputError, match=r"info.json: no such file"):
+    with pytest.raises(InputError, match=r"info.json: cannot be read \(No such file"):
         read_lerobot(dataset)
+
+
+def test_vectors_of_one_and_of_another_size(dataset: Path) -> None:
+    """LeRobot keeps a feature of shape [1] as a column of numbers."""
+    for number, (first, lengths) in enumerate([(0, LENGTHS[:2]), (2, LENGTHS[2:])]):
+        columns = table(first, lengths, number) | {"action": np.arange(sum(lengths), dtype=np.float32)}
+        write_table(dataset / f"data/chunk-000/file-{number:03d}.parquet", columns)
+    with pytest.raises(InputError, match=r"data: action: must be of shape \[2\] as meta/info.json says, found \[1\]"):
+        read_lerobot(dataset)
+    file = dataset / "meta/info.json"
+    about = json.loads(file.read_text())
+    about["features"]["action"]["shape"] = [1]
+    file.write_text(json.dumps(about))
+    assert read_lerobot(dataset)["actions"].shape == (sum(LENGTHS), 1)
