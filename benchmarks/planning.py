@@ -22,6 +22,7 @@ from benchmarks.limits import limits, parser, report, timed, work
 from mpdiffuser.config import load, settings
 from mpdiffuser.controller import Controller
 from mpdiffuser.engines import ENGINES, resolved
+from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
@@ -132,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     if args.quick:
         args.sizes, args.candidates, args.levels, args.repeats = ["small"], args.candidates[:2], [1, 2], 3
+    pixels = MPDiffuserPipeline.from_pretrained(args.pipeline) if args.pipeline else pixels_pipeline()
+    if not pixels.sees_pixels:
+        raise InputError(f"--pipeline: must say in its info what frames it sees, found {args.pipeline}; train it anew")
     measured, rows = limits(args.quick), []
     for size in args.sizes:
         pipeline = states_pipeline(size)
@@ -141,7 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     config = SamplerConfig(candidates=count, guidance=guidance, engine=engine)
                     row = level(pipeline, config, args.levels, args.repeats, measured["best_gflops"])
                     rows.append({"network": size, **row})
-    pixels = MPDiffuserPipeline.from_pretrained(args.pipeline) if args.pipeline else pixels_pipeline()
     base = sampler_config(load("vision", []).sampler)
     for engine in args.engines:
         for count in args.candidates:

@@ -23,7 +23,7 @@ UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "outp
 UNSET |= {"rendering": str, "processes": int, "size": int, "action_repeat": int, "camera": int}  # null, or of this type
 UNSET |= {"episode_seconds": float, "evaluation.within": float}
 OWN = "--config-dir="
-LARGEST = 100_000  # bytes of a file
+LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
 TASKS = ({"suite", "name"}, {"name", "action_repeat", "size", "camera"})  # a task has all options of one of these
 
 
@@ -107,7 +107,10 @@ def _check_files(folder: Path) -> None:
         if not file.is_file() or file.stat().st_size > LARGEST:
             raise InputError(f"{file}: must be a file of at most {LARGEST:,} bytes")
         with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # told, if need be, when it is composed
-            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file.read_text(encoding="utf-8"))):
+            text = file.read_text(encoding="utf-8")
+            if text.count("[") + text.count("{") > BRACKETS:  # the time for them grows with their square
+                raise InputError(f"{file}: must have at most {BRACKETS} opening brackets")
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
                 raise InputError(f"{file}: holds an alias (*name), which can stand for any amount; write it out")
 
 

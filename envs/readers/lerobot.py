@@ -10,6 +10,8 @@ The row of an episode's last step holds no observation after it, so that step is
 final one. Demonstrations end by being stopped: all are truncated. Without next.reward the rewards are 0.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,9 @@ def read_lerobot(folder: str | Path, frames: str | None = None, size: int | None
             raise InputError(f"{folder}/data: must hold {key} {about[key]!r} as meta/info.json says, found {found}")
     for key in (*features, ACTION):
         table[key] = table[key].reshape(len(table[key]), -1)  # LeRobot has vectors of one as numbers
-        wanted, found = about["features"][key].get("shape"), list(table[key].shape[1:])
-        if wanted != found:
-            raise InputError(f"{folder}/data: {key}: must be of shape {wanted} as meta/info.json says, found {found}")
+        shape, width = about["features"][key].get("shape"), list(table[key].shape[1:])
+        if shape != width:
+            raise InputError(f"{folder}/data: {key}: must be of shape {shape} as meta/info.json says, found {width}")
     arrays = {"observations": table[STATE]} if features else {}
     arrays |= {"actions": table[ACTION], "rewards": table[REWARD] if reward else np.zeros(offsets[-1], np.float32)}
     lasts = offsets[1:] - 1
@@ -172,32 +174,41 @@ def _frames(
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and 0 < n <= LARGEST for n in shape):
         raise InputError(f"{folder}/meta/info.json: {key}: shape: must be of a picture, found {str(shape)[:80]}")
     height, width = shape[1:] if shape[0] == 3 else shape[:2]
-    with guard(folder):
-        out = np.empty((int(rows.sum()), size or height, size or width, 3), np.uint8)
     wanted: dict[Path, dict[int, int]] = {}  # film -> number of the picture in it -> row
     for e, first, count in zip(episodes.tolist(), np.cumsum(rows) - rows, rows):
         i = place[e]
         film = folder / f"videos/{key}/chunk-{where[chunk][i]:03d}/file-{where[number][i]:03d}.mp4"
         start = round(float(where[begin][i]) * about["fps"])
         wanted.setdefault(film, {}).update({start + k: int(first) + k for k in range(count)})
+    for film in wanted:  # all of them before there is memory for their pictures
+        with _opened(film) as reader:
+            found = reader.get_meta_data()["size"][::-1]
+        if found != (height, width):
+            raise InputError(f"{film}: must be of {(height, width)} pixels as meta/info.json says, found {found}")
+    with guard(folder):
+        out = np.empty((int(rows.sum()), size or height, size or width, 3), np.uint8)
     for film, pictures in wanted.items():
-        _decode(film, pictures, out, (height, width))
+        _decode(film, pictures, out)
     return out
 
 
-def _decode(film: Path, rows: dict[int, int], out: np.ndarray, size: tuple[int, int]) -> None:
-    """Put the pictures of a film of (height, width), by their number, into their rows of `out`."""
+@contextlib.contextmanager
+def _opened(film: Path) -> Iterator[Any]:
     import imageio.v2 as imageio
-    from PIL import Image
 
     if not film.is_file():
         raise InputError(f"{film}: no such file; expected by meta/episodes")
-    shape, left = out.shape[1:3], len(rows)
     reader: Any
     with guard(film), imageio.get_reader(film, format="FFMPEG", input_params=MP4) as reader:  # type: ignore[arg-type]
-        found = reader.get_meta_data()["size"][::-1]
-        if found != size:
-            raise InputError(f"{film}: must be of {size} pixels as meta/info.json says, found {found}")
+        yield reader
+
+
+def _decode(film: Path, rows: dict[int, int], out: np.ndarray) -> None:
+    """Put the pictures of a film, by their number, into their rows of `out`."""
+    from PIL import Image
+
+    shape, left = out.shape[1:3], len(rows)
+    with _opened(film) as reader:
         for number, picture in enumerate(reader):
             if number in rows:
                 resized = picture.shape[:2] != shape

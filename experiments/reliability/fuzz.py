@@ -194,6 +194,8 @@ def _read_all(read: Callable[[Any], None], things: list[Any], pipe: int) -> None
             outcome = "loaded"
         except InputError as error:
             outcome = "refused" if len(str(error)) < 4000 else f"an endless message: {str(error)[:200]}"
+            if isinstance(error.__cause__, MemoryError):  # it asked before it looked
+                outcome = f"too much memory: {str(error)[:1000]}"
         except BaseException:
             outcome = traceback.format_exc()[-3000:]
         os.write(pipe, json.dumps(outcome).encode() + b"\n")
@@ -205,6 +207,7 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     chance = random.Random(f"{name} {seed}")
     result: dict[str, Any] = {"target": name, "tried": 0, "refused": 0, "loaded": 0, "wrong": []}
     good, names = folder / "good", []
+    read: Callable[[Any], None]
     if name == "options":
         read, names = read_options, sorted(_names(load("state", [])))
     else:

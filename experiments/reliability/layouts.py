@@ -120,7 +120,10 @@ def minari(folder: Path, size: int = 40) -> None:
     import minari as library
     from gymnasium import spaces
 
-    views = {"goal": spaces.Box(-9, 9, (2,)), "view": spaces.Box(0, 255, (size, size, 3), np.uint8)}
+    views: dict[str, spaces.Space] = {
+        "goal": spaces.Box(-9, 9, (2,)),
+        "view": spaces.Box(0, 255, (size, size, 3), np.uint8),
+    }
     buffers = [
         library.data_collector.EpisodeBuffer(
             observations={

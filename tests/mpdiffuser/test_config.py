@@ -188,6 +188,7 @@ def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"mine\.yaml|decode|character"),
         ("name: !!python/object/apply:os.system [id]\n", r"could not determine a constructor for the tag"),
         ("defaults: [/task/mine]\n" + MINE, r"files that refer to each other"),
+        ("[" * 90_000, r"mine\.yaml: must have at most 1000 opening brackets"),
         ("a: &a [x, x]\nb: [*a, *a]\n" + MINE, r"mine\.yaml: holds an alias \(\*name\)"),
         ("#" * 200_000, r"mine\.yaml: must be a file of at most 100,000 bytes"),
     ],
