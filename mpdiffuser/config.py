@@ -82,9 +82,10 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     if missing:
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves, usual = dict(_leaves(config)), dict(_leaves(base))
-    if "task" in base and set(config.task) != set(base.task) and set(config.task) in TASKS:  # of the other kind
+    task = set(config.task) if isinstance(config.get("task"), DictConfig) else set()
+    if "task" in base and task != set(base.task) and task in TASKS:  # of the other kind
         usual = {key: value for key, value in usual.items() if not key.startswith("task.") or key == "task.name"}
-        own = {f"task.{name}" for name in config.task}
+        own = {f"task.{name}" for name in task}
         usual |= {key: value for key, value in leaves.items() if key in own - set(usual)}
     for key in usual:
         section = next((k for k in leaves if key.startswith(f"{k}.")), None)

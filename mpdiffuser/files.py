@@ -123,7 +123,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path) -> None:
     """Note the size and SHA-256 of every file of a folder in its manifest.json, for `check_manifest`."""
-    write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "version": VERSION, "files": _contents(folder)}))
+    text = json.dumps({"format": FORMAT, "version": VERSION, "files": _contents(folder)})
+    with writing(folder / MANIFEST):
+        write_whole(folder / MANIFEST, text)
 
 
 def check_manifest(folder: Path, remedy: str) -> None:

@@ -264,3 +264,10 @@ def test_references_are_followed_before_anything_is_checked(override: str, words
     with pytest.raises(InputError, match=words):
         load("state", [override])
     assert load("state", ["train.planner.steps=${horizon}"]).train.planner.steps == 16
+
+
+@pytest.mark.parametrize("text", ["a: 1\n", "task: 3\n", "defaults: []\n"])
+def test_a_main_file_of_ones_own_without_its_groups(tmp_path: Path, text: str) -> None:
+    (tmp_path / "vision.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"no such option in your files|holds several options"):
+        load("vision", [], tmp_path)
