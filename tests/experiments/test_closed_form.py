@@ -61,7 +61,7 @@ def test_what_is_narrower_than_the_last_level_comes_out_narrower_still() -> None
     schedule = NoiseSchedule(100)
     assert schedule.sigmas[0].item() == pytest.approx(0.025, abs=5e-4)
     for deviation in (0.25, 0.05, 0.025, 0.01):
-        drawn = alike(deviation**2).drawn(composition="planner", steps=100)
+        drawn = alike(deviation**2).drawn(composition="planner", solver="dpmpp_2m", steps=100)
         share = deviation / math.hypot(deviation, schedule.sigmas[0].item())
         assert drawn.covariance[2, 2].item() ** 0.5 / deviation == pytest.approx(share, abs=0.01)
 
@@ -294,7 +294,7 @@ def test_in_painting_a_goal_is_not_conditioning_on_it() -> None:
 
 def test_actions_that_hear_the_dynamics_model_come_nearer_the_product() -> None:
     """p_D(u | z_t, u_t) by conditioning the joint density; ten levels of 2M."""
-    config = dict(composition="fused", steps=10, dynamics_power=2.0)
+    config = dict(composition="fused", solver="dpmpp_2m", steps=10, dynamics_power=2.0)
     deaf, hearing = ONE.drawn(**config), replace(ONE, hearing=True).drawn(**config)
     distances = [ONE.distance(x, ONE.product) for x in (deaf, hearing)]
     assert [x.mean for x in distances] == pytest.approx([0.37, 0.19], abs=0.01)

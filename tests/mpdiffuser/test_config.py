@@ -137,7 +137,7 @@ def test_a_malformed_override_is_an_input_error(override: str) -> None:
         ("sampler.steps=0", r"sampler\.steps: .*0"),
         ("sampler.composition=mixed", r"sampler\.composition: must be one of fused, release, planner"),
         ("sampler.solver=euler", r"sampler\.solver: must be one of"),
-        ("sampler.eta=0.5", r"sampler\.eta: must be 0 with the solver dpmpp_2m, found 0\.5"),
+        ("sampler.eta=1.5", r"sampler\.eta: must lie in 0..1, found 1\.5"),
         ("sampler.guidance_interval=[0.2]", r"sampler\.guidance_interval: must be \[low, high\].*found \[0\.2\]"),
         ("sampler.deadline_ms=-1", r"sampler\.deadline_ms: must be at least 0, found -1"),
     ],
