@@ -39,8 +39,9 @@ def test_a_job_that_fails(monkeypatch) -> None:
 
 
 WAITING = """
-import sys, threading, time, torch
+import signal, sys, threading, time, torch
 from mpdiffuser import machine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started deaf to it
 machine.available_cores = lambda: 2
 def job():
     print("running", flush=True)
@@ -55,7 +56,10 @@ def test_ctrl_c_does_not_wait_for_the_jobs() -> None:
         assert [process.stdout.readline().strip() for _ in range(2)] == [b"running"] * 2
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) != 0  # the jobs last ten minutes
+        try:
+            assert process.wait(timeout=60) != 0  # the jobs last ten minutes
+        finally:
+            process.kill()
         assert process.stdout.read() == b""  # the third was not begun
 
 
