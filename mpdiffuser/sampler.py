@@ -69,7 +69,7 @@ class SamplerConfig:
     temperature: float = 0.5
     dynamics_power: float = 0.5
     candidates: int = 4
-    rank_temperature: float = 1.0
+    rank_temperature: float = 100.0
     target: float = 0.8
     target_spread: float = 0.0
     pull: float = 0.0

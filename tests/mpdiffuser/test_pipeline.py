@@ -96,7 +96,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 torch.set_num_threads(1)
 pipeline = MPDiffuserPipeline.from_pretrained(sys.argv[1])
-controller = Controller(pipeline, SamplerConfig(steps=4, candidates=3, engine="torch"))
+controller = Controller(pipeline, SamplerConfig(steps=4, candidates=3, rank_temperature=0, engine="torch"))
 controller.reset([3, 4])
 print(json.dumps([controller.act(np.full((2, 3), t, np.float32)).tolist() for t in range(3)]))
 """
