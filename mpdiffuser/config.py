@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,7 +184,9 @@ def _check_type(key: str, usual: Any, found: Any) -> None:
     kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else UNSET.get(key))
     if kind is None:
         return
-    fits = isinstance(found, int | float) and math.isfinite(found) if kind is float else isinstance(found, kind)
+    fits = isinstance(found, int | float if kind is float else kind)
+    if fits and kind is float:
+        fits = abs(found) <= sys.float_info.max  # false for nan, and for whole numbers that are no float
     if not fits or (isinstance(found, bool) and kind is not bool):
         such = f"null or {KINDS[kind]}" if usual is None else f"{KINDS[kind]} (such as {usual!r})"
         raise InputError(f"{key}: must be {such}, found {found!r}")

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from mpdiffuser.config import configured, load
+from mpdiffuser.config import _check_type, configured, load
 from mpdiffuser.errors import InputError
 from mpdiffuser.training import sampler_config, start
 
@@ -271,3 +272,9 @@ def test_a_main_file_of_ones_own_without_its_groups(tmp_path: Path, text: str) -
     (tmp_path / "vision.yaml").write_text(text)
     with pytest.raises(InputError, match=r"no such option in your files|holds several options"):
         load("vision", [], tmp_path)
+
+
+@pytest.mark.parametrize("found", [float("nan"), float("inf"), 10**400, -(10**400), "x"])
+def test_a_number_is_one_that_can_be_counted_with(found: Any) -> None:
+    with pytest.raises(InputError, match="discount: must be a number"):
+        _check_type("discount", 0.99, found)
