@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import vision  # noqa: F401  the classes that a pipeline folder may name
@@ -114,15 +114,8 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
     Raises:
         InputError: for a folder with another evaluation, or of another pipeline.
     """
-    samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
-    for section in samplers.values():  # what a repetition needs to know
-        section.engine = resolved(section.engine, torch.device("cpu"))
-    print(f"Engine: {cfg.sampler.engine}")
-    identity = {
-        "settings": OmegaConf.to_container(cfg.evaluation)
-        | {name: OmegaConf.to_container(section) for name, section in samplers.items()},
-        "pipeline": folder_fingerprint(folder),
-    }
+    resolve_engines(cfg)
+    identity = {"settings": evaluated(cfg), "pipeline": folder_fingerprint(folder)}
     metrics_file = output / "metrics.json"
     if metrics_file.exists():
         found = read_json(metrics_file)
@@ -140,8 +133,6 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
     check_record(cfg, info)
-    if "cloning" in cfg.evaluation.methods and not (folder / "cloning").is_dir():
-        raise InputError(f"evaluation.methods: cloning: {folder} holds no policy to evaluate; leave it out")
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -168,6 +159,19 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         write_whole(metrics_file, json.dumps(metrics, indent=1))
         (output / "metrics.partial.json").unlink(missing_ok=True)
     return metrics
+
+
+def resolve_engines(cfg: DictConfig) -> None:
+    """Put what "auto" stands for here into cfg: a repetition needs to know."""
+    for section in (cfg.sampler, *(cfg.rivals[name] for name in RIVALS)):
+        section.engine = resolved(section.engine, torch.device("cpu"))
+    print(f"Engine: {cfg.sampler.engine}")
+
+
+def evaluated(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that an evaluation's outcome depends on: its own, and those of each sampler that takes part."""
+    samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
+    return {**settings(cfg.evaluation), **{name: settings(section) for name, section in samplers.items()}}
 
 
 class Kept:

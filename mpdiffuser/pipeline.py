@@ -64,6 +64,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         info: what the pipeline was trained on (task, rendering, ...); JSON.
     """
 
+    drawing: ClassVar[type[Sampler]] = Sampler
     # a folder that was trained for a rival alone holds none of our own models
     _optional_components = ["condition", "planner", "dynamics", "ranker", "decoder"]  # noqa: RUF012  diffusers adds it to a list
 
@@ -108,8 +109,6 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         check_pipeline(Path(folder))
         return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
-
-    drawing: ClassVar[type[Sampler]] = Sampler
 
     def sampler(self, config: SamplerConfig) -> Sampler:
         """Draws plans as `config` says, its engine resolved.
@@ -242,8 +241,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
             last: shifted last plan to warm-start from: latents (B, H, d) and actions (B, H, m).
             goal: the plans' last latent, (B, d), where it is known already.
             committed: the plans' first actions, (B, K, m), where they are decided already.
-            allowance: what each row may still spend; of the candidates that fit the best is chosen, if none fits the
-                cheapest.
+            allowance: what each row may still spend; a candidate that fits is chosen, the cheapest if none does.
             objective: ranks the candidates in place of the ranker; the best one is chosen.
         """
         began = time.perf_counter()
