@@ -26,7 +26,7 @@ from envs.vector import VectorEnv
 from mpdiffuser.budget import Budget
 from mpdiffuser.config import configured, settings
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
-from mpdiffuser.engines import resolved
+from mpdiffuser.engines import libraries, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
 from mpdiffuser.files import MANIFEST, claim, read_json, write_whole, writing
@@ -148,7 +148,7 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
             "cpu": cpu_name(),
             "cores": available_cores(),
             "threads": torch.get_num_threads(),
-            "versions": versions(),
+            "versions": versions() | libraries(cfg.sampler.engine),
             "commit": git_commit(),
         },
         "seeds": seeds,

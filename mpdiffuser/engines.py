@@ -12,6 +12,7 @@ the machine does, and with it the last digits of a result. Networks reach both l
 converter of torch modules takes ten times as long, for graphs that are not faster, and reports its use to its makers.
 """
 
+import importlib.metadata
 import importlib.util
 import inspect
 import io
@@ -108,6 +109,11 @@ class Prepared:
 
 def _missing(engine: str) -> list[str]:
     return [package for package in PACKAGES[engine] if importlib.util.find_spec(package) is None]
+
+
+def libraries(engine: str) -> dict[str, str]:
+    """Versions of the packages that an installed engine computes with, beside torch's."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES.get(engine, ())}
 
 
 def require(engine: str) -> None:

@@ -4,6 +4,7 @@ Stated tolerance: 1e-4 of the output's scale for float32 engines, 2e-2 for bfloa
 after several levels, in `test_pipeline`.
 """
 
+import importlib.metadata
 import importlib.util
 from functools import partial
 
@@ -12,7 +13,7 @@ import torch
 
 from benchmarks.planning import untrained
 from mpdiffuser import engines
-from mpdiffuser.engines import Prepared, compiled, resolved
+from mpdiffuser.engines import Prepared, compiled, libraries, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from vision.backbones import Backbone
@@ -163,3 +164,9 @@ def test_prepared_denoisers_give_what_the_model_gives(randomize, engine: str, ki
                 assert rows == ([3 * distinct] if level == 90 else [])
                 expected = model(x, torch.full((batch,), level), *told)
             assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_versions_of_what_computes() -> None:
+    assert libraries("torch") == {}
+    assert libraries("openvino")["openvino"] == importlib.metadata.version("openvino")
+    assert set(libraries("onnx")) == {"onnxruntime", "onnx"}
