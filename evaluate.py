@@ -26,6 +26,7 @@ from envs.vector import VectorEnv
 from mpdiffuser.budget import Budget
 from mpdiffuser.config import configured, settings
 from mpdiffuser.controller import Acting, CloningController, Controller, RandomController
+from mpdiffuser.distillation import distilled, distilled_config
 from mpdiffuser.engines import libraries, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
@@ -41,7 +42,8 @@ from mpdiffuser.training import sampler_config
 from mpdiffuser.video import write_video
 from vision.decoder import Decoder
 
-METHODS = ("random", "cloning", "iql", *RIVALS, "planner", "ours", "expert")
+METHODS = ("random", "cloning", "iql", *RIVALS, "planner", "ours", "distilled", "expert")
+PLANNING = ("planner", "ours", "distilled")
 FILM_AHEAD = (2, 4, 8, 12)
 
 
@@ -67,26 +69,27 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
             pipeline.encoder, kind.from_pretrained(folder / name, use_safetensors=True).eval().to(pipeline.device)
         )
 
-    def planning(composition: str, limit: float | None = None) -> Acting:
-        budget = None
+    def planning(name: str, limit: float | None = None) -> Acting:
+        budget, drawing, chosen = None, pipeline, config
         if limit is not None:
             budget = Budget(limit, info["episode_steps"], info["cost_margins"], cfg.evaluation.within)
-        chosen = replace(config, composition=composition)
-        return Controller(pipeline, chosen, cfg.sampler.chunk, cfg.sampler.safe_action, budget)
+        if name == "planner":
+            chosen = replace(config, composition="planner")
+        elif name == "distilled":
+            drawing, chosen = distilled(pipeline, folder), distilled_config(config, info)
+        return Controller(drawing, chosen, cfg.sampler.chunk, cfg.sampler.safe_action, budget)
 
     made: dict[str, Callable[[], Acting]] = {
         "random": lambda: RandomController(pipeline.actions.config["dim"]),
         "cloning": lambda: policy(BehaviourCloning, "cloning"),
         "iql": lambda: policy(IQL, "iql"),
         **{name: partial(rival_controller, cfg, pipeline, folder, name) for name in RIVALS},
-        "planner": lambda: planning("planner"),
-        "ours": lambda: planning(config.composition),
+        **{name: partial(planning, name) for name in PLANNING},
         "expert": lambda: ExpertController(load_policy(info["task"])),
     }
     for limit in info.get("cost_limits", ()):  # these methods can be told a limit
         made[f"cloning within {limit:g}"] = partial(policy, BehaviourCloning, f"cloning_within_{limit:g}")
-        made[f"planner within {limit:g}"] = partial(planning, "planner", limit)
-        made[f"ours within {limit:g}"] = partial(planning, config.composition, limit)
+        made |= {f"{name} within {limit:g}": partial(planning, name, limit) for name in PLANNING}
     return {name: make for name, make in made.items() if name.partition(" ")[0] in cfg.evaluation.methods}
 
 

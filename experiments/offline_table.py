@@ -1,8 +1,8 @@
 """Every method on the D4RL files, with the same training time: python -m experiments.offline_table --help
 
 Each (task, method, training seed) is trained for the same core-minutes, shared out among the method's models by SHARES,
-controls the task in gymnasium, and becomes a file under --folder; what is there already is reused, so a run that was
-cut off goes on, and parts can be made one by one. Writes docs/offline.md. For example:
+controls the task in gymnasium, and becomes a file under --cells; what is there already is reused, so a run that was
+cut off goes on, and parts can be made one by one, on several days. Writes docs/offline.md. For example:
 
     python -m experiments.offline_table --data-dir ../shared/data
     python -m experiments.offline_table --data-dir ../shared/data --tasks hopper-medium-v2 --methods ours planner \
@@ -28,6 +28,7 @@ from mpdiffuser.training import Clock, start
 from train_state import dataset, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "offline.md"
+CELLS = PAGE.with_suffix("")  # kept with the page: a whole table takes longer than a machine may be had for
 QUALITIES = ("medium-expert", "medium", "medium-replay")
 TASKS = [f"{robot}-{quality}-v2" for robot in ("hopper", "halfcheetah") for quality in QUALITIES]
 # of a method's training time what each of its models gets
@@ -40,7 +41,7 @@ SHARES: dict[str, dict[str, float]] = {
     "d_mpc": {"action_planner": 0.45, "clean_dynamics": 0.45, "critic": 0.1},
     "sample_and_rank": {"state_planner": 0.7, "inverse": 0.2, "critic": 0.1},
     "planner": {"planner": 0.8, "ranker": 0.2},
-    "ours": {"planner": 0.45, "dynamics": 0.35, "ranker": 0.2},
+    "ours": {"planner": 0.6, "dynamics": 0.2, "ranker": 0.2},
 }
 TRIAL = 40  # steps that tell how long a step takes
 
@@ -88,14 +89,18 @@ def step_counts(task: str, method: str, minutes: float, folder: Path, options: S
     }
 
 
-def cell(task: str, method: str, seed: int, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """What a method reaches on a task; from its file if it was measured already."""
-    file = folder / "cells" / task / f"{method}-{seed}.json"
-    identity = {"core_minutes": minutes, "shares": SHARES[method], "options": list(options)}
+def cell(
+    task: str, method: str, seed: int, minutes: float, folder: Path, cells: Path, options: Sequence[str]
+) -> dict[str, Any]:
+    """What a method reaches on a task; from its file under `cells` if it was measured already, else by a run in
+    `folder`."""
+    file = cells / task / f"{method}-{seed}.json"
+    chosen = [option for option in options if not option.startswith("data_dir=")]  # where the data lie is no setting
+    identity = {"core_minutes": minutes, "shares": SHARES[method], "options": chosen}
     if file.exists():
         found = json.loads(file.read_text())
         if found["identity"] != identity:
-            raise InputError(f"{file}: made with other settings; choose another --folder, or remove it")
+            raise InputError(f"{file}: made with other settings; choose another --cells, or remove it")
         return found
     steps = step_counts(task, method, minutes, folder, options)
     run = folder / "runs" / task / f"{method}-{seed}"
@@ -109,6 +114,7 @@ def cell(task: str, method: str, seed: int, minutes: float, folder: Path, option
     seconds = core_seconds(run)
     spent = {"steps": steps, "core_minutes": {model: round(s / 60, 2) for model, s in seconds.items()}}
     facts = {"identity": identity, "date": str(datetime.date.today()), "stand_in": metrics["stand_in"]}
+    facts |= {"data": metrics["data"], "machine": metrics["machine"]}
     write(file, facts | {"seeds": metrics["seeds"], "behaviour": behaviour, **spent, **found})
     return json.loads(file.read_text())
 
@@ -184,9 +190,9 @@ def score(cells: Sequence[dict[str, Any]]) -> str:
     return f"{means.mean():.1f} ± {means.std(ddof=1) / len(means) ** 0.5:.1f} ({len(means)} seeds)"
 
 
-def read(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+def read(cells: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     """All cells under a folder: (task, method, seed) -> what it holds."""
-    files = sorted((folder / "cells").glob("*/*.json"))
+    files = sorted(cells.glob("*/*.json"))
     names = [(file.parent.name, *file.stem.rsplit("-", 1)) for file in files]
     return {(t, m, int(seed)): json.loads(file.read_text()) for (t, m, seed), file in zip(names, files)}
 
@@ -197,8 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--methods", nargs="*", default=list(SHARES), choices=list(SHARES), metavar="METHOD")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the training")
-    parser.add_argument("--core-minutes", type=float, default=8.0, help="of training, for each method")
-    parser.add_argument("--folder", type=Path, default=Path("results/offline"))
+    parser.add_argument("--core-minutes", type=float, default=6.0, help="of training, for each method")
+    parser.add_argument("--folder", type=Path, default=Path("results/offline"), help="of the runs")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="what was measured, a file each")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
     args = parser.parse_args(arguments)
@@ -207,9 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for task in args.tasks:
             for method in args.methods:
-                found = cell(task, method, seed, args.core_minutes, args.folder, options)
+                found = cell(task, method, seed, args.core_minutes, args.folder, args.cells, options)
                 print(f"{task:27} {method:18} {seed} {score([found])}", flush=True)
-                args.page.write_text(page(read(args.folder), args.core_minutes))
+                args.page.write_text(page(read(args.cells), args.core_minutes))
 
 
 if __name__ == "__main__":

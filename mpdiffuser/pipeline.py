@@ -169,12 +169,12 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The condition (B, c) to ask for at latents (B, d): the return that the share `level`, one or (B,), of the
-        data's outcomes from there stays below, and the cost_to_go (B,), where there are costs.
+        """The condition (B, c) to ask for at latents (B, d): the expectile of `level`, one or (B,), of what the data
+        got from there, and the cost_to_go (B,), where there are costs.
 
         A fixed wish is out of reach in most states, and a planner asked for what it never saw draws nonsense.
         """
-        wish = [self.ranker.quantile(latents, level, cost_to_go)]
+        wish = [self.ranker.expectile(latents, level, cost_to_go)]
         return self.condition.normalize(torch.stack(wish if cost_to_go is None else [*wish, cost_to_go], -1))
 
     def affordable(self, latents: torch.Tensor, allowance: Allowance | None) -> torch.Tensor | None:

@@ -46,7 +46,7 @@ class SamplerConfig:
         dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
         candidates: N plans drawn for each observation.
         rank_temperature: which candidate is followed: towards 0 the best score, large what most agree on (`choose`).
-        target: wanted return_to_go: what this share of the data's outcomes from the present state stays below, 0 to 1.
+        target: wanted return_to_go: this expectile, 0 to 1, of what the data got from the present state on.
         target_spread: the candidates' targets lie evenly between target - target_spread and target + target_spread.
         pull: how strongly the gradient of an objective handed to the controller pulls at the plans; 0 leaves it to the
             ranking. J = pull times the sum of its rewards.
@@ -70,7 +70,7 @@ class SamplerConfig:
     dynamics_power: float = 0.5
     candidates: int = 4
     rank_temperature: float = 100.0
-    target: float = 0.8
+    target: float = 0.9
     target_spread: float = 0.0
     pull: float = 0.0
     warm_start: int = 0

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mpdiffuser.budget import calibrate
 from mpdiffuser.config import settings
+from mpdiffuser.distillation import distil, shaping
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, writing
@@ -115,6 +116,7 @@ def _check(cfg: DictConfig) -> None:
         "trace": (0, 1),
         "rounds": (1, 100),
         "validation": (0, 1),
+        "occupancy": (0, 1),
         "seed": (0, 2**32 - 1),
         "threads": (1, 1024),
     }
@@ -203,7 +205,11 @@ def train_pipeline(
     others |= train_rivals(
         cfg, parts, targets, (latents, actions), wanted, fit, accelerator.device, accelerator.num_processes
     )
+    if "student" in wanted:
+        info = info | {"distilled": shaping(sampler_config(cfg.sampler))}
     pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)
+    if "student" in wanted:
+        others["student"] = distil(pipeline, sampler_config(cfg.sampler), parts, targets, fit)
     if accelerator.is_main_process:
         save_whole(pipeline, others, output / "pipeline")
     accelerator.wait_for_everyone()
@@ -228,17 +234,19 @@ def train_ours(
 ) -> dict[str, Any]:
     """The ranker, then side by side the planner and, if wanted, the dynamics model; and the planner's condition."""
     ranker = Ranker(**dims, discount=cfg.discount, costs="costs" in parts[0], **settings(cfg.ranker))
-    returns = train_ranker(ranker, parts, costs, cfg.rounds, cfg.trace, fit)
+    visits = [occupancy(part, cfg.discount, cfg.occupancy) for part in parts]
+    returns = train_ranker(ranker, parts, costs, visits, cfg.rounds, cfg.trace, fit)
     targets = [planner_targets(*each) for each in zip(returns, costs)]
     condition = Marginals(targets[0].shape[1]).fit(targets[0][step_rows(parts[0])])
     common = (cfg.horizon, *normalizers, condition)
     windows = [Windows(part, target, *common) for part, target in zip(parts, targets)]
     advantage = settings(cfg.advantage)
     weights = planner_weights(ranker, parts, costs, **advantage)
-    good = [Windows(part, target, *common, weight) for part, target, weight in zip(parts, targets, weights)]
+    often = [weight * visit for weight, visit in zip(weights, visits)]
+    good = [Windows(part, target, *common, each) for part, target, each in zip(parts, targets, often)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)) if "dynamics" in wanted else None
-    jobs = [lambda: fit("planner", planner, *good, advantage=advantage)]
+    jobs = [lambda: fit("planner", planner, *good, advantage=advantage, occupancy=cfg.occupancy)]
     if dynamics is not None:
         jobs.append(lambda: fit("dynamics", dynamics, *windows))
     side_by_side(jobs, accelerator.device, accelerator.num_processes)
@@ -293,6 +301,7 @@ def train_ranker(
     ranker: Ranker,
     parts: Sequence[Episodes],
     costs: Sequence[np.ndarray | None],
+    visits: Sequence[np.ndarray],
     rounds: int,
     trace: float,
     fit: Callable[..., Any],
@@ -306,6 +315,7 @@ def train_ranker(
     Args:
         ranker: untrained; trained in place.
         parts: training and held-out episodes, `observations` = latents. costs: cost_to_go of each, (M,), or None.
+        visits: how often each row is to be seen, (M,).
         fit: (name, model, data, validation) trains a model.
 
     Returns:
@@ -320,8 +330,7 @@ def train_ranker(
     returns = [to_go(part["rewards"], part, discount) for part in parts]
     for number in range(1, rounds + 1):
         ranker.returns.fit(returns[0][rows])
-        ranker.scale.fit(returns[0][rows])
-        steps = [Steps(*each) for each in zip(parts, returns, costs)]
+        steps = [Steps(*each) for each in zip(parts, returns, costs, visits)]
         fit("ranker" if number == rounds else f"ranker/round_{number}", ranker, *steps)
         if number < rounds:
             values = [ranker.values(part["observations"], cost) for part, cost in zip(parts, costs)]
@@ -346,4 +355,14 @@ def planner_weights(
     advantages = [after - before for after, before in zip(returns, values)]
     scale = temperature * max(float(advantages[0][step_rows(parts[0])].std()), 1e-8)
     # beyond these bounds lie a few windows, which would crowd out all others
-    return [np.exp(np.clip(advantage / scale, -8, 4)) for advantage in advantages]
+    return [np.exp(np.clip(advantage / scale, -8, 1)) for advantage in advantages]
+
+
+def occupancy(episodes: Episodes, discount: float, share: float) -> np.ndarray:
+    """How often rows are to be seen, (M,), 1 on average: the share by how much they count in a discounted return from
+    their episode's start, g^t, which is the weight of states in the policy gradient (Sutton et al. 2000); the rest
+    evenly. What follows a start is passed in every episode, but makes few of the rows of long ones.
+    """
+    rows = np.arange(len(episodes.episode_of_row))
+    weights = discount ** (rows - episodes.offsets[episodes.episode_of_row]).astype(np.float64)
+    return 1 - share + share * weights / weights[step_rows(episodes)].mean()

@@ -121,11 +121,18 @@ class Steps:
 
     Args:
         episodes: with `observations` = latents (M, d).
-        return_to_go: (M,). cost_to_go: (M,), where the data has costs.
+        return_to_go: (M,). cost_to_go: (M,), where the data has costs. weights: how often each row is wanted, (M,).
     """
 
-    def __init__(self, episodes: Episodes, return_to_go: np.ndarray, cost_to_go: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        episodes: Episodes,
+        return_to_go: np.ndarray,
+        cost_to_go: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
         rows = step_rows(episodes)
+        rows = rows if weights is None else rows[resample(weights[rows])]
         self.owners = episodes.numbers[episodes.episode_of_row[rows]]
         take = lambda key: torch.from_numpy(np.array(episodes[key][rows], np.float32))  # noqa: E731
         self.tensors = {

@@ -51,6 +51,8 @@ class Planner(ModelMixin, ConfigMixin):
         prediction: "epsilon", "sample" or "v_prediction".
         dropout: probability of dropping the condition in training, for classifier-free guidance (Ho and Salimans 2022).
         first_action_weight: weight of the loss on u_0, the action that will be executed.
+        level_draws: a training step's noise level is the highest of so many draws: the noisiest levels, where a plan
+            begins, decide on its first action.
 
     Raises:
         InputError: for a horizon or a prediction type that cannot be.
@@ -67,12 +69,15 @@ class Planner(ModelMixin, ConfigMixin):
         multipliers: Sequence[int] = (1, 2, 4),
         embedding: int = 64,
         prediction: str = "v_prediction",
-        dropout: float = 0.25,
-        first_action_weight: float = 10.0,
+        dropout: float = 0.1,
+        first_action_weight: float = 50.0,
+        level_draws: int = 2,
     ) -> None:
         super().__init__()
         check_horizon(horizon, multipliers)
         check_prediction(prediction)
+        if level_draws < 1:
+            raise InputError(f"planner.level_draws: must be at least 1, found {level_draws}")
         self.level = LevelEmbedding(embedding)
         self.context = perceptron(latent_dim + condition_dim + 1, embedding)
         drawn = len(range(latent_dim + action_dim)[self.columns(latent_dim)])
@@ -118,7 +123,9 @@ class Planner(ModelMixin, ConfigMixin):
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
         return {
-            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
+            "levels": torch.randint(schedule.config["num_levels"], (c["level_draws"], batch), generator=generator).amax(
+                0
+            ),
             "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
             "keep": (torch.rand(batch, generator=generator) >= c["dropout"]).float(),
         }

@@ -23,10 +23,11 @@ class Ranker(ModelMixin, ConfigMixin):
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers.
         discount: g.
-        quantiles: of the returns seen from a state, how many are learnt (Dabney et al. 2018).
-        optimism: a state's value is this expectile of the returns (Newey and Powell 1987; Kostrikov et al. 2022): 0.5 =
-            their mean, towards 1 = the best of them; and the quantile 1 - optimism of the costs is what the careful
-            spent.
+        expectiles: of the returns seen from a state, how many are learnt (Newey and Powell 1987): 0.5 is their mean,
+            towards 1 the best of them, towards 0 the worst. Quantiles, their like for absolute errors, come out wrong
+            where there are few rows, as at the starts of episodes.
+        optimism: a state's value is this expectile (Kostrikov et al. 2022); and the quantile 1 - optimism of the costs
+            is what the careful spent.
         costs: whether the data has costs.
     """
 
@@ -37,24 +38,22 @@ class Ranker(ModelMixin, ConfigMixin):
         action_dim: int,
         hidden: int = 256,
         discount: float = 0.99,
-        quantiles: int = 20,
+        expectiles: int = 20,
         optimism: float = 0.9,
         costs: bool = False,
     ) -> None:
         super().__init__()
-        if quantiles < 2:
-            raise InputError(f"ranker.quantiles: must be at least 2, found {quantiles}")
+        if expectiles < 2:
+            raise InputError(f"ranker.expectiles: must be at least 2, found {expectiles}")
         if not 0 < optimism < 1:
             raise InputError(f"ranker.optimism: must lie between 0 and 1, found {optimism}")
         self.latents = Normalizer(latent_dim)
         self.rewards = Normalizer(1)
-        self.returns = Marginals(1)
+        self.returns = Normalizer(1)
         self.step = mlp(latent_dim + action_dim, hidden, 3)
-        self.scale = Normalizer(1)
-        self.outcomes = mlp(latent_dim + costs, hidden, quantiles)
-        self.value = mlp(latent_dim + costs, hidden, 1)
+        self.outcomes = mlp(latent_dim + costs, hidden, expectiles)
         self.prices = Marginals(1) if costs else None
-        self.cost_value = mlp(latent_dim, hidden, quantiles) if costs else None
+        self.cost_value = mlp(latent_dim, hidden, expectiles) if costs else None
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost of each step: (...)."""
@@ -66,29 +65,25 @@ class Ranker(ModelMixin, ConfigMixin):
             "cost": cost,
         }
 
-    def quantiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
-        """Of the mean return from decoded latents (..., d) on, at cost_to_go (...) where there are costs: (..., K),
-        ranked among the data's returns (`Marginals`), in the network's order; the k-th has level (k + 1/2) / K."""
-        return self.outcomes(self._priced(latents, cost_to_go))
+    def expectiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the mean return from decoded latents (..., d) on, at cost_to_go (...) where there are costs: (..., K), in
+        the network's order; the k-th has level (k + 1/2) / K."""
+        inputs = self.latents.normalize(latents)
+        if self.prices is not None:
+            if cost_to_go is None:
+                raise InputError("ranker: the data have costs, so a value needs the cost_to_go it is asked for")
+            inputs = torch.cat([inputs, self.prices.normalize(cost_to_go[..., None])], -1)
+        return self.returns.denormalize(self.outcomes(inputs)[..., None])[..., 0]
+
+    def expectile(
+        self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The expectile of `level`, one or (...), of the mean return from decoded latents (..., d) on: (...)."""
+        return _at_level(self.expectiles(latents, cost_to_go), level)
 
     def worth(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
         """The value of decoded latents (..., d), at cost_to_go (...) where there are costs: (...)."""
-        return self.scale.denormalize(self.value(self._priced(latents, cost_to_go)))[..., 0]
-
-    def _priced(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None) -> torch.Tensor:
-        inputs = self.latents.normalize(latents)
-        if self.prices is None:
-            return inputs
-        if cost_to_go is None:
-            raise InputError("ranker: the data have costs, so a value needs the cost_to_go it is asked for")
-        return torch.cat([inputs, self.prices.normalize(cost_to_go[..., None])], -1)
-
-    def quantile(
-        self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The mean return from decoded latents (..., d) on that the share `level`, one or (...), of the data stays
-        below: (...)."""
-        return self.returns.denormalize(_at_level(self.quantiles(latents, cost_to_go), level)[..., None])[..., 0]
+        return self.expectile(latents, self.config["optimism"], cost_to_go)
 
     def careful_cost(self, latents: torch.Tensor) -> torch.Tensor:
         """The mean cost a step from decoded latents (..., d) on, of the share 1 - optimism that spent least: (...)."""
@@ -143,15 +138,11 @@ class Ranker(ModelMixin, ConfigMixin):
         there are costs: costs, cost_to_go (B,)."""
         out, cost_to_go = self(batch["latents"], batch["actions"]), batch.get("cost_to_go")
         reward = ((out["reward"] - batch["rewards"]) / self.rewards.std).square().mean()
-        seen = batch["return_to_go"][:, None]
-        outcome = _quantile_loss(self.quantiles(batch["latents"], cost_to_go), self.returns.normalize(seen))
-        gap = (seen[:, 0] - self.worth(batch["latents"], cost_to_go)) / self.scale.std
-        optimism = self.config["optimism"]
-        value = (torch.where(gap > 0, optimism, 1 - optimism) * gap.square()).mean()
+        gap = (batch["return_to_go"][:, None] - self.expectiles(batch["latents"], cost_to_go)) / self.returns.std
+        value = (_levels(gap).sub((gap < 0).float()).abs() * gap.square()).mean()
         continuation = binary_cross_entropy_with_logits(out["continuation_logit"], batch["continuations"])
         parts = {
             "reward_loss": reward,
-            "outcome_loss": outcome,
             "value_loss": value,
             "continuation_loss": continuation,
         }
@@ -166,9 +157,14 @@ class Ranker(ModelMixin, ConfigMixin):
         return {"loss": loss, **parts}
 
 
-def _at_level(quantiles: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
-    """Between the quantiles (..., K) of levels (k + 1/2) / K, in any order, the one of `level`, one or (...): (...)."""
-    known = quantiles.sort(-1).values
+def _levels(known: torch.Tensor) -> torch.Tensor:
+    """Levels (K,) of K quantiles or expectiles (..., K)."""
+    return (torch.arange(known.shape[-1], device=known.device) + 0.5) / known.shape[-1]
+
+
+def _at_level(known: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
+    """Between quantiles or expectiles (..., K), in any order, the one of `level`, one or (...): (...)."""
+    known = known.sort(-1).values
     count = known.shape[-1]
     place = (torch.as_tensor(level, dtype=known.dtype, device=known.device) * count - 0.5).clamp(0, count - 1)
     below = place.long().clamp(max=count - 2).expand(known.shape[:-1])
@@ -177,7 +173,6 @@ def _at_level(quantiles: torch.Tensor, level: float | torch.Tensor) -> torch.Ten
 
 
 def _quantile_loss(quantiles: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Of quantiles (B, K), the k-th of level (k + 1/2) / K, against what was seen (B, 1) (Koenker and Bassett 1978)."""
-    gap = seen - quantiles
-    levels = (torch.arange(gap.shape[-1], device=gap.device) + 0.5) / gap.shape[-1]
+    """Of quantiles (B, K) against what was seen (B, 1) (Koenker and Bassett 1978)."""
+    gap, levels = seen - quantiles, _levels(quantiles)
     return torch.maximum(levels * gap, (levels - 1) * gap).mean()

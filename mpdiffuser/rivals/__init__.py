@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     **{name: tuple(rival.roles.values()) for name, rival in RIVALS.items()},
     "planner": ("planner", "ranker"),
     "ours": ("planner", "dynamics", "ranker"),
+    "distilled": ("planner", "dynamics", "ranker", "student"),
 }
 
 

@@ -66,7 +66,6 @@ def train_rivals(
         critic, rows = models["critic"], step_rows(parts[0])
         critic.rewards.fit(parts[0]["rewards"][rows])
         critic.returns.fit(targets[0][rows, :1])
-        critic.scale.fit(targets[0][rows, :1])
     if "iql" in models:
         span = max(float(np.ptp(parts[0].returns)), 1e-8)
         models["iql"].reward_scale.data.fill_(EPISODE_RETURN / span)
@@ -78,7 +77,9 @@ def recipes(cfg: DictConfig, episodes: Episodes, targets: int) -> dict[str, Call
     """How to make each model, untrained. Sizes are those of our own planner, dynamics model and ranker."""
     planner, dynamics, ranker = (settings(cfg[model]) for model in ("planner", "dynamics", "ranker"))
     dims = {"latent_dim": episodes["observations"].shape[1], "action_dim": episodes["actions"].shape[1]}
-    plans = {**dims, "horizon": cfg.horizon, "condition_dim": targets, **planner}
+    # as in their papers (Janner et al. 2022, Ajay et al. 2023, Chi et al. 2023)
+    theirs = {"dropout": 0.25, "first_action_weight": 10.0, "level_draws": 1}
+    plans = {**dims, "horizon": cfg.horizon, "condition_dim": targets, **planner | theirs}
     sizes = {key: planner[key] for key in ("width", "multipliers", "embedding")}
     unconditional = {"dropout": 1.0}
     return {

@@ -218,7 +218,7 @@ def test_denoising_loss_by_hand(randomize, kind: type, prediction: str, valid: i
         total = weights = 0.0
         for k in range(H):
             for c in range(channels):
-                weight = float(0 < k < valid) if c < D else float(k < valid - 1) * (10.0 if k == 0 else 1.0)
+                weight = float(0 < k < valid) if c < D else float(k < valid - 1) * (50.0 if k == 0 else 1.0)
                 total += weight * (output[b, k, c] - wanted[b, k, c]).item() ** 2
                 weights += weight
         per_window.append(total / weights)
@@ -285,7 +285,6 @@ def ranker_for(randomize, **settings: Any) -> Ranker:
     ranker.latents.fit(np.random.default_rng(0).normal(1, 2, (50, D)))
     ranker.rewards.fit(np.random.default_rng(1).normal(0.5, 3, (50, 1)))
     ranker.returns.fit(np.random.default_rng(2).normal(0.5, 3, (50, 1)))
-    ranker.scale.fit(np.random.default_rng(2).normal(0.5, 3, (50, 1)))
     if ranker.prices is not None:
         ranker.prices.fit(np.random.default_rng(3).uniform(0, 2, (50, 1)))
     return ranker
@@ -331,19 +330,18 @@ def test_with_costs_a_value_needs_a_price(randomize) -> None:
     ranker = ranker_for(randomize, costs=True)
     with pytest.raises(InputError, match="cost_to_go"):
         ranker.scores(normal(2, H, D), normal(2, H, M))
-    cheap, dear = (ranker.quantile(normal(4, D), 0.5, torch.full((4,), price)) for price in (0.0, 2.0))
+    cheap, dear = (ranker.expectile(normal(4, D), 0.5, torch.full((4,), price)) for price in (0.0, 2.0))
     assert (cheap != dear).all()
 
 
-def test_quantiles_between_levels(randomize) -> None:
+def test_expectiles_between_levels(randomize) -> None:
     """Each row at its own level, linear between the levels (k + 1/2) / K."""
-    ranker = ranker_for(randomize, quantiles=5)
+    ranker = ranker_for(randomize, expectiles=5)
     levels = torch.tensor([0.0, 0.1, 0.42, 0.97])
     with torch.no_grad():
-        found, known = ranker.quantile(normal(4, D), levels), ranker.quantiles(normal(4, D)).numpy()
+        found, known = ranker.expectile(normal(4, D), levels), ranker.expectiles(normal(4, D)).numpy()
     between = [np.interp(q, [0.1, 0.3, 0.5, 0.7, 0.9], np.sort(row)) for q, row in zip(levels, known)]
-    expected = ranker.returns.denormalize(torch.tensor(between, dtype=torch.float32)[:, None])[:, 0]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, between, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -357,7 +355,7 @@ def test_non_finite_rollouts_rank_last(randomize, bad: float) -> None:
 
 @pytest.mark.parametrize("costs", [False, True])
 def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
-    ranker = ranker_for(randomize, costs=costs, quantiles=5)
+    ranker = ranker_for(randomize, costs=costs, expectiles=5)
     batch = {
         "latents": normal(6, D),
         "actions": normal(6, M, seed=1),
@@ -369,22 +367,19 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
     with torch.no_grad():
         losses = ranker.loss(batch, {}, NoiseSchedule())
         out = ranker(batch["latents"], batch["actions"])
-        quantiles = ranker.quantiles(batch["latents"], batch.get("cost_to_go"))
-        values = ranker.worth(batch["latents"], batch.get("cost_to_go"))
+        expectiles = ranker.expectiles(batch["latents"], batch.get("cost_to_go"))
         prices = ranker.cost_value(ranker.latents.normalize(batch["latents"])) if costs else None
     scale = ranker.rewards.std.item()
-    parts = {"reward_loss": 0.0, "outcome_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0}
+    parts = {"reward_loss": 0.0, "value_loss": 0.0, "continuation_loss": 0.0}
     parts |= {"cost_loss": 0.0, "cost_value_loss": 0.0} if costs else {}
     for i in range(6):
         parts["reward_loss"] += ((out["reward"][i].item() - batch["rewards"][i].item()) / scale) ** 2 / 6
         for k, level in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
-            gap = (ranker.returns.normalize(batch["return_to_go"][i, None]) - quantiles[i, k]).item()
-            parts["outcome_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
+            gap = (batch["return_to_go"][i] - expectiles[i, k]).item() / ranker.returns.std.item()
+            parts["value_loss"] += (level if gap > 0 else 1 - level) * gap**2 / 30
             if costs:
                 gap = (ranker.prices.normalize(batch["cost_to_go"][i, None]) - prices[i, k]).item()
                 parts["cost_value_loss"] += (level if gap > 0 else 1 - level) * abs(gap) / 30
-        gap = (batch["return_to_go"][i].item() - values[i].item()) / ranker.scale.std.item()
-        parts["value_loss"] += (0.9 if gap > 0 else 0.1) * gap**2 / 6
         survival = 1 / (1 + math.exp(-out["continuation_logit"][i].item()))
         parts["continuation_loss"] -= math.log(survival if batch["continuations"][i] else 1 - survival) / 6
         if costs:
@@ -395,7 +390,7 @@ def test_ranker_loss_by_hand(randomize, costs: bool) -> None:
     assert losses["loss"].item() == pytest.approx(sum(parts.values()), rel=1e-4)
 
 
-def test_quantiles_and_value_become_those_of_the_data() -> None:
+def test_expectiles_become_those_of_the_data() -> None:
     """Two kinds of states, the returns of the one uniform in 0..1, of the other in 5..7.
 
     The expectile e of level t of the uniform in 0..1 solves t (1 - e)^2 = (1 - t) e^2 (Newey and Powell 1987).
@@ -409,8 +404,7 @@ def test_quantiles_and_value_become_those_of_the_data() -> None:
         "continuations": torch.ones(128),
         "return_to_go": torch.cat([spread, 5 + 2 * spread]),
     }
-    for part in (ranker.returns, ranker.scale):
-        part.fit(batch["return_to_go"].numpy())
+    ranker.returns.fit(batch["return_to_go"].numpy())
     optimizer = torch.optim.Adam([p for p in ranker.parameters() if p.requires_grad], 0.01)
     for _ in range(400):
         optimizer.zero_grad()
@@ -418,17 +412,17 @@ def test_quantiles_and_value_become_those_of_the_data() -> None:
         optimizer.step()
     latents = torch.tensor([[-1.0], [1.0]])
     with torch.no_grad():
-        for level in (0.1, 0.33, 0.9):
-            found = ranker.quantile(latents, level).tolist()
-            assert found == pytest.approx([level, 5 + 2 * level], abs=0.1)
-        expectile = 0.9**0.5 / (0.9**0.5 + 0.1**0.5)
-        assert ranker.worth(latents).tolist() == pytest.approx([expectile, 5 + 2 * expectile], abs=0.1)
-        assert torch.equal(ranker.quantile(latents, 0.0), ranker.quantile(latents, 0.025))  # the lowest of 20
+        for level in (0.1, 0.33, 0.5, 0.9):
+            expectile = level**0.5 / (level**0.5 + (1 - level) ** 0.5)
+            found = ranker.expectile(latents, level).tolist()
+            assert found == pytest.approx([expectile, 5 + 2 * expectile], abs=0.1)
+        assert torch.equal(ranker.worth(latents), ranker.expectile(latents, 0.9))
+        assert torch.equal(ranker.expectile(latents, 0.0), ranker.expectile(latents, 0.025))  # the lowest of 20
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"quantiles": 1}, "quantiles: must be at least 2"), ({"optimism": 1.0}, "optimism: must lie between 0 and 1")],
+    [({"expectiles": 1}, "expectiles: must be at least 2"), ({"optimism": 1.0}, "optimism: must lie between 0 and 1")],
 )
 def test_a_ranker_that_cannot_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -160,7 +160,7 @@ def test_the_wish_is_what_the_best_got_from_there(pipeline: MPDiffuserPipeline, 
     latents = latents_of(3)
     with torch.no_grad():
         wish = pipeline.condition.denormalize(pipeline.target(latents, level))
-        expected = torch.stack([pipeline.ranker.quantile(row, level) for row in latents])
+        expected = torch.stack([pipeline.ranker.expectile(row, level) for row in latents])
     low, high = pipeline.condition.points[0, 0], pipeline.condition.points[0, -1]
     torch.testing.assert_close(wish[:, 0], expected.clamp(low, high), rtol=1e-3, atol=1e-3)
 

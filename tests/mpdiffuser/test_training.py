@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import planner_weights, train_ranker, within
-from mpdiffuser.windows import to_go
+from mpdiffuser.training import occupancy, planner_weights, train_ranker, within
+from mpdiffuser.windows import step_rows, to_go
 
 START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
 DISCOUNT = 0.9
@@ -46,7 +46,8 @@ def test_rounds_put_beginnings_and_ends_together(tmp_path: Path, rounds: int, tr
 
     torch.manual_seed(0)
     ranker = Ranker(5, 1, hidden=32, discount=DISCOUNT, optimism=0.8)
-    returns = train_ranker(ranker, (episodes, episodes), (None, None), rounds, trace, fit)
+    evenly = np.ones(len(episodes.episode_of_row))
+    returns = train_ranker(ranker, (episodes, episodes), (None, None), (evenly, evenly), rounds, trace, fit)
     assert trained == [*(f"ranker/round_{k}" for k in range(1, rounds)), "ranker"]
     if rounds == 1:
         np.testing.assert_allclose(returns[0], to_go(episodes["rewards"], episodes, DISCOUNT))
@@ -88,4 +89,15 @@ def test_weights_by_their_definition(make_episodes, randomize, trace: float) -> 
     steps = [np.delete(np.arange(len(a)), part.offsets[1:] - 1) for a, part in zip(advantages, parts)]
     scale = 0.7 * advantages[0][steps[0]].std()
     for weights, advantage, rows in zip(found, advantages, steps):
-        np.testing.assert_allclose(np.log(weights[rows]), np.clip(advantage[rows] / scale, -8, 4), atol=1e-3)
+        np.testing.assert_allclose(np.log(weights[rows]), np.clip(advantage[rows] / scale, -8, 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_occupancy_by_a_plain_loop(make_episodes, share: float) -> None:
+    """1 on average over the steps; of a share g^t, t the steps since the episode's start."""
+    episodes = make_episodes([7, 5], terminated=[1])
+    found, rows = occupancy(episodes, 0.8, share), step_rows(episodes)
+    discounted = [0.8**t for length in (7, 5) for t in range(length)]
+    expected = [1 - share + share * d / (sum(discounted) / 12) for d in discounted]
+    np.testing.assert_allclose(found[rows], expected)
+    assert found[rows].mean() == pytest.approx(1)

@@ -176,6 +176,14 @@ def test_steps_hold_what_the_episodes_hold(make_episodes) -> None:
     assert len(steps) == 7
 
 
+def test_steps_in_proportion_to_their_weights(make_episodes) -> None:
+    episodes = make_episodes([4, 3])
+    weights = np.where(np.arange(9) == 2, 4.0, 0.5)  # one step has 4 of 7
+    steps = Steps(episodes, np.arange(9, dtype=np.float32), weights=weights)
+    found = np.bincount(steps.batch(torch.arange(7))["return_to_go"].int(), minlength=9)
+    assert found[2] == 4 and found.max() == 4 and found.sum() == 7
+
+
 @given(st.integers(2, 200), st.floats(0, 1), st.integers(0, 100))
 def test_split_has_no_overlap(count: int, share: float, seed: int) -> None:
     train, held_out = split_indices(count, share, seed)
