@@ -26,8 +26,8 @@ import torch
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
 from envs.vector import VectorEnv
 from evaluate import environment_options, folder_fingerprint
+from experiments.kept import kept
 from mpdiffuser.controller import Controller
-from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import evaluate
 from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -107,28 +107,19 @@ def loaded(folder: Path) -> MPDiffuserPipeline:
 
 def measure(folder: Path, name: str, episodes: int, results: Path) -> dict[str, Any]:
     """Metrics of one setting of a pipeline; from its file if it was measured already."""
-    file = results / f"{file_name(name)}.json"
     identity = {"pipeline": folder_fingerprint(folder), "settings": SETTINGS[name], "episodes": episodes}
-    if file.exists():
-        found = json.loads(file.read_text())
-        if found["identity"] != identity:
-            raise InputError(f"{file}: of another pipeline or with other settings; choose another --folder")
-        return found
-    pipeline = loaded(folder)
-    controller = Controller(pipeline, SamplerConfig(**BASE | SETTINGS[name]))
-    environments = VectorEnv(episodes, **environment_options(pipeline.config["info"], blind=False))
-    try:
-        outcome = evaluate(
-            controller, environments, range(FIRST_SEED, FIRST_SEED + episodes), probe_every=10, label=name
-        )
-    finally:
-        environments.close()
-    metrics = {"identity": identity, "date": str(datetime.date.today()), **outcome.metrics()}
-    results.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(metrics))
-    partial.rename(file)
-    return metrics
+
+    def run() -> dict[str, Any]:
+        pipeline = loaded(folder)
+        controller = Controller(pipeline, SamplerConfig(**BASE | SETTINGS[name]))
+        environments = VectorEnv(episodes, **environment_options(pipeline.config["info"], blind=False))
+        seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+        try:
+            return evaluate(controller, environments, seeds, probe_every=10, label=name).metrics()
+        finally:
+            environments.close()
+
+    return kept(results / f"{file_name(name)}.json", identity, run, "--folder")
 
 
 def figure(results: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:

@@ -103,6 +103,13 @@ def distilled(pipeline: MPDiffuserPipeline, folder: Path) -> MPDiffuserPipeline:
 
 
 def distilled_config(config: SamplerConfig, info: dict[str, Any]) -> SamplerConfig:
-    """A sampler's settings for the student of the pipeline with this info: one level, at the temperature it knows."""
-    known = info["distilled"]["temperature"]
+    """A sampler's settings for the student of the pipeline with this info: one level, at the temperature it knows.
+
+    Raises:
+        InputError: if the info does not tell that.
+    """
+    taught = info.get("distilled")
+    known = taught.get("temperature") if isinstance(taught, dict) else None
+    if isinstance(known, bool) or not isinstance(known, int | float):
+        raise InputError(f"the pipeline's info.distilled: must hold the student's temperature, found {taught!r}")
     return replace(config, composition="planner", steps=1, guidance=1.0, warm_start=0, temperature=known)

@@ -19,11 +19,12 @@ from mpdiffuser.report_template import TEMPLATE
 LABELS = {
     "ours": "MPDiffuser (planner + dynamics)",
     "planner": "planner only",
+    "distilled": "MPDiffuser, distilled",
     "cloning": "behaviour cloning",
     "random": "random actions",
     "expert": "expert",
 }
-PARTS = ("representation", "decoder", "planner", "dynamics", "ranker", "cloning")
+PARTS = ("representation", "decoder", "planner", "dynamics", "ranker", "student", "cloning")
 GLOSSARY = (
     ("return", "Sum of the rewards of one episode; higher is better."),
     ("mean ± standard error", "Average over the episodes, and how far it would typically move with other episodes."),
@@ -33,6 +34,7 @@ GLOSSARY = (
     ("latent", "The short vector that the encoder makes of what is observed; plans are made of latents and actions."),
     (LABELS["ours"], "Denoising alternates between a planner, which aims at high return, and a dynamics model, which "
      "keeps the latents consistent with the actions; a ranker then chooses among the candidates."),
+    (LABELS["distilled"], "A student that draws such plans in one pass of one network."),
     (LABELS["planner"], "The same without the dynamics model's steps."),
     (LABELS["cloning"], "A network that imitates the data's actions, without planning."),
     (LABELS["expert"], "The trained policy that the data collection builds on; it sees the true states."),

@@ -20,6 +20,7 @@ COLORS = {
     "rule": "#d5d9de",
     "ours": "#2563b0",
     "planner": "#c8641b",
+    "distilled": "#1f8f99",
     "cloning": "#3d8b5f",
     "random": "#8a8f98",
     "expert": "#7a57a8",

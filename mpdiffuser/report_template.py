@@ -11,12 +11,12 @@ TEMPLATE = """<!doctype html>
 :root {
   color-scheme: light dark;
   --page: #ffffff; --panel: #f5f6f8; --ink: #1a1d21; --faint: #6b727c; --rule: #dde1e6;
-  --ours: #2563b0; --planner: #c8641b; --cloning: #3d8b5f; --random: #8a8f98; --expert: #7a57a8;
+  --ours: #2563b0; --planner: #c8641b; --distilled: #1f8f99; --cloning: #3d8b5f; --random: #8a8f98; --expert: #7a57a8;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #15171a; --panel: #1e2125; --ink: #e8eaed; --faint: #979ea8; --rule: #33383f;
-    --ours: #6ea8f0; --planner: #eb9a5c; --cloning: #6fc295; --random: #9aa0a8; --expert: #b497e0;
+    --ours: #6ea8f0; --planner: #eb9a5c; --distilled: #5fc7d0; --cloning: #6fc295; --random: #9aa0a8; --expert: #b497e0;
   }
 }
 * { box-sizing: border-box; }

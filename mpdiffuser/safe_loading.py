@@ -36,6 +36,7 @@ CLONING = ("mpdiffuser.models.cloning", "BehaviourCloning")
 BESIDE: dict[str, tuple[str, str]] = {
     "cloning": CLONING,
     "iql": ("mpdiffuser.models.iql", "IQL"),
+    "student": ("mpdiffuser.distillation", "Student"),
     "trajectory_planner": ("mpdiffuser.models.denoisers", "Planner"),
     "state_planner": ("mpdiffuser.models.denoisers", "StatePlanner"),
     "action_planner": ("mpdiffuser.models.denoisers", "ActionPlanner"),
@@ -47,10 +48,11 @@ BESIDE: dict[str, tuple[str, str]] = {
 }
 SAME = (
     "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim "
-    "cloning.latent_dim",
-    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim cloning.action_dim",
-    "planner.horizon dynamics.horizon",
-    "planner.condition_dim condition.dim",
+    "cloning.latent_dim student.latent_dim",
+    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim cloning.action_dim "
+    "student.action_dim",
+    "planner.horizon dynamics.horizon student.horizon",
+    "planner.condition_dim condition.dim student.condition_dim",
 )
 LARGEST = 100_000  # of any number in a configuration: no width, level or horizon of ours comes near
 LONGEST = 100  # of any list or text in it

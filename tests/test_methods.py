@@ -14,7 +14,7 @@ import train_state
 from experiments import offline_table
 from mpdiffuser.rivals import MODELS, RIVALS
 
-METHODS = ["random", "cloning", "iql", *RIVALS, "planner", "ours"]
+METHODS = ["random", "cloning", "iql", *RIVALS, "planner", "ours", "distilled"]
 TINY = ["task=d4rl/hopper-medium-v2", "debug=true", "processes=1", "trackers=[]", "rounds=1", "horizon=8"]
 TRAINED = sorted({model for models in MODELS.values() for model in models} - {"logged_returns"})
 TINY += [f"train.{model}.steps=4" for model in TRAINED]
@@ -53,7 +53,7 @@ def test_all_methods_and_another_look_at_one(data: Path, tmp_path: Path, monkeyp
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics["methods"]) == METHODS and metrics["stand_in"]
     for name, found in metrics["methods"].items():
-        assert ("plan_ms" in found) == (name in {*RIVALS, "planner", "ours"})
+        assert ("plan_ms" in found) == (name in {*RIVALS, "planner", "ours", "distilled"})
         assert ("feasibility" in found) == ("plan_ms" in found and name != "diffusion_policy")
     folder = tmp_path / "pipeline"
     assert all((folder / model).is_dir() for models in MODELS.values() for model in models)

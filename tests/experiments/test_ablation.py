@@ -8,40 +8,7 @@ import pytest
 
 from experiments import ablation
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.schedule import NoiseSchedule
-from vision import IdentityEncoder
-
-D, M, H = 11, 3, 8  # a hopper
-
-
-def pipeline(randomize, seed: int) -> MPDiffuserPipeline:
-    sizes = dict(latent_dim=D, action_dim=M, horizon=H, width=8, multipliers=(1, 2), embedding=16)
-    random = np.random.default_rng(seed)
-    ranker = randomize(Ranker(D, M, hidden=8), seed=seed)
-    ranker.returns.fit(random.normal(size=(50, 1)))
-    info = {
-        "task": "hopper",
-        "environment": {"env_id": "Hopper-v4"},
-        "file": "f.hdf5",
-        "suite": "d4rl",
-        "stand_in": True,
-    }
-    return MPDiffuserPipeline(
-        IdentityEncoder(D, M),
-        Normalizer(D).fit(random.normal(size=(50, D))),
-        Normalizer(M).fit(random.uniform(-1, 1, (50, M))),
-        Marginals(1).fit(random.normal(size=(50, 1))),
-        randomize(Planner(**sizes), seed=seed),
-        randomize(Dynamics(**sizes), seed=seed + 1),
-        ranker,
-        NoiseSchedule(100),
-        info=info,
-    )
 
 
 def test_every_setting_can_be() -> None:
@@ -54,9 +21,9 @@ def test_every_setting_can_be() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command(randomize, tmp_path: Path, capsys) -> None:
+def test_the_command(hopper, tmp_path: Path, capsys) -> None:
     for seed, name in ((0, "a"), (1, "b")):
-        pipeline(randomize, seed).save_pretrained(tmp_path / name)
+        hopper(seed).save_pretrained(tmp_path / name)
     names = ["fused, 3", "planner, 3", "release, 3"]
     arguments = [f"hopper={tmp_path / 'a'}", f"hopper@1={tmp_path / 'b'}", "--episodes", "2", "--settings", *names]
     arguments += ["--folder", str(tmp_path / "results"), "--docs", str(tmp_path)]
@@ -73,5 +40,5 @@ def test_the_command(randomize, tmp_path: Path, capsys) -> None:
     stamps = [file.stat().st_mtime_ns for file in files]
     ablation.main(arguments)  # all is reused
     assert stamps == [file.stat().st_mtime_ns for file in files]
-    with pytest.raises(InputError, match="of another pipeline or with other settings"):
+    with pytest.raises(InputError, match="made with other settings"):
         ablation.main([f"hopper={tmp_path / 'b'}", *arguments[2:]])

@@ -106,3 +106,9 @@ def test_settings_of_a_student() -> None:
     config = distilled_config(SamplerConfig(steps=8, guidance=2.0, candidates=7), {"distilled": {"temperature": 0.3}})
     assert (config.steps, config.guidance, config.composition) == (1, 1.0, "planner")
     assert (config.candidates, config.temperature) == (7, 0.3)
+
+
+@pytest.mark.parametrize("info", [{}, {"distilled": 3}, {"distilled": {"temperature": "warm"}}])
+def test_a_student_of_unknown_temperature_is_refused(info: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"info.distilled: must hold the student's temperature"):
+        distilled_config(SamplerConfig(), info)
