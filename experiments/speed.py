@@ -19,7 +19,6 @@ from typing import Any
 import matplotlib
 import torch
 
-from benchmarks.limits import timed
 from envs.vector import VectorEnv
 from evaluate import controllers, environment_options, folder_fingerprint, resolve_engines
 from experiments.ablation import describe
@@ -63,7 +62,7 @@ FAMILIES = {
 }
 
 
-def measure(folder: Path, setting: Setting, episodes: int, repeats: int) -> dict[str, Any]:
+def measure(folder: Path, setting: Setting, episodes: int) -> dict[str, Any]:
     """Return and latency of one setting."""
     method, options = setting
     require_models(method, folder)
@@ -74,22 +73,15 @@ def measure(folder: Path, setting: Setting, episodes: int, repeats: int) -> dict
     environments = VectorEnv(episodes, **environment_options(pipeline.config["info"], blind=False))
     try:
         outcome = evaluate(make(), environments, range(FIRST_SEED, FIRST_SEED + episodes), label=method)
-        seen: Any = environments.reset(seed=list(range(episodes)))[0]
     finally:
         environments.close()
-    controller = make()
-
-    def plan() -> None:
-        controller.reset([0])  # so that this action needs a plan, however many a plan is carried out for
-        controller.act(seen[:1])
-
-    return {**outcome.metrics(), "action_ms": timed(plan, repeats, seconds=60)}
+    return outcome.metrics()
 
 
 def figure(found: dict[str, dict[str, dict[str, Any]]], title: str, file: Path) -> None:
     plot, axis = plt.subplots(figsize=(8, 5))
     for family, settings in found.items():
-        times = [m["action_ms"]["wall_ms"] for m in settings.values()]
+        times = [m["action_ms_single"]["median"] for m in settings.values()]
         means, errors = zip(*((m["mean"], m["standard_error"]) for m in settings.values()))
         axis.errorbar(times, means, errors, fmt="o", capsize=2, label=family)
     axis.axvline(20, color="gray", linestyle=":", label="50 Hz")
@@ -104,13 +96,14 @@ HEAD = """# Return against time
 
 Written by `python -m experiments.speed` on {date}, {cpu}, {cores} cores, one thread.
 
-{task}. {episodes} episodes a setting, seeds from {first} up, one training seed. Milliseconds: median [quartiles] of the
-wall time from an observation to an action that a plan is drawn for, one environment, everything but the simulator.
+{task}. {episodes} episodes a setting, seeds from {first} up, one training seed. Milliseconds: wall time from an
+observation to an action that a plan is drawn for, one environment, all but the simulator (`action_ms_single` of
+evaluate.py).
 
 ![return against milliseconds](speed.png)
 
-| method | setting | return | ms | engine |
-|---|---|---|---|---|
+| method | setting | return | median ms | 95 % below | engine |
+|---|---|---|---|---|---|
 """
 
 
@@ -125,9 +118,9 @@ def page(found: dict[str, dict[str, dict[str, Any]]], task: str, episodes: int) 
     )
     for family, settings in found.items():
         for name, m in settings.items():
-            ms = m["action_ms"]
-            text += f"| {family} | {name} | {m['mean']:.0f} ± {m['standard_error']:.0f} | {ms['wall_ms']:.1f} "
-            text += f"[{ms['wall_ms_low']:.1f}, {ms['wall_ms_high']:.1f}] | {m.get('engine', '')} |\n"
+            ms = m["action_ms_single"]
+            text += f"| {family} | {name} | {m['mean']:.0f} ± {m['standard_error']:.0f} | {ms['median']:.1f} | "
+            text += f"{ms['p95']:.1f} | {m['engine']} |\n"
     return text
 
 
@@ -136,7 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pipeline", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=12)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--repeats", type=int, default=60, help="timed actions")
     parser.add_argument("--folder", type=Path, default=Path("results/speed"))
     parser.add_argument("--docs", type=Path, default=DOCS)
     args = parser.parse_args(arguments)
@@ -147,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, setting in FAMILIES[family].items():
             identity = {"pipeline": print_of, "setting": [setting[0], list(setting[1])], "episodes": args.episodes}
             file = args.folder / f"{family}-{name}.json".replace(" ", "_").replace(",", "")
-            run = partial(measure, args.pipeline, setting, args.episodes, args.repeats)
+            run = partial(measure, args.pipeline, setting, args.episodes)
             m = kept(file, identity, run, "--folder")
             found.setdefault(family, {})[name] = m
-            print(f"{family:24} {name:28} {m['mean']:8.1f} {m['action_ms']['wall_ms']:8.2f} ms", flush=True)
+            print(f"{family:24} {name:28} {m['mean']:8.1f} {m['action_ms_single']['median']:8.2f} ms", flush=True)
     task = describe(args.pipeline)
     figure(found, task, args.docs / "speed.png")
     (args.docs / "speed.md").write_text(page(found, task, args.episodes))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from mpdiffuser.controller import Acting, Controller
@@ -31,8 +30,9 @@ class Environments(Protocol):
 class Outcome:
     """What B episodes gave.
 
-    returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. distances: steps ahead ->
-    squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one
+    returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. plan_ms_single: of plans for
+    one environment. action_ms_single: from its observation to its action, encoding and planning. distances: steps ahead
+    -> squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one
     entry a probe and environment. fallbacks: plans that could not be had (see `Controller`), None without planning.
     levels: noise levels of a plan. engine: who computed the networks. film: of the first environment, what
     `mpdiffuser.video` shows.
@@ -44,6 +44,7 @@ class Outcome:
     seconds: float
     plan_ms: list[float] = field(default_factory=list)
     plan_ms_single: list[float] = field(default_factory=list)
+    action_ms_single: list[float] = field(default_factory=list)
     distances: dict[int, list[float]] = field(default_factory=dict)
     fallbacks: int | None = None
     levels: int | None = None
@@ -61,7 +62,7 @@ class Outcome:
         result |= {
             key: getattr(self, key) for key in ("fallbacks", "levels", "engine") if getattr(self, key) is not None
         }
-        for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1)):
+        for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1), ("action_ms_single", 1)):
             times = getattr(self, name)
             if times:
                 result[name] = {
@@ -129,9 +130,9 @@ def evaluate(
             bar.update()
             bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
     if isinstance(controller, Controller):
-        outcome.plan_ms_single = _single_latency(controller)
         used = controller.sampler.config
         outcome.fallbacks, outcome.levels, outcome.engine = controller.fallbacks, used.steps, used.engine
+        outcome.plan_ms_single, outcome.action_ms_single = _single_latency(controller, see(observations)[:1])
     outcome.seconds = time.perf_counter() - began
     return outcome
 
@@ -163,11 +164,15 @@ def _scene(controller: Acting, observations: np.ndarray, so_far: float) -> dict[
     return scene
 
 
-@torch.inference_mode()
-def _single_latency(controller: Controller, repeats: int = 30) -> list[float]:
-    """Milliseconds of a plan for one environment alone, as in acting on one robot; the first two warm up."""
-    if controller.latents is None:
-        return []
-    one = controller.latents[:1]
-    generators = [torch.Generator().manual_seed(0)]
-    return [controller.pipeline(one, controller.sampler, generators).plan_ms for _ in range(repeats + 2)][2:]
+def _single_latency(controller: Controller, observation: Any, repeats: int = 30) -> tuple[list[float], list[float]]:
+    """Milliseconds of a plan, and of an action with all it takes, for one environment alone, as in acting on one robot;
+    the first two warm up."""
+    plans, actions = [], []
+    for _ in range(repeats + 2):
+        controller.reset([0])  # so that the action needs a plan, however many a plan is carried out for
+        began = time.perf_counter()
+        controller.act(observation)
+        actions.append(1e3 * (time.perf_counter() - began))
+        assert controller.plan is not None
+        plans.append(controller.plan.plan_ms)
+    return plans[2:], actions[2:]

@@ -40,6 +40,7 @@ GLOSSARY = (
     (LABELS["expert"], "The trained policy that the data collection builds on; it sees the true states."),
     ("plan ms", "Milliseconds to draw and rank all candidate plans, for a whole batch of environments at once or for "
      "one alone. p95: 95 % of the plans took no longer."),
+    ("action ms", "Milliseconds from an observation to an action for one environment: encoding, planning, ranking."),
     ("fallbacks", "Plans that failed or were not finite: the last plan was carried on with, or the safe action taken."),
 )  # fmt: skip
 
@@ -111,7 +112,7 @@ def _check(metrics: Any) -> None:
         if not isinstance(interval, list) or len(interval) != 2:
             raise InputError(f"{where}.iqm_interval must be two numbers, found {interval!r}")
         _check_numbers(f"{where}.iqm_interval", dict(enumerate(interval)))
-        for key in ("plan_ms", "plan_ms_single"):
+        for key in ("plan_ms", "plan_ms_single", "action_ms_single"):
             _check_fields(f"{where}.{key}", method.get(key, {"median": 0, "p95": 0}), ("median", "p95"))
         feasibility = method.get("feasibility", {})
         if not isinstance(feasibility, dict) or not all(k.isdecimal() and int(k) > 0 for k in feasibility):
@@ -206,6 +207,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "95 % interval": _interval,
     "plan ms, batch": lambda method: _times(method.get("plan_ms")),
     "plan ms, one": lambda method: _times(method.get("plan_ms_single")),
+    "action ms, one": lambda method: _times(method.get("action_ms_single")),
     "fallbacks": lambda method: str(method["fallbacks"]) if "fallbacks" in method else "",
 }
 

@@ -54,6 +54,7 @@ def test_all_methods_and_another_look_at_one(data: Path, tmp_path: Path, monkeyp
     assert list(metrics["methods"]) == METHODS and metrics["stand_in"]
     for name, found in metrics["methods"].items():
         assert ("plan_ms" in found) == (name in {*RIVALS, "planner", "ours", "distilled"})
+        assert all((key in found) == ("plan_ms" in found) for key in ("plan_ms_single", "action_ms_single"))
         assert ("feasibility" in found) == ("plan_ms" in found and name != "diffusion_policy")
     folder = tmp_path / "pipeline"
     assert all((folder / model).is_dir() for models in MODELS.values() for model in models)

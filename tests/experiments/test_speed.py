@@ -18,7 +18,7 @@ def test_every_setting_can_be() -> None:
 
 def test_the_command(hopper, tmp_path: Path) -> None:
     hopper(0).save_pretrained(tmp_path / "pipeline")
-    arguments = ["--pipeline", str(tmp_path / "pipeline"), "--episodes", "2", "--repeats", "3"]
+    arguments = ["--pipeline", str(tmp_path / "pipeline"), "--episodes", "2"]
     arguments += ["--folder", str(tmp_path / "results"), "--docs", str(tmp_path), "--families", "planner only"]
     speed.main(arguments)
     files = sorted((tmp_path / "results").glob("*.json"))
