@@ -23,6 +23,7 @@ UNSET |= {"rendering": str, "processes": int, "size": int, "action_repeat": int,
 UNSET |= {"episode_seconds": float, "evaluation.within": float}
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
+REFERENCES = 20  # ${...} in all files together: each can stand for several others, so what they grow to is exponential
 TASKS = ({"suite", "name"}, {"name", "action_repeat", "size", "camera"})  # a task has all options of one of these
 
 
@@ -103,6 +104,7 @@ def _check_files(folder: Path) -> None:
     """Raise InputError for what Hydra would never come to an end with."""
     if not folder.is_dir():
         raise InputError(f"{OWN}{folder}: no such folder")
+    references = 0
     for file in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
         if not file.is_file() or file.stat().st_size > LARGEST:
             raise InputError(f"{file}: must be a file of at most {LARGEST:,} bytes")
@@ -110,6 +112,9 @@ def _check_files(folder: Path) -> None:
             text = file.read_text(encoding="utf-8")
             if text.count("[") + text.count("{") > BRACKETS:  # the time for them grows with their square
                 raise InputError(f"{file}: must have at most {BRACKETS} opening brackets")
+            references += text.count("${")
+            if references > REFERENCES:
+                raise InputError(f"{file}: the files must have at most {REFERENCES} references ${{...}} together")
             if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
                 raise InputError(f"{file}: holds an alias (*name), which can stand for any amount; write it out")
 

@@ -191,6 +191,7 @@ def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
         ("defaults: [/task/mine]\n" + MINE, r"files that refer to each other"),
         ("[" * 90_000, r"mine\.yaml: must have at most 1000 opening brackets"),
         ("a: &a [x, x]\nb: [*a, *a]\n" + MINE, r"mine\.yaml: holds an alias \(\*name\)"),
+        ("".join(f"a{i}: ${{a{i + 1}}}${{a{i + 1}}}\n" for i in range(40)) + MINE, r"mine\.yaml: .*20 references"),
         ("#" * 200_000, r"mine\.yaml: must be a file of at most 100,000 bytes"),
     ],
 )
