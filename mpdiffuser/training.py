@@ -339,7 +339,12 @@ def train_ranker(
 
 
 def planner_weights(
-    ranker: Ranker, parts: Sequence[Episodes], costs: Sequence[np.ndarray | None], trace: float, temperature: float
+    ranker: Ranker,
+    parts: Sequence[Episodes],
+    costs: Sequence[np.ndarray | None],
+    trace: float,
+    temperature: float,
+    bound: float,
 ) -> list[np.ndarray]:
     """How often the planner is to see the window that starts at each row, (M,) for each part: exp(A / temperature).
 
@@ -354,8 +359,8 @@ def planner_weights(
     ]
     advantages = [after - before for after, before in zip(returns, values)]
     scale = temperature * max(float(advantages[0][step_rows(parts[0])].std()), 1e-8)
-    # beyond these bounds lie a few windows, which would crowd out all others
-    return [np.exp(np.clip(advantage / scale, -8, 1)) for advantage in advantages]
+    # beyond the bound lie a few windows, which would crowd out all others
+    return [np.exp(np.clip(advantage / scale, -8, bound)) for advantage in advantages]
 
 
 def occupancy(episodes: Episodes, discount: float, share: float) -> np.ndarray:
