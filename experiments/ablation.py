@@ -12,7 +12,6 @@ Pipelines of further training seeds are given as cartpole@1=...; the page compar
 """
 
 import argparse
-import datetime
 import functools
 import json
 from collections.abc import Sequence
@@ -24,12 +23,9 @@ import numpy as np
 import torch
 
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
-from envs.vector import VectorEnv
-from evaluate import environment_options, folder_fingerprint
-from experiments.kept import kept
+from evaluate import folder_fingerprint
+from experiments.measuring import closed_loop, kept, machine
 from mpdiffuser.controller import Controller
-from mpdiffuser.evaluation import evaluate
-from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.statistics import standard_error, summary
@@ -112,12 +108,8 @@ def measure(folder: Path, name: str, episodes: int, results: Path) -> dict[str, 
     def run() -> dict[str, Any]:
         pipeline = loaded(folder)
         controller = Controller(pipeline, SamplerConfig(**BASE | SETTINGS[name]))
-        environments = VectorEnv(episodes, **environment_options(pipeline.config["info"], blind=False))
         seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-        try:
-            return evaluate(controller, environments, seeds, probe_every=10, label=name).metrics()
-        finally:
-            environments.close()
+        return closed_loop(controller, pipeline.config["info"], seeds, name, probe_every=10)
 
     return kept(results / f"{file_name(name)}.json", identity, run, "--folder")
 
@@ -166,9 +158,7 @@ def page(results: dict[str, dict[str, dict[str, Any]]], episodes: int, names: di
     """All settings as Markdown tables, a table a task."""
     tasks = "; ".join(f"{task}: {name}" for task, name in names.items())
     text = HEAD.format(
-        date=datetime.date.today(),
-        cpu=cpu_name(),
-        cores=available_cores(),
+        **machine(),
         tasks=tasks,
         episodes=episodes,
         first=FIRST_SEED,

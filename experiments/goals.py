@@ -6,7 +6,6 @@ second run whose gradient also pulls at the plans. Writes docs/goals.md. About 1
 """
 
 import argparse
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
 from envs.vector import VectorEnv
+from experiments.measuring import machine
 from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
-from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.pipeline import MPDiffuserPipeline, Objective
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.statistics import standard_error
@@ -108,9 +107,8 @@ def main() -> None:
     if info.get("environment", {}).get("env_id") != "HalfCheetah-v4":
         raise InputError(f"{args.pipeline}: must be a pipeline of halfcheetah, found {info.get('task')!r}")
     source = f"{info['file']}, a stand-in, not {info['suite']}'s data" if info["stand_in"] else info["file"]
-    machine = {"date": datetime.date.today(), "cpu": cpu_name(), "cores": available_cores()}
     text = HEAD.format(
-        **machine,
+        **machine(),
         task=info["task"],
         source=source,
         episodes=args.episodes,

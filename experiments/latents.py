@@ -6,15 +6,14 @@ already is reused. Writes docs/latents.md.
 """
 
 import argparse
-import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 from envs.collect import collect
+from experiments.measuring import machine
 from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.training import Clock, start
 from vision.probe import report
 from vision.training import train_encoder
@@ -69,8 +68,7 @@ def page(results: dict[tuple[str, str], dict[str, Any]], steps: int) -> str:
         f"| {FROZEN[task] if quality == 'random' else ''} |\n"
         for (task, quality), r in results.items()
     ]
-    machine = {"date": datetime.date.today(), "cpu": cpu_name(), "cores": available_cores()}
-    return HEAD.format(**machine, steps=steps, done=len(rows), all=len(DATA) * len(QUALITIES)) + "".join(rows)
+    return HEAD.format(**machine(), steps=steps, done=len(rows), all=len(DATA) * len(QUALITIES)) + "".join(rows)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ cut off goes on, and parts can be made one by one, on several days. Writes docs/
 """
 
 import argparse
-import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ import torch
 from omegaconf import DictConfig
 
 from evaluate import compare
+from experiments.measuring import kept, machine
 from mpdiffuser.config import load
-from mpdiffuser.errors import InputError
-from mpdiffuser.machine import available_cores, cpu_name
+from mpdiffuser.files import write_whole
 from mpdiffuser.training import Clock, start
 from train_state import dataset, train
 
@@ -80,7 +79,9 @@ def step_counts(task: str, method: str, minutes: float, folder: Path, options: S
         logs = {model: (run / model / "log.jsonl").read_text().splitlines() for model in SHARES[method]}
         lines = {model: [json.loads(line) for line in log] for model, log in logs.items()}
         # the last entry: the first steps are slower
-        write(file, {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()})
+        costs = {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(costs))
     seconds = json.loads(file.read_text())
     often = {"ranker": rounds}  # its training is as many runs
     return {
@@ -97,33 +98,22 @@ def cell(
     file = cells / task / f"{method}-{seed}.json"
     chosen = [option for option in options if not option.startswith("data_dir=")]  # where the data lie is no setting
     identity = {"core_minutes": minutes, "shares": SHARES[method], "options": chosen}
-    if file.exists():
-        found = json.loads(file.read_text())
-        if found["identity"] != identity:
-            raise InputError(f"{file}: made with other settings; choose another --cells, or remove it")
-        return found
-    steps = step_counts(task, method, minutes, folder, options)
-    run = folder / "runs" / task / f"{method}-{seed}"
-    cfg = configuration(task, method, run, [f"seed={seed}", *options], steps)
-    episodes = dataset(cfg)
-    train(cfg, episodes, start(cfg), Clock())
-    metrics = compare(cfg, run / "pipeline", run)
-    found = metrics["methods"][method]
-    low, high = found["score"]["low"], found["score"]["high"]
-    behaviour = 100 * (float(episodes.returns.mean()) - low) / (high - low)
-    seconds = core_seconds(run)
-    spent = {"steps": steps, "core_minutes": {model: round(s / 60, 2) for model, s in seconds.items()}}
-    facts = {"identity": identity, "date": str(datetime.date.today()), "stand_in": metrics["stand_in"]}
-    facts |= {"data": metrics["data"], "machine": metrics["machine"]}
-    write(file, facts | {"seeds": metrics["seeds"], "behaviour": behaviour, **spent, **found})
-    return json.loads(file.read_text())
 
+    def run() -> dict[str, Any]:
+        steps = step_counts(task, method, minutes, folder, options)
+        output = folder / "runs" / task / f"{method}-{seed}"
+        cfg = configuration(task, method, output, [f"seed={seed}", *options], steps)
+        episodes = dataset(cfg)
+        train(cfg, episodes, start(cfg), Clock())
+        metrics = compare(cfg, output / "pipeline", output)
+        found = metrics["methods"][method]
+        low, high = found["score"]["low"], found["score"]["high"]
+        behaviour = 100 * (float(episodes.returns.mean()) - low) / (high - low)
+        spent = {model: round(seconds / 60, 2) for model, seconds in core_seconds(output).items()}
+        facts = {key: metrics[key] for key in ("stand_in", "data", "machine", "seeds")}
+        return {**facts, "behaviour": behaviour, "steps": steps, "core_minutes": spent, **found}
 
-def write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(file)
+    return kept(file, identity, run, "--cells")
 
 
 HEAD = """# All methods on the D4RL tasks
@@ -150,9 +140,7 @@ def page(cells: dict[tuple[str, str, int], dict[str, Any]], minutes: float) -> s
     methods = [method for method in SHARES if any(key[1] == method for key in cells)]
     some = next(iter(cells.values()))
     text = HEAD.format(
-        date=datetime.date.today(),
-        cpu=cpu_name(),
-        cores=available_cores(),
+        **machine(),
         label=STAND_IN if any(c["stand_in"] for c in cells.values()) else "",
         minutes=minutes,
         seeds=f"{some['seeds'][0]} to {some['seeds'][-1]}",
@@ -216,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for method in args.methods:
                 found = cell(task, method, seed, args.core_minutes, args.folder, args.cells, options)
                 print(f"{task:27} {method:18} {seed} {score([found])}", flush=True)
-                args.page.write_text(page(read(args.cells), args.core_minutes))
+                write_whole(args.page, page(read(args.cells), args.core_minutes))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Writes docs/speed.md and docs/speed.png. Nothing else should run meanwhile. For 
 """
 
 import argparse
-import datetime
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,10 @@ from typing import Any
 import matplotlib
 import torch
 
-from envs.vector import VectorEnv
-from evaluate import controllers, environment_options, folder_fingerprint, resolve_engines
+from evaluate import controllers, folder_fingerprint, resolve_engines
 from experiments.ablation import describe
-from experiments.kept import kept
+from experiments.measuring import closed_loop, kept, machine
 from mpdiffuser.config import load
-from mpdiffuser.evaluation import evaluate
-from mpdiffuser.machine import available_cores, cpu_name
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.rivals import require_models
 
@@ -34,7 +30,7 @@ from matplotlib import pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIRST_SEED = 6000  # of the episodes; no table of results uses them
-# method -> options of evaluate.py; the rivals at the levels that their papers use, on the papers' uniform grids
+# a method, and options of evaluate.py; the rivals also at the levels that their papers use
 Setting = tuple[str, tuple[str, ...]]
 OURS: dict[str, Setting] = {
     f"{n} levels, {c} candidates": ("ours", (f"sampler.steps={n}", f"sampler.candidates={c}"))
@@ -45,19 +41,18 @@ PLANNER: dict[str, Setting] = {
     for n, c in ((1, 4), (2, 4), (4, 1), (4, 4), (4, 16), (20, 4))
 }
 STUDENT: dict[str, Setting] = {f"{c} candidates": ("distilled", (f"sampler.candidates={c}",)) for c in (1, 4, 16, 64)}
-PAPERS: dict[str, Setting] = {
-    "20 levels, guided": ("diffuser", ("rivals.diffuser.steps=20", "rivals.diffuser.grid=uniform")),
-    "as ours, 8 levels": ("diffuser", ()),
+DIFFUSER: dict[str, Setting] = {
+    "20 levels, uniform": ("diffuser", ("rivals.diffuser.steps=20", "rivals.diffuser.grid=uniform")),
+    "8 levels": ("diffuser", ()),
 }
 POLICY: dict[str, Setting] = {
-    f"{n} levels": ("diffusion_policy", (f"rivals.diffusion_policy.steps={n}", "rivals.diffusion_policy.chunk=8"))
-    for n in (8, 16, 100)
+    f"{n} levels": ("diffusion_policy", (f"rivals.diffusion_policy.steps={n}",)) for n in (8, 16, 100)
 }
 FAMILIES = {
     "MPDiffuser": OURS,
     "MPDiffuser, distilled": STUDENT,
     "planner only": PLANNER,
-    "Diffuser": PAPERS,
+    "Diffuser": DIFFUSER,
     "diffusion policy": POLICY,
 }
 
@@ -70,12 +65,7 @@ def measure(folder: Path, setting: Setting, episodes: int) -> dict[str, Any]:
     cfg = load("evaluate", [f"pipeline={folder}", f"evaluation.methods=[{method}]", *options])
     resolve_engines(cfg)
     make = controllers(cfg, pipeline, folder)[method]
-    environments = VectorEnv(episodes, **environment_options(pipeline.config["info"], blind=False))
-    try:
-        outcome = evaluate(make(), environments, range(FIRST_SEED, FIRST_SEED + episodes), label=method)
-    finally:
-        environments.close()
-    return outcome.metrics()
+    return closed_loop(make(), pipeline.config["info"], range(FIRST_SEED, FIRST_SEED + episodes), method)
 
 
 def figure(found: dict[str, dict[str, dict[str, Any]]], title: str, file: Path) -> None:
@@ -109,9 +99,7 @@ evaluate.py).
 
 def page(found: dict[str, dict[str, dict[str, Any]]], task: str, episodes: int) -> str:
     text = HEAD.format(
-        date=datetime.date.today(),
-        cpu=cpu_name(),
-        cores=available_cores(),
+        **machine(),
         task=task,
         episodes=episodes,
         first=FIRST_SEED,
@@ -133,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=DOCS)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print_of = folder_fingerprint(args.pipeline)
+    fingerprint = folder_fingerprint(args.pipeline)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for family in args.families:
         for name, setting in FAMILIES[family].items():
-            identity = {"pipeline": print_of, "setting": [setting[0], list(setting[1])], "episodes": args.episodes}
+            identity = {"pipeline": fingerprint, "setting": [setting[0], list(setting[1])], "episodes": args.episodes}
             file = args.folder / f"{family}-{name}.json".replace(" ", "_").replace(",", "")
             run = partial(measure, args.pipeline, setting, args.episodes)
             m = kept(file, identity, run, "--folder")

@@ -6,14 +6,26 @@ from typing import Any
 import pytest
 
 from experiments import speed
-from experiments.kept import kept
+from experiments.measuring import kept
 from mpdiffuser.config import load
+from mpdiffuser.config import settings as settings_of
 from mpdiffuser.errors import InputError
+from mpdiffuser.rivals import RIVALS, rival_config
+from mpdiffuser.training import sampler_config
 
 
 def test_every_setting_can_be() -> None:
-    for method, options in (setting for family in speed.FAMILIES.values() for setting in family.values()):
-        load("evaluate", ["pipeline=x", f"evaluation.methods=[{method}]", *options])
+    """And draws with the levels that its name says."""
+    for settings in speed.FAMILIES.values():
+        for name, (method, options) in settings.items():
+            cfg = load("evaluate", ["pipeline=x", f"evaluation.methods=[{method}]", *options])
+            assert list(cfg.evaluation.methods) == [method]
+            section = cfg.rivals[method] if method in RIVALS else cfg.sampler
+            drawing = rival_config(method, settings_of(section)) if method in RIVALS else sampler_config(section)
+            if "levels" in name:
+                assert drawing.steps == int(name.split()[0])
+            if "candidates" in name:
+                assert f"{drawing.candidates} candidates" in name
 
 
 def test_the_command(hopper, tmp_path: Path) -> None:
