@@ -63,6 +63,7 @@ def distil(
     parts: Sequence[Episodes],
     targets: Sequence[np.ndarray],
     fit: Callable[..., Any],
+    device: torch.device,
 ) -> Student:
     """Train a student of the pipeline's plans from the states of episodes.
 
@@ -70,30 +71,30 @@ def distil(
         config: how the teacher draws.
         parts: training and held-out episodes, `observations` = latents.
         targets: of each, what a planner may be asked for, (M, c); the teacher is asked for what the ranker expects.
-        fit: (name, model, data, validation) trains a model.
+        fit: (name, model, data, validation) trains a model, on `device`.
 
     Raises:
         InputError: for a teacher that draws noise on its way: such plans are no function of where they start.
     """
-    teacher = pipeline.sampler(replace(config, engine="torch", warm_start=0))
-    if any(move.spread for move in teacher.moves) or config.composition == "sequential":
-        raise InputError("sampler: a student needs a teacher that draws no noise on its way: solver=ddim or dpmpp_2m")
+    pipeline.to("cpu")  # where windows are made
+    wishes = [wish(pipeline, part, target, config.target) for part, target in zip(parts, targets)]
+    normalizers = pipeline.latents, pipeline.actions, pipeline.condition
+    horizon = pipeline.planner.config["horizon"]
+    windows = [Windows(part, each, horizon, *normalizers) for part, each in zip(parts, wishes)]
     student = Student(**{key: value for key, value in pipeline.planner.config.items() if not key.startswith("_")})
     student.load_state_dict(pipeline.planner.state_dict())
-    student.teacher = teacher
-    horizon, normalizers = student.config["horizon"], (pipeline.latents, pipeline.actions, pipeline.condition)
-    wishes = [wish(pipeline, part, target, config.target) for part, target in zip(parts, targets)]
-    windows = [Windows(part, each, horizon, *normalizers) for part, each in zip(parts, wishes)]
+    student.teacher = pipeline.to(device).sampler(replace(config, engine="torch", warm_start=0))
+    if any(move.spread for move in student.teacher.moves) or config.composition == "sequential":
+        raise InputError("sampler: a student needs a teacher that draws no noise on its way: solver=ddim or dpmpp_2m")
     return fit("student", student, *windows, teacher=shaping(config) | {"target": config.target})
 
 
 @torch.inference_mode()
 def wish(pipeline: MPDiffuserPipeline, episodes: Episodes, targets: np.ndarray, level: float) -> np.ndarray:
-    """What the pipeline asks for at each row, (M, c), at the row's own cost_to_go where there are costs."""
+    """What a pipeline on the CPU asks for at each row, (M, c), at the row's own cost_to_go where there are costs."""
     latents = torch.from_numpy(np.array(episodes["observations"], np.float32))
     costs = torch.from_numpy(targets[:, 1]) if targets.shape[1] > 1 else None
-    rows = latents.to(pipeline.device), None if costs is None else costs.to(pipeline.device)
-    return pipeline.condition.denormalize(pipeline.target(rows[0], level, rows[1])).cpu().numpy()
+    return pipeline.condition.denormalize(pipeline.target(latents, level, costs)).numpy()
 
 
 def distilled(pipeline: MPDiffuserPipeline, folder: Path) -> MPDiffuserPipeline:

@@ -184,7 +184,7 @@ def train_pipeline(
 
     def fit(name: str, model: Any, data: Any, validation: Any, **more: Any) -> Any:
         config = train_config(cfg, re.split("/|_within", name)[0])
-        kept = ("horizon", "discount", "rounds", "trace")
+        kept = ("horizon", "discount", "rounds", "trace", "occupancy")
         identity = {"data": info["data"]} | {key: cfg[key] for key in kept} | more
         with clock(name):
             return Trainer(
@@ -205,11 +205,12 @@ def train_pipeline(
     others |= train_rivals(
         cfg, parts, targets, (latents, actions), wanted, fit, accelerator.device, accelerator.num_processes
     )
+    drawing = sampler_config(cfg.sampler)
     if "student" in wanted:
-        info = info | {"distilled": shaping(sampler_config(cfg.sampler))}
+        info = info | {"distilled": shaping(drawing)}
     pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)
     if "student" in wanted:
-        others["student"] = distil(pipeline, sampler_config(cfg.sampler), parts, targets, fit)
+        others["student"] = distil(pipeline, drawing, parts, targets, fit, accelerator.device)
     if accelerator.is_main_process:
         save_whole(pipeline, others, output / "pipeline")
     accelerator.wait_for_everyone()
@@ -246,7 +247,7 @@ def train_ours(
     good = [Windows(part, target, *common, each) for part, target, each in zip(parts, targets, often)]
     planner = Planner(**dims, horizon=cfg.horizon, condition_dim=condition.config["dim"], **settings(cfg.planner))
     dynamics = Dynamics(**dims, horizon=cfg.horizon, **settings(cfg.dynamics)) if "dynamics" in wanted else None
-    jobs = [lambda: fit("planner", planner, *good, advantage=advantage, occupancy=cfg.occupancy)]
+    jobs = [lambda: fit("planner", planner, *good, advantage=advantage)]
     if dynamics is not None:
         jobs.append(lambda: fit("dynamics", dynamics, *windows))
     side_by_side(jobs, accelerator.device, accelerator.num_processes)

@@ -21,6 +21,7 @@ from mpdiffuser.windows import to_go
 from vision.encoder import IdentityEncoder
 
 D, M, H = 3, 2, 8
+CPU = torch.device("cpu")
 CONFIG = SamplerConfig(steps=3, candidates=2, engine="torch", target=0.7)
 SIZES: dict[str, Any] = {"latent_dim": D, "action_dim": M, "horizon": H, "width": 8, "multipliers": (1,)}
 
@@ -51,7 +52,7 @@ def test_a_student_comes_near_its_teacher(pipeline, tmp_path) -> None:
     """In one pass, from the noise that the teacher started from; it begins as the planner."""
     ours, episodes, returns = pipeline
     seen: dict[str, Any] = {}
-    student = distil(ours, CONFIG, (episodes, episodes), (returns, returns), fit_for(tmp_path, 300, seen))
+    student = distil(ours, CONFIG, (episodes, episodes), (returns, returns), fit_for(tmp_path, 300, seen), CPU)
     assert seen["name"] == "student" and seen["teacher"]["steps"] == 3 and seen["teacher"]["target"] == 0.7
     for key, value in ours.planner.state_dict().items():
         assert torch.equal(seen["before"][key], value)
@@ -99,7 +100,7 @@ def test_what_a_student_is_asked_for(pipeline) -> None:
 def test_a_teacher_that_draws_noise_is_refused(pipeline, settings: dict[str, Any]) -> None:
     ours, episodes, returns = pipeline
     with pytest.raises(InputError, match="solver=ddim"):
-        distil(ours, replace(CONFIG, **settings), (episodes,) * 2, (returns,) * 2, lambda *args, **more: None)
+        distil(ours, replace(CONFIG, **settings), (episodes,) * 2, (returns,) * 2, lambda *args, **more: None, CPU)
 
 
 def test_settings_of_a_student() -> None:
