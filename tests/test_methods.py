@@ -83,6 +83,14 @@ def test_one_method_trains_only_what_it_needs(data: Path, tmp_path: Path, monkey
     assert "ours needs planner, dynamics, ranker" in capsys.readouterr().err
 
 
+def test_rows_drawn_in_another_way_are_another_run(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    options = ["method=planner", *TINY, f"data_dir={data}", f"output_dir={tmp_path}"]
+    run(train_state, monkeypatch, *options)
+    with pytest.raises(SystemExit):
+        run(train_state, monkeypatch, *options, "occupancy=0.25")
+    assert "occupancy: 0.5 there, 0.25 now" in capsys.readouterr().err
+
+
 def test_the_table_is_made_of_cells_that_are_kept(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "offline.md"
     arguments = ["--data-dir", str(data), "--tasks", "hopper-medium-v2", "--methods", "cloning", "planner"]

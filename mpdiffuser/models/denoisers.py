@@ -122,10 +122,9 @@ class Planner(ModelMixin, ConfigMixin):
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
+        levels = torch.randint(schedule.config["num_levels"], (c["level_draws"], batch), generator=generator)
         return {
-            "levels": torch.randint(schedule.config["num_levels"], (c["level_draws"], batch), generator=generator).amax(
-                0
-            ),
+            "levels": levels.amax(0),
             "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
             "keep": (torch.rand(batch, generator=generator) >= c["dropout"]).float(),
         }

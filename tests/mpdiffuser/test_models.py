@@ -263,6 +263,17 @@ def test_draw_covers_all_levels_and_repeats() -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_levels_are_the_highest_of_several_draws(draws: int) -> None:
+    """Of n even draws from 0..T-1 the highest is at most t with probability ((t + 1) / T)^n."""
+    planner, schedule = Planner(**SIZES, level_draws=draws), NoiseSchedule(10)
+    levels = planner.draw(50_000, schedule, torch.Generator().manual_seed(3))["levels"]
+    for t in range(10):
+        assert (levels <= t).float().mean().item() == pytest.approx(((t + 1) / 10) ** draws, abs=0.01)
+    with pytest.raises(InputError, match=r"planner\.level_draws: must be at least 1, found 0"):
+        Planner(**SIZES, level_draws=0)
+
+
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.data())
 def test_hold_puts_what_is_known_in_its_place(horizon: int, d: int, m: int, with_goal: bool, data) -> None:
     count = data.draw(st.integers(0, horizon))
