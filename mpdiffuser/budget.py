@@ -78,17 +78,30 @@ class Budget:
 @torch.inference_mode()
 def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
     """How far costs came out above the ranker's predictions, over n steps on end of held-out episodes: quantiles of the
-    sums over all such stretches, at least 0, for n = 1, 2, 4, ... up to the longest episode."""
+    sums, at least 0, for n = 1, 2, 4, ... up to the longest episode.
+
+    Of all such stretches those count that were expected to cost at least half of what a step may cost: most of the data
+    is far from any cost, and says nothing of how predictions err where a budget is spent.
+    """
     tensors = [torch.from_numpy(np.array(episodes[key], np.float32)) for key in ("observations", "actions")]
-    short = np.asarray(episodes["costs"], np.float64) - ranker(*tensors)["cost"].clamp(min=0).numpy()
+    predicted = ranker(*tensors)["cost"].clamp(min=0).numpy().astype(np.float64)
+    short = np.asarray(episodes["costs"], np.float64) - predicted
+    least = episodes["costs"].max() / 2
     longest = int(episodes.lengths.max())
     steps = [n for n in (2**k for k in range(32)) if n < longest] + [longest]
     margins = []
     for n in steps:
-        stretches = []
-        for e in range(len(episodes)):
-            rows = episodes.rows(e)
-            total = np.concatenate([[0], np.cumsum(short[rows.start : rows.stop - 1])])
-            stretches.append(total[n:] - total[:-n])
-        margins.append(np.maximum(np.quantile(np.concatenate(stretches), PROBABILITIES), 0).round(4).tolist())
+        sums, expected = (_sums(each, episodes, n) for each in (short, predicted))
+        some = sums[expected >= least] if (expected >= least).any() else sums
+        margins.append(np.maximum(np.quantile(some, PROBABILITIES), 0).round(4).tolist())
     return {"steps": steps, "probabilities": list(PROBABILITIES), "margins": margins}
+
+
+def _sums(values: np.ndarray, episodes: Episodes, n: int) -> np.ndarray:
+    """Of values (M,) at each row, the sums over all n steps on end within an episode."""
+    found = []
+    for e in range(len(episodes)):
+        rows = episodes.rows(e)
+        total = np.concatenate([[0], np.cumsum(values[rows.start : rows.stop - 1])])
+        found.append(total[n:] - total[:-n])
+    return np.concatenate(found)

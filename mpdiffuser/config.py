@@ -71,15 +71,10 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
                 f"{override}: options are neither added nor removed; set one as name=value; --help lists all"
             )
     overrides = [part for override in overrides for part in _suite(override)]
-    config = _compose(name, overrides, base, folder)
+    config = _resolved(_compose(name, overrides, base, folder))
     if config.get("debug"):
-        config = _compose(name, [*base.debug_overrides, *overrides], base, folder)
-    try:
-        OmegaConf.resolve(config)
-        missing = sorted(OmegaConf.missing_keys(config))
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise InputError(f"configuration: {' '.join(str(error).split())}") from error
-    if missing:
+        config = _resolved(_compose(name, [*base.debug_overrides, *overrides], base, folder))
+    if missing := sorted(OmegaConf.missing_keys(config)):
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves, usual = dict(_leaves(config)), dict(_leaves(base))
     task = set(config.task) if isinstance(config.get("task"), DictConfig) else set()
@@ -141,6 +136,14 @@ def _compose(name: str, overrides: list[str], base: DictConfig | None = None, fo
         raise InputError(_explain(error, overrides, base)) from error
     finally:
         _OwnFiles.folder = None
+
+
+def _resolved(config: DictConfig) -> DictConfig:
+    try:
+        OmegaConf.resolve(config)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise InputError(f"configuration: {' '.join(str(error).split())}") from error
+    return config
 
 
 class _OwnFiles(SearchPathPlugin):

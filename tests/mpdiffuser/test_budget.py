@@ -47,16 +47,25 @@ def test_budgets_that_cannot_be(arguments: tuple, words: str) -> None:
 def test_calibration_by_a_plain_loop(make_episodes, randomize) -> None:
     episodes = make_episodes([7, 4, 5], costs=True)
     ranker = randomize(Ranker(3, 2, hidden=8, costs=True))
+    with torch.no_grad():
+        for parameter in ranker.step[-1].parameters():
+            parameter.mul_(17)  # so that predictions differ
     found = calibrate(ranker, episodes)
     assert found["steps"] == [1, 2, 4, 7]
     with torch.no_grad():
         tensors = (torch.from_numpy(episodes["observations"]), torch.from_numpy(episodes["actions"]))
         predicted = ranker(*tensors)["cost"].clamp(min=0).numpy()
+    least = max(episodes["costs"]) / 2
+    counted = []
     for n, margins in zip(found["steps"], found["margins"]):
-        sums = []
+        sums, dear = [], []
         for e in range(3):
             first, steps = episodes.offsets[e], episodes.lengths[e]
             for k in range(first, first + steps - n + 1):
                 sums.append(sum(episodes["costs"][i] - predicted[i] for i in range(k, k + n)))
-        expected = [max(float(np.quantile(sums, p)), 0.0) for p in PROBABILITIES]
+                if sum(float(predicted[i]) for i in range(k, k + n)) >= least:
+                    dear.append(sums[-1])
+        counted.append((len(dear), len(sums)))
+        expected = [max(float(np.quantile(dear or sums, p)), 0.0) for p in PROBABILITIES]
         assert margins == pytest.approx(expected, abs=1e-3)
+    assert any(0 < some < all_ for some, all_ in counted)  # the condition decides

@@ -257,6 +257,7 @@ def test_errors_are_one_line_and_status_2() -> None:
     ("override", "words"),
     [
         ("dynamics.embedding=${nothing}", r"configuration: Interpolation key 'nothing' not found"),
+        ("debug=${nothing}", r"configuration: Interpolation key 'nothing' not found"),
         ("horizon=${horizon}", r"configuration: Recursive"),
         ("train.planner.steps=${output_dir}", r"train\.planner\.steps: must be a whole number"),
         ("planner=${evaluation}", r"resolving interpolation '\$\{evaluation\}'"),
