@@ -104,8 +104,8 @@ def check(cfg: DictConfig) -> None:
     section = cfg.evaluation
     if not section.methods or set(section.methods) - set(METHODS):
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")
-    for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0)):
-        if section[name] < least:
+    for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0), ("shares", 1)):
+        if section[name] is not None and section[name] < least:
             raise InputError(f"evaluation.{name}: must be at least {least}, found {section[name]}")
 
 
@@ -118,6 +118,7 @@ def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float
         InputError: for a folder with another evaluation, or of another pipeline.
     """
     resolve_engines(cfg)
+    resolve_shares(cfg)
     identity = {"settings": evaluated(cfg), "pipeline": folder_fingerprint(folder)}
     metrics_file = output / "metrics.json"
     if metrics_file.exists():
@@ -171,6 +172,13 @@ def resolve_engines(cfg: DictConfig) -> None:
     print(f"Engine: {cfg.sampler.engine}")
 
 
+def resolve_shares(cfg: DictConfig) -> None:
+    """Put the shares of the episodes into cfg: a repetition needs to know, as the last digits of a plan depend on how
+    many are drawn together."""
+    section = cfg.evaluation
+    section.shares = min(section.shares or available_cores(), section.episodes)
+
+
 def evaluated(cfg: DictConfig) -> dict[str, Any]:
     """The settings that an evaluation's outcome depends on: its own, and those of each sampler that takes part."""
     samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
@@ -209,19 +217,26 @@ def run_methods(
         names = [name for name in wanted if name not in kept.methods]
         if not names:
             continue
-        environments = VectorEnv(len(seeds), cfg.processes, **environment_options(info, blind))
+        options = environment_options(info, blind)
+        shares = [len(part) for part in np.array_split(seeds, cfg.evaluation.shares)]
+        processes = max(1, (cfg.processes or available_cores()) // len(shares))
+        environments: list[VectorEnv] = []
         try:
-            check_environment(environments, pipeline, blind)
+            for count in shares:
+                environments.append(VectorEnv(count, processes, **options))
+            check_environment(environments[0], pipeline, blind)
             for name in names:
                 film = name == "ours" and pipeline.decoder is not None
                 foresees = name not in RIVALS or RIVALS[name].foresees
                 probe_every = cfg.evaluation.probe_every if foresees else 0
-                outcome = evaluate(makers[name](), environments, seeds, None, probe_every, film, label=name)
+                acting = [makers[name]() for _ in shares]
+                outcome = evaluate(acting, environments, seeds, None, probe_every, film, label=name)
                 if film:
                     print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
                 kept.add(name, outcome.metrics() | scores(info, outcome))
         finally:
-            environments.close()
+            for batch in environments:
+                batch.close()
     return {name: kept.methods[name] for name in makers}
 
 
@@ -358,7 +373,7 @@ def recorded(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         for name, section in {"sampler": cfg.sampler, **cfg.rivals}.items():
             if name in settings:  # who computed was no question before there were engines for all
                 section.merge_with({"engine": "torch"} | settings.pop(name))
-        cfg.evaluation.merge_with(settings)
+        cfg.evaluation.merge_with({"shares": 1} | settings)
         cfg.threads = metrics["machine"]["threads"]
     except OmegaConfBaseException as error:
         raise InputError(f"{file}: settings that this version does not know ({error})") from error

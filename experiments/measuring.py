@@ -22,7 +22,7 @@ def closed_loop(
     """Metrics of an episode a seed in the environment of a pipeline with this info."""
     environments = VectorEnv(len(seeds), **environment_options(info, blind=False))
     try:
-        return evaluate(controller, environments, seeds, probe_every=probe_every, label=label).metrics()
+        return evaluate([controller], [environments], seeds, probe_every=probe_every, label=label).metrics()
     finally:
         environments.close()
 

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from mpdiffuser.controller import Acting, Controller
@@ -25,12 +27,15 @@ class Environments(Protocol):
 
     def peek(self, actions: np.ndarray) -> Any: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass
 class Outcome:
     """What B episodes gave.
 
-    returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for the whole batch. plan_ms_single: of plans for
+    returns, lengths, costs: (B,), undiscounted. plan_ms: of each plan for a whole batch. batch: episodes stepped
+    together: B, or fewer in each share. plan_ms_single: of plans for
     one environment. action_ms_single: from its observation to its action, encoding and planning. distances: steps ahead
     -> squared distance of planned and realised latents, mean over dimensions, in standard deviations of the data, one
     entry a probe and environment. fallbacks: plans that could not be had (see `Controller`), None without planning.
@@ -42,6 +47,7 @@ class Outcome:
     lengths: np.ndarray
     costs: np.ndarray
     seconds: float
+    batch: int
     plan_ms: list[float] = field(default_factory=list)
     plan_ms_single: list[float] = field(default_factory=list)
     action_ms_single: list[float] = field(default_factory=list)
@@ -62,7 +68,7 @@ class Outcome:
         result |= {
             key: getattr(self, key) for key in ("fallbacks", "levels", "engine") if getattr(self, key) is not None
         }
-        for name, batch in (("plan_ms", len(self.returns)), ("plan_ms_single", 1), ("action_ms_single", 1)):
+        for name, batch in (("plan_ms", self.batch), ("plan_ms_single", 1), ("action_ms_single", 1)):
             times = getattr(self, name)
             if times:
                 result[name] = {
@@ -82,32 +88,82 @@ class Outcome:
 
 
 def evaluate(
-    controller: Acting,
-    environments: Environments,
+    controllers: Sequence[Acting],
+    environments: Sequence[Environments],
     seeds: Sequence[int],
     observation: str | None = None,
     probe_every: int = 0,
     film: bool = False,
     label: str = "evaluate",
 ) -> Outcome:
-    """One episode in each environment, all stepped together.
+    """One episode a seed, shared out over controllers that act side by side, each in a thread, with its environments.
 
     Args:
-        seeds: one an environment; they seed the controller too.
-        observation: key of what the controller sees, where observations are dictionaries.
+        environments: a batch for each controller, as many in all as seeds, which go to them in this order.
+        seeds: one an environment; they seed the controllers too.
+        observation: key of what the controllers see, where observations are dictionaries.
         probe_every: decisions between two checks of the plans (0 = none): the simulator carries out a plan's first
             steps and is put back, so what is compared is the plan itself and not the replanned future.
         film: whether to keep frames and plans of the first environment.
     """
+    ends = np.cumsum([batch.num_envs for batch in environments])
+    parts = [[int(seed) for seed in part] for part in np.split(np.asarray(seeds), ends[:-1])]
+    threads = torch.get_num_threads()
+
+    def share(index: int) -> tuple[Outcome, Any]:
+        torch.set_num_threads(threads)  # it holds for the thread that sets it
+        first = index == 0
+        pair = (controllers[index], environments[index])
+        return _episodes(*pair, parts[index], observation, probe_every, film and first, label if first else None)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        try:
+            outcomes, seen = zip(*pool.map(share, range(len(parts))))
+        except BaseException:  # one failed, or the user wants to stop: the others end at their next step
+            for batch in environments:
+                batch.close()
+            raise
+    outcome = _joined(outcomes)
+    first = controllers[0]
+    if isinstance(first, Controller):
+        outcome.plan_ms_single, outcome.action_ms_single = _single_latency(first, seen[0])
+    return outcome
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Those of shares as one."""
+    first = outcomes[0]
+    return replace(
+        first,
+        returns=np.concatenate([o.returns for o in outcomes]),
+        lengths=np.concatenate([o.lengths for o in outcomes]),
+        costs=np.concatenate([o.costs for o in outcomes]),
+        seconds=max(o.seconds for o in outcomes),
+        plan_ms=[ms for o in outcomes for ms in o.plan_ms],
+        distances={k: [d for o in outcomes for d in o.distances.get(k, [])] for k in first.distances},
+        fallbacks=None if first.fallbacks is None else sum(o.fallbacks or 0 for o in outcomes),
+    )
+
+
+def _episodes(
+    controller: Acting,
+    environments: Environments,
+    seeds: Sequence[int],
+    observation: str | None,
+    probe_every: int,
+    film: bool,
+    label: str | None,
+) -> tuple[Outcome, Any]:
+    """What one controller's episodes give, and the first environment's last observation, (1, ...)."""
     see = lambda o: o[observation] if observation else o  # noqa: E731
     began = time.perf_counter()
     observations, _ = environments.reset(seed=list(seeds))
     controller.reset(seeds)
     count = environments.num_envs
-    outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0)
+    outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0, count)
     alive = np.ones(count, bool)
     decision, probe_due = 0, 0
-    with tqdm(desc=label, unit="step", mininterval=1) as bar:
+    with tqdm(desc=label, unit="step", mininterval=1, disable=label is None) as bar:
         while alive.any():
             actions = controller.act(see(observations), alive)
             if isinstance(controller, Controller) and controller.plan is not None and controller.planned_now:
@@ -132,9 +188,8 @@ def evaluate(
     if isinstance(controller, Controller):
         used = controller.sampler.config
         outcome.fallbacks, outcome.levels, outcome.engine = controller.fallbacks, used.steps, used.engine
-        outcome.plan_ms_single, outcome.action_ms_single = _single_latency(controller, see(observations)[:1])
     outcome.seconds = time.perf_counter() - began
-    return outcome
+    return outcome, see(observations)[:1]
 
 
 def _probe(

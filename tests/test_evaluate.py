@@ -37,11 +37,11 @@ def stage(tmp_path: Path, monkeypatch) -> SimpleNamespace:
     edit_info(tmp_path / "pipeline", environment={"env_id": "Hopper-v4"})
     stage = SimpleNamespace(folder=tmp_path / "pipeline", output=tmp_path / "out", asked=[], stop=None, value=1.0)
 
-    def noted(controller: Any, environments: Any, seeds: Any, *rest: Any, label: str) -> Outcome:
+    def noted(controllers: Any, environments: Any, seeds: Any, *rest: Any, label: str) -> Outcome:
         if label == stage.stop:
             raise KeyboardInterrupt
         stage.asked.append(label)
-        return Outcome(np.array([stage.value, 2.0]), np.array([3, 3]), np.zeros(2), 0.1)
+        return Outcome(np.array([stage.value, 2.0]), np.array([3, 3]), np.zeros(2), 0.1, 2)
 
     monkeypatch.setattr(evaluate, "VectorEnv", Stub)
     monkeypatch.setattr(evaluate, "evaluate", noted)

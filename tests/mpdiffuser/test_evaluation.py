@@ -1,0 +1,61 @@
+"""Episodes shared out over threads, on a real simulator."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from envs.vector import VectorEnv
+from mpdiffuser.controller import RandomController
+from mpdiffuser.evaluation import Outcome, evaluate
+
+SEEDS = [5, 6, 7, 8, 9]
+
+
+class Noted(RandomController):
+    """Random actions, which depend on the seed; notes who asks, and fails after some."""
+
+    def __init__(self, lasts: int = 10**6) -> None:
+        super().__init__(3)
+        self.lasts = lasts
+        self.threads: set[int] = set()
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        super().reset(seeds)
+        self.seeds = list(seeds)
+
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        self.threads.add(threading.get_ident())
+        self.lasts -= 1
+        if self.lasts < 0:
+            raise ArithmeticError("no more")
+        return super().act(observations, active)
+
+
+def run(shares: list[int], controllers: list[Noted]) -> tuple[Outcome, list[VectorEnv]]:
+    environments = [VectorEnv(count, 1, env_id="Hopper-v4") for count in shares]
+    try:
+        return evaluate(controllers, environments, SEEDS), environments
+    finally:
+        for batch in environments:
+            batch.close()
+
+
+def test_shares_give_what_one_batch_gives() -> None:
+    whole, _ = run([5], [Noted()])
+    pair = [Noted(), Noted()]
+    parts, _ = run([3, 2], pair)
+    assert [controller.seeds for controller in pair] == [[5, 6, 7], [8, 9]]
+    assert not pair[0].threads & pair[1].threads  # side by side
+    assert len(set(whole.returns.tolist())) == 5
+    np.testing.assert_array_equal(parts.returns, whole.returns)
+    np.testing.assert_array_equal(parts.lengths, whole.lengths)
+    assert (whole.batch, parts.batch) == (5, 3)
+
+
+def test_a_share_that_fails_ends_the_others_and_their_simulators() -> None:
+    environments = [VectorEnv(count, 1, env_id="Hopper-v4") for count in (3, 2)]
+    with pytest.raises(ArithmeticError, match="no more"):
+        evaluate([Noted(), Noted(lasts=2)], environments, SEEDS)
+    assert all(batch.closed for batch in environments)
