@@ -1,4 +1,4 @@
-# make demo   installs, then controls a cartpole from pixels (20 minutes on 2 CPU cores)
+# make demo   installs, then controls a cartpole from pixels (12 minutes on 2 CPU cores)
 # make test   installs, then runs the tests
 PYTHON ?= python3
 VENV := .venv
