@@ -72,7 +72,9 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
     def planning(name: str, limit: float | None = None) -> Acting:
         budget, drawing, chosen = None, pipeline, config
         if limit is not None:
-            budget = Budget(limit, info["episode_steps"], info["cost_margins"], cfg.evaluation.within)
+            budget = Budget(
+                limit, info.get("episode_steps", 0), info.get("cost_margins"), cfg.evaluation.within or None
+            )
         if name == "planner":
             chosen = replace(config, composition="planner")
         elif name == "distilled":
@@ -107,6 +109,8 @@ def check(cfg: DictConfig) -> None:
     for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0), ("shares", 1)):
         if section[name] is not None and section[name] < least:
             raise InputError(f"evaluation.{name}: must be at least {least}, found {section[name]}")
+    if not 0 <= (section.within or 0) < 1:
+        raise InputError(f"evaluation.within: must be at least 0 and below 1, found {section.within}")
 
 
 def compare(cfg: DictConfig, folder: Path, output: Path, stages: dict[str, float] | None = None) -> dict[str, Any]:

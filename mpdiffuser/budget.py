@@ -34,10 +34,10 @@ class Budget:
         steps: the most decisions an episode has.
         margins: of `calibrate`; None keeps nothing back.
         probability: wanted, of staying within the limit; what the ranker's cost predictions were short by on held-out
-            data, at most, with this probability, is kept back.
+            data, at most, with this probability, is kept back, and the dearest step besides: its cost comes whole.
 
     Raises:
-        InputError: for a limit or a probability that cannot be, or a probability without margins.
+        InputError: for a limit, a probability or margins that cannot be, or a probability without margins.
     """
 
     def __init__(
@@ -50,10 +50,9 @@ class Budget:
                 f"budget.probability: must lie between 0 and 1, of a pipeline with costs; found {probability}"
             )
         self.limit, self.steps = float(limit), int(steps)
-        self.margins: tuple[list[int], list[float]] | None = None
+        self.margins: tuple[np.ndarray, np.ndarray] | None = None
         if margins is not None and probability is not None:
-            kept = [np.interp(probability, margins["probabilities"], row) for row in margins["margins"]]
-            self.margins = margins["steps"], [float(margin) for margin in kept]
+            self.margins = _margins(margins, probability)
         self.reset(1)
 
     def reset(self, count: int) -> None:
@@ -75,10 +74,26 @@ class Budget:
         return np.zeros(len(steps)) if self.margins is None else np.interp(steps, *self.margins)
 
 
+def _margins(found: Any, probability: float) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,) and what to keep back over as many (n,), from what `calibrate` gave."""
+    try:
+        steps, levels, table, dearest = (
+            np.asarray(found[key], np.float64) for key in ("steps", "probabilities", "margins", "dearest")
+        )
+        rising = all((np.diff(axis) > 0).all() and axis.ndim == 1 for axis in (steps, levels))
+        sound = rising and table.shape == (len(steps), len(levels)) and len(steps) > 0 and dearest.shape == ()
+        sound = sound and bool(np.isfinite(table).all() and np.isfinite(dearest))
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(f"the pipeline's info.cost_margins: not what training writes ({found!r:.200}); train it again")
+    return steps, np.array([np.interp(probability, levels, row) for row in table]) + dearest
+
+
 @torch.inference_mode()
 def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
     """How far costs came out above the ranker's predictions, over n steps on end of held-out episodes: quantiles of the
-    sums, at least 0, for n = 1, 2, 4, ... up to the longest episode.
+    sums, at least 0, for n = 1, 2, 4, ... up to the longest episode; and the cost of the dearest step.
 
     Of all such stretches those count that were expected to cost at least half of what a step may cost: most of the data
     is far from any cost, and says nothing of how predictions err where a budget is spent.
@@ -94,7 +109,8 @@ def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
         sums, expected = (_sums(each, episodes, n) for each in (short, predicted))
         some = sums[expected >= least] if (expected >= least).any() else sums
         margins.append(np.maximum(np.quantile(some, PROBABILITIES), 0).round(4).tolist())
-    return {"steps": steps, "probabilities": list(PROBABILITIES), "margins": margins}
+    dearest = round(float(episodes["costs"].max()), 4)
+    return {"steps": steps, "probabilities": list(PROBABILITIES), "margins": margins, "dearest": dearest}
 
 
 def _sums(values: np.ndarray, episodes: Episodes, n: int) -> np.ndarray:

@@ -38,6 +38,8 @@ from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer
 from mpdiffuser.windows import Steps, Windows, split, step_rows, to_go
 
+ORIGIN = ("commit", "versions")  # of a pipeline's info: who made it
+
 
 class Clock:
     """Seconds spent in each stage."""
@@ -276,7 +278,7 @@ def within(parts: Sequence[Episodes], limit: float) -> list[Episodes]:
 
 def save_whole(pipeline: MPDiffuserPipeline, others: dict[str, Any], folder: Path) -> None:
     """Save a pipeline and the models beside its own; the folder appears whole or not at all, and one that holds the
-    same models already stays as it is."""
+    same already stays as it is."""
     partial = folder.with_name(folder.name + ".partial")
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
@@ -290,12 +292,14 @@ def save_whole(pipeline: MPDiffuserPipeline, others: dict[str, Any], folder: Pat
 
 
 def _made(folder: Path) -> dict[str, Any] | None:
-    """The checksums of a whole pipeline folder, origin aside; None for any other folder."""
+    """What a whole pipeline folder holds, who made it aside: checksums and the index; None for any other folder."""
     try:
         check_manifest(folder, "")
     except InputError:
         return None
-    return {name: entry for name, entry in read_json(folder / MANIFEST)["files"].items() if name != "model_index.json"}
+    files, index = read_json(folder / MANIFEST)["files"], read_json(folder / "model_index.json")
+    del files["model_index.json"], index["_diffusers_version"]
+    return files | {"index": index | {"info": {k: v for k, v in index["info"].items() if k not in ORIGIN}}}
 
 
 def train_ranker(

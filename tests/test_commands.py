@@ -139,6 +139,8 @@ def test_a_launch_that_would_start_one_process_only(tmp_path: Path) -> None:
         ("train_vision.py", ["quality=foo"], "quality='foo'"),
         ("train_vision.py", ["sampler.steps=0"], "sampler.steps: must be at least 1"),
         ("train_vision.py", ["evaluation.episodes=0"], "evaluation.episodes: must be at least 1, found 0"),
+        ("train_vision.py", ["evaluation.shares=0"], "evaluation.shares: must be at least 1, found 0"),
+        ("train_vision.py", ["evaluation.within=1"], "evaluation.within: must be at least 0 and below 1, found 1"),
         ("train_vision.py", ["evaluation.methods=[ours,magic]"], "evaluation.methods: must be of random, cloning"),
         ("train_vision.py", ["horizon=15"], "horizon: must be a multiple of 2"),
     ],

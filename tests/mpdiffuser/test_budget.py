@@ -26,10 +26,10 @@ def test_what_is_left_shrinks_by_what_was_paid() -> None:
 
 
 def test_the_margin_is_read_between_steps_and_probabilities() -> None:
-    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]]}
+    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]], "dearest": 0.25}
     budget = Budget(10, 8, margins, 0.7)
-    np.testing.assert_allclose(budget.margin(np.array([1, 2.5, 4, 100])), [0.5, 2.25, 4.0, 4.0])
-    assert budget.allowance(torch.device("cpu")).cost.tolist() == [6.0]
+    np.testing.assert_allclose(budget.margin(np.array([1, 2.5, 4, 100])), [0.75, 2.5, 4.25, 4.25])
+    assert budget.allowance(torch.device("cpu")).cost.tolist() == [5.75]
     assert Budget(10, 8, margins).allowance(torch.device("cpu")).cost.tolist() == [10.0]
 
 
@@ -44,6 +44,20 @@ def test_budgets_that_cannot_be(arguments: tuple, words: str) -> None:
         Budget(1, 5, None, 0.9)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": [4, 1]}, {"margins": [[0.0], [1.0]]}, {"margins": None}, {"dearest": float("inf")}, {"dearest": "all"}],
+)
+def test_margins_that_training_does_not_write(change: dict) -> None:
+    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]], "dearest": 1.0}
+    Budget(10, 8, margins, 0.7)
+    with pytest.raises(InputError, match="cost_margins"):
+        Budget(10, 8, margins | change, 0.7)
+    del margins["dearest"]
+    with pytest.raises(InputError, match="cost_margins"):
+        Budget(10, 8, margins, 0.7)
+
+
 def test_calibration_by_a_plain_loop(make_episodes, randomize) -> None:
     episodes = make_episodes([7, 4, 5], costs=True)
     ranker = randomize(Ranker(3, 2, hidden=8, costs=True))
@@ -51,7 +65,7 @@ def test_calibration_by_a_plain_loop(make_episodes, randomize) -> None:
         for parameter in ranker.step[-1].parameters():
             parameter.mul_(17)  # so that predictions differ
     found = calibrate(ranker, episodes)
-    assert found["steps"] == [1, 2, 4, 7]
+    assert found["steps"] == [1, 2, 4, 7] and found["dearest"] == pytest.approx(max(episodes["costs"]), abs=1e-4)
     with torch.no_grad():
         tensors = (torch.from_numpy(episodes["observations"]), torch.from_numpy(episodes["actions"]))
         predicted = ranker(*tensors)["cost"].clamp(min=0).numpy()

@@ -8,10 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from experiments.reliability.fuzz import small_pipeline
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.files import read_json
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import occupancy, planner_weights, train_ranker, within
+from mpdiffuser.training import occupancy, planner_weights, save_whole, train_ranker, within
 from mpdiffuser.windows import step_rows, to_go
 
 START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
@@ -55,6 +57,25 @@ def test_rounds_put_beginnings_and_ends_together(tmp_path: Path, rounds: int, tr
     assert found[START] == pytest.approx(worth, abs=0.06)
     assert found[GOOD] == pytest.approx(1, abs=0.02)
     assert found[BAD] == pytest.approx(0, abs=0.02)
+
+
+def test_a_pipeline_folder_is_replaced_by_other_models_or_facts_and_by_nothing_else(tmp_path: Path) -> None:
+    folder, pipeline = tmp_path / "pipeline", small_pipeline()
+    save_whole(pipeline, {}, folder)
+    first = pipeline.config["info"]
+
+    def saved(**facts: Any) -> dict[str, Any]:
+        pipeline.register_to_config(info=dict(first) | facts)
+        save_whole(pipeline, {}, folder)
+        return read_json(folder / "model_index.json")["info"]
+
+    assert "commit" not in saved(commit="another")  # as it was
+    assert saved(cost_margins=[1.0])["cost_margins"] == [1.0]
+    with torch.no_grad():
+        next(pipeline.planner.parameters()).add_(1)
+    before = (folder / "planner").stat().st_ino
+    saved(cost_margins=[1.0])
+    assert (folder / "planner").stat().st_ino != before
 
 
 def test_the_episodes_within_a_cost_limit(make_episodes) -> None:
