@@ -1,7 +1,6 @@
 """Evaluate a pipeline in closed loop: python evaluate.py pipeline=results/cartpole_swingup-mixed/pipeline"""
 
 import datetime
-import hashlib
 import json
 import shlex
 import sys
@@ -15,7 +14,6 @@ import gymnasium
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 import vision  # noqa: F401  the classes that a pipeline folder may name
 from envs.doctor import versions
@@ -30,11 +28,12 @@ from mpdiffuser.distillation import distilled, distilled_config
 from mpdiffuser.engines import libraries, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.evaluation import Outcome, evaluate
-from mpdiffuser.files import MANIFEST, claim, read_json, write_whole, writing
+from mpdiffuser.files import claim, read_json, write_whole, writing
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
 from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.iql import IQL
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import Kept, differences, evaluated, folder_fingerprint, recorded
 from mpdiffuser.report import write_report
 from mpdiffuser.rivals import RIVALS, require_models, rival_config
 from mpdiffuser.statistics import standard_error, summary
@@ -183,31 +182,6 @@ def resolve_shares(cfg: DictConfig) -> None:
     section.shares = min(section.shares or available_cores(), section.episodes)
 
 
-def evaluated(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that an evaluation's outcome depends on: its own, and those of each sampler that takes part."""
-    samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
-    return {**settings(cfg.evaluation), **{name: settings(section) for name, section in samplers.items()}}
-
-
-class Kept:
-    """Results of the methods that are done, in a file, so that an evaluation that was cut off goes on after them.
-
-    Args:
-        file: where; one of another evaluation is started anew.
-        identity: what the evaluation is of.
-    """
-
-    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
-        self.file, self.identity = file, identity
-        found = read_json(file) if file.exists() else {}
-        fits = {key: found.get(key) for key in identity} == identity
-        self.methods: dict[str, dict[str, Any]] = found["methods"] if fits else {}
-
-    def add(self, name: str, result: dict[str, Any]) -> None:
-        self.methods[name] = result
-        write_whole(self.file, json.dumps(self.identity | {"methods": self.methods}))
-
-
 def run_methods(
     cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path, output: Path, seeds: list[int], kept: Kept
 ) -> dict[str, dict[str, Any]]:
@@ -279,15 +253,6 @@ def scores(info: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """A name for the content of a pipeline folder, wherever it lies; its manifest follows from the rest."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != MANIFEST:
-            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def check_record(cfg: DictConfig, info: dict[str, Any]) -> None:
     """Environments and pictures must be as in the training data.
 
@@ -354,45 +319,6 @@ def table(metrics: dict[str, Any]) -> str:
             f"{times:>28s}{error}"
         )
     return "\n".join(lines)
-
-
-def recorded(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """The metrics of an earlier evaluation, and its settings put into cfg.
-
-    Raises:
-        InputError: if it was of another pipeline, or its plans were drawn under a deadline, which no clock repeats.
-    """
-    metrics = read_json(file)
-    missing = [key for key in ("settings", "pipeline", "machine", "methods") if not metrics.get(key)]
-    if missing:
-        raise InputError(f"{file}: {missing[0]} is missing; not the metrics.json of an evaluation")
-    if metrics["pipeline"] != folder_fingerprint(folder):
-        raise InputError(
-            f"{file}: of the pipeline {metrics['pipeline']}, found {folder_fingerprint(folder)} in {folder}"
-        )
-    settings = dict(metrics["settings"])
-    if settings["sampler"]["deadline_ms"]:
-        raise InputError(f"{file}: sampler.deadline_ms is {settings['sampler']['deadline_ms']}: clocks do not repeat")
-    try:
-        for name, section in {"sampler": cfg.sampler, **cfg.rivals}.items():
-            if name in settings:  # who computed was no question before there were engines for all
-                section.merge_with({"engine": "torch"} | settings.pop(name))
-        cfg.evaluation.merge_with({"shares": 1} | settings)
-        cfg.threads = metrics["machine"]["threads"]
-    except OmegaConfBaseException as error:
-        raise InputError(f"{file}: settings that this version does not know ({error})") from error
-    return metrics
-
-
-def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Where two evaluations differ, times aside."""
-    result = []
-    for name, method in first["methods"].items():
-        for key in ("returns", "lengths", "costs", "feasibility", "fallbacks", "levels"):
-            a, b = method.get(key), second["methods"].get(name, {}).get(key)
-            if a != b:
-                result.append(f"{name}.{key}: {a} there, {b} now")
-    return result
 
 
 @configured("evaluate")

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
-from evaluate import folder_fingerprint
 from experiments.measuring import closed_loop, kept, machine
 from mpdiffuser.controller import Controller
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import folder_fingerprint
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.statistics import standard_error, summary
 
