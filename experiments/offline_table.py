@@ -42,8 +42,6 @@ SHARES: dict[str, dict[str, float]] = {
     "planner": {"planner": 0.8, "ranker": 0.2},
     "ours": {"planner": 0.6, "dynamics": 0.2, "ranker": 0.2},
 }
-# settings of ours and of its planner that are a robot's own, chosen on other seeds (docs/trials.md)
-ROBOTS: dict[str, tuple[str, ...]] = {"halfcheetah": ("sampler.steps=8",)}
 TRIAL = 40  # steps that tell how long a step takes
 
 
@@ -98,7 +96,6 @@ def cell(
     """What a method reaches on a task; from its file under `cells` if it was measured already, else by a run in
     `folder`."""
     file = cells / task / f"{method}-{seed}.json"
-    options = [*ROBOTS.get(task.partition("-")[0], ()), *options]
     chosen = [option for option in options if not option.startswith("data_dir=")]  # where the data lie is no setting
     identity = {"core_minutes": minutes, "shares": SHARES[method], "options": chosen}
 
@@ -127,8 +124,8 @@ Written by `python -m experiments.offline_table` on {date}, {cpu}, {cores} share
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
 interval of the interquartile mean (rliable); behaviour is the mean of the data's own episodes. Each method was trained
 for {minutes:g} core-minutes, all its models together, and its models are its own: a shared one could not have the same
-share of the time in each method. Ours and its planner draw with {settings}; the rivals as their papers
-do. The second table holds the measured time, without validation, and the median time of one plan for one environment
+share of the time in each method. Plans are drawn with the defaults of configs/,
+the same on all tasks. The second table holds the measured time, without validation, and the median time of one plan for one environment
 (other jobs beside it: an indication). Seeds of the episodes: {seeds}. Where several training seeds are given, mean ±
 standard error over these, each the mean of its episodes.
 
@@ -147,7 +144,6 @@ def page(cells: dict[tuple[str, str, int], dict[str, Any]], minutes: float) -> s
         **machine(),
         label=STAND_IN if any(c["stand_in"] for c in cells.values()) else "",
         minutes=minutes,
-        settings="; ".join(f"{' '.join(options)} for {robot}" for robot, options in ROBOTS.items()),
         seeds=f"{some['seeds'][0]} to {some['seeds'][-1]}",
     )
     text += f"| method | {' | '.join(tasks)} | mean |\n" + "|---" * (len(tasks) + 2) + "|\n"
