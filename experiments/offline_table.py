@@ -124,10 +124,10 @@ Written by `python -m experiments.offline_table` on {date}, {cpu}, {cores} share
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
 interval of the interquartile mean (rliable); behaviour is the mean of the data's own episodes. Each method was trained
 for {minutes:g} core-minutes, all its models together, and its models are its own: a shared one could not have the same
-share of the time in each method. Plans are drawn with the defaults of configs/,
-the same on all tasks. The second table holds the measured time, without validation, and the median time of one plan for one environment
-(other jobs beside it: an indication). Seeds of the episodes: {seeds}. Where several training seeds are given, mean ±
-standard error over these, each the mean of its episodes.
+share of the time in each method. Plans are drawn with the defaults of configs/, the same on all tasks. The second table
+holds the measured time, without validation, and the median time of one plan for one environment (other jobs beside it:
+an indication). Seeds of the episodes: {seeds}. Where several training seeds are given, mean ± standard error over
+these, each the mean of its episodes.
 
 """
 STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no number here is a D4RL result.**
