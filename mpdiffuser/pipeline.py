@@ -274,7 +274,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         array = lambda tensor: tensor.unflatten(0, (batch, n)).cpu().numpy()  # noqa: E731
         costs = left = None
         if allowance is not None:
-            costs = array(self.ranker.expense(states, actions, allowance.steps.repeat_interleave(n)))
+            left_steps, rate = (part.repeat_interleave(n) for part in (allowance.steps, allowance.rate))
+            costs = array(self.ranker.expense(states, actions, left_steps, rate))
             left = allowance.cost.cpu().numpy()
         temperature = 0.0 if objective is not None else config.rank_temperature
         chosen = choose(array(scores), array(actions[:, 0]), temperature, costs, left)

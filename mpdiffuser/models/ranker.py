@@ -118,15 +118,19 @@ class Ranker(ModelMixin, ConfigMixin):
         score = running + discounted[..., -1] * value
         return torch.where(score.isfinite(), score, -torch.inf)
 
-    def expense(self, latents: torch.Tensor, actions: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    def expense(
+        self, latents: torch.Tensor, actions: torch.Tensor, steps: torch.Tensor, rate: torch.Tensor
+    ) -> torch.Tensor:
         """Expected cost of rollouts (..., H, d), (..., H, m) and of what comes after, over the next steps (...): (...).
 
-        Undiscounted: sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ times the careful cost from z_{H - 1} on.
+        Undiscounted: sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ times what a step will cost after that: the
+        rate (...) that is left, as that will be asked for, or where even the careful spent more from z_{H - 1} on, as
+        they did. So what fits a budget spends it evenly.
         """
         ahead = latents.shape[-2] - 1
         counted = torch.arange(ahead, device=latents.device) < steps[..., None]
         planned = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
-        return planned + (steps - ahead).clamp(min=0) * self.careful_cost(latents[..., -1, :])
+        return planned + (steps - ahead).clamp(min=0) * self.careful_cost(latents[..., -1, :]).maximum(rate)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         return {}

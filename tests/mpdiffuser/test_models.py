@@ -322,18 +322,19 @@ def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
 
 
 def test_expense_by_a_plain_loop(randomize) -> None:
-    """The planned costs, none below 0, as far as the episode goes on, then what the careful spend from the end on."""
+    """The planned costs, none below 0, as far as the episode goes on, then the rate from the end on, or what even the
+    careful spend there."""
     ranker = ranker_for(randomize, costs=True)
-    latents, actions = normal(3, H, D), normal(3, H, M, seed=1)
-    steps = [2, H - 1, 3 * H]
+    latents, actions = normal(5, H, D), normal(5, H, M, seed=1)
+    steps, rates = [2, H - 1, 3 * H, 3 * H, H], [0.3, 0.3, 50.0, -50.0, 0.0]
     with torch.no_grad():
-        found = ranker.expense(latents, actions, torch.tensor(steps)).tolist()
+        found = ranker.expense(latents, actions, torch.tensor(steps), torch.tensor(rates)).tolist()
         for i, left in enumerate(steps):
             total = 0.0
             for k in range(min(left, H - 1)):
                 total += max(ranker(latents[i, k], actions[i, k])["cost"].item(), 0.0)
             if left > H - 1:
-                total += (left - H + 1) * ranker.careful_cost(latents[i, H - 1]).item()
+                total += (left - H + 1) * max(ranker.careful_cost(latents[i, H - 1]).item(), rates[i])
             assert found[i] == pytest.approx(total, rel=1e-5)
 
 

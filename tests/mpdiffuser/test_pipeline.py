@@ -272,7 +272,8 @@ def test_a_budget_is_asked_for_and_kept_to(pipeline: MPDiffuserPipeline, randomi
     np.testing.assert_allclose(asked, [0.2, least, 0.5], atol=0.01)
     with torch.no_grad():
         tensors = [torch.from_numpy(part) for part in (plan.latents, plan.actions)]
-        costs = pipeline.ranker.expense(*tensors, allowance.steps[:, None].expand(3, 8)).numpy()
+        wide = (part[:, None].expand(3, 8) for part in (allowance.steps, allowance.rate))
+        costs = pipeline.ranker.expense(*tensors, *wide).numpy()
     np.testing.assert_allclose(plan.costs, costs, rtol=1e-4, atol=1e-5)
     for row, left in enumerate(allowance.cost.tolist()):
         fits = np.flatnonzero(costs[row] <= left)
