@@ -48,8 +48,15 @@ GOALS: dict[str, tuple[Objective | None, str]] = {
     "keep low": (low, "min(v, 2) - 50 max(z + 0.05, 0)"),
 }
 PULLS = (0.0, 0.1)
-# candidates that differ: wishes from the worst outcomes of the data to the best, drawn with all their noise
-SAMPLER: dict[str, Any] = {"candidates": 16, "target": 0.5, "target_spread": 0.5, "temperature": 1.0}
+# candidates that differ: wishes from the worst outcomes of the data to the best, drawn with all their noise; and what
+# the dynamics model says of the planned actions, as the planner has its own idea of what is wanted
+SAMPLER: dict[str, Any] = {
+    "candidates": 16,
+    "target": 0.5,
+    "target_spread": 0.5,
+    "temperature": 1.0,
+    "composition": "sequential",
+}
 
 
 def run(
@@ -87,7 +94,8 @@ Written by `python -m experiments.goals` on {date}, {cpu}, {cores} shared cores.
 The pipeline learned {task} ({source}) once; each goal is a Python function of planned
 observations and actions (`experiments/goals.py`), handed to the `Controller`. {episodes} episodes of {steps} steps,
 seeds from {first} up; mean ± standard error over episodes, of the second half. With a goal: {candidates} candidates
-with targets over the whole range of the data's outcomes, temperature 1, {levels} levels.
+with targets over the whole range of the data's outcomes, temperature 1, {levels} levels, the states by the dynamics
+model given the planned actions (sequential).
 
 | goal | reward of a step | pull of the gradient | speed, m/s | height, m | distance from 2 m/s |
 |---|---|---|---|---|---|
