@@ -43,7 +43,7 @@ def low(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
 
 GOALS: dict[str, tuple[Objective | None, str]] = {
     "as trained": (None, ""),
-    "run at 2 m/s": (at_two, "-|v - 2|"),
+    "run at 2 m/s": (at_two, "-abs(v - 2)"),
     "run backwards": (backwards, "-v"),
     "keep low": (low, "min(v, 2) - 50 max(z + 0.05, 0)"),
 }
