@@ -34,7 +34,7 @@ from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.iql import IQL
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.record import Kept, differences, evaluated, folder_fingerprint, recorded
-from mpdiffuser.report import write_report
+from mpdiffuser.report import explained, write_report
 from mpdiffuser.rivals import RIVALS, require_models, rival_config
 from mpdiffuser.statistics import standard_error, summary
 from mpdiffuser.training import sampler_config
@@ -211,7 +211,8 @@ def run_methods(
                 outcome = evaluate(acting, environments, seeds, None, probe_every, film, label=name)
                 if film:
                     print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
-                kept.add(name, outcome.metrics() | scores(info, outcome))
+                _, told, limit = name.partition(" within ")
+                kept.add(name, outcome.metrics() | scores(info, outcome, float(limit) if told else None))
         finally:
             for batch in environments:
                 batch.close()
@@ -236,8 +237,9 @@ def environment_options(info: dict[str, Any], blind: bool) -> dict[str, Any]:
     return options | {"observation": "states" if blind else "frames"}
 
 
-def scores(info: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """The suite's normalised score of the mean return, and the constants it was computed with."""
+def scores(info: dict[str, Any], outcome: Outcome, limit: float | None) -> dict[str, Any]:
+    """The suite's normalised score, the constants it was computed with, and where there are costs what part of each
+    limit they are, how many episodes keep to it, and the limit that the method was told."""
     if "suite" not in info:
         return {}
     task = find_offline_task(info["task"], info["suite"])
@@ -248,8 +250,9 @@ def scores(info: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     if task.limits:
         cost = outcome.costs.mean()
         found["cost"] = {"mean": float(cost), "standard_error": standard_error(outcome.costs)}
-        found["normalised_cost"] = {f"{limit:g}": float(cost / limit) for limit in task.limits}
-        found["within"] = {f"{limit:g}": float((outcome.costs <= limit).mean()) for limit in task.limits}
+        found["normalised_cost"] = {f"{each:g}": float(cost / each) for each in task.limits}
+        found["within"] = {f"{each:g}": float((outcome.costs <= each).mean()) for each in task.limits}
+        found["limit"] = limit
     return found
 
 
@@ -306,19 +309,25 @@ def write_film(file: Path, outcome: Outcome, decoder: Decoder) -> Path:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """Returns of all methods, a line each."""
+    """Returns of all methods, a line each; from a suite's data also its score, costs, and what these numbers are."""
     times = f"{'plan ms':>9s} {'one':>8s} {'action':>8s}"  # a plan for all environments, for one, an action for one
-    lines = [f"{'method':17s} {'return':>8s} {'±se':>6s} {'IQM':>8s}  95 % interval {times:>29s}  1-step error"]
+    head = f"{'method':17s} {'return':>8s} {'±se':>6s} {'IQM':>8s}  95 % interval {times:>29s}  1-step error"
+    lines, suite = [], any("score" in m for m in metrics["methods"].values())
     for name, m in metrics["methods"].items():
         low, high = m["iqm_interval"]
         clocks = [m[key]["median"] for key in ("plan_ms", "plan_ms_single", "action_ms_single") if key in m]
         times = " ".join(f"{median:8.1f}" for median in clocks)
-        error = f"{m['feasibility']['1']['mean']:12.4f}" if "feasibility" in m else ""
-        lines.append(
-            f"{name:17s} {m['mean']:8.1f} {m['standard_error']:6.1f} {m['iqm']:8.1f}  [{low:.1f}, {high:.1f}]"
-            f"{times:>28s}{error}"
-        )
-    return "\n".join(lines)
+        error = f"{m['feasibility']['1']['mean']:.4f}" if "feasibility" in m else ""
+        line = f"{name:17s} {m['mean']:8.1f} {m['standard_error']:6.1f} {m['iqm']:8.1f}  [{low:.1f}, {high:.1f}]"
+        lines.append(f"{line}{times:>28s}{error:>12s}{_score(m) if suite else ''}")
+    return "\n".join([head + ("     score      cost  within" if suite else ""), *lines, *explained(metrics)])
+
+
+def _score(m: dict[str, Any]) -> str:
+    score = f"{m['score']['mean']:10.3f}" if "score" in m else ""
+    cost = f"{m['cost']['mean']:10.1f}" if "cost" in m else ""
+    limit = m.get("limit")
+    return f"{score:10s}{cost:10s}" + (f"{m['within'][f'{limit:g}']:8.0%}" if limit is not None else "")
 
 
 @configured("evaluate")

@@ -62,6 +62,7 @@ def write_report(folder: str | Path) -> Path:
     page = environment.from_string(TEMPLATE).render(
         **_facts(metrics),
         **_returns(metrics["methods"]),
+        notes=list(explained(metrics)),
         feasibility=_feasibility(metrics["methods"]),
         video=_video(folder / "video.mp4"),
         curves=list(_curves(folder)),
@@ -112,6 +113,12 @@ def _check(metrics: Any) -> None:
         if not isinstance(interval, list) or len(interval) != 2:
             raise InputError(f"{where}.iqm_interval must be two numbers, found {interval!r}")
         _check_numbers(f"{where}.iqm_interval", dict(enumerate(interval)))
+        for key in ("score", "cost"):
+            _check_fields(f"{where}.{key}", method.get(key, {"mean": 0}), ("mean",))
+        limit = method.get("limit")
+        for key in ("normalised_cost", "within") if limit is not None else ():
+            _check_numbers(where, {"limit": limit})
+            _check_fields(f"{where}.{key}", method.get(key), (f"{limit:g}",))
         for key in ("plan_ms", "plan_ms_single", "action_ms_single"):
             _check_fields(f"{where}.{key}", method.get(key, {"median": 0, "p95": 0}), ("median", "p95"))
         feasibility = method.get("feasibility", {})
@@ -200,11 +207,35 @@ def _times(times: dict[str, Any] | None) -> str:
     return f"{_number(times['median'])} / {_number(times['p95'])}" if times else ""
 
 
+def _limit(method: dict[str, Any]) -> str:
+    """The cost limit that the method was told, as a key of what is known for each limit."""
+    return "" if method.get("limit") is None else f"{method['limit']:g}"
+
+
+def explained(metrics: dict[str, Any]) -> Iterator[str]:
+    """What the numbers of a suite's task are, a sentence each."""
+    suite, methods = metrics.get("suite"), metrics["methods"].values()
+    if metrics.get("stand_in"):
+        yield f"The data are a stand-in: no number here is a {str(suite).upper()} result."
+    score = next((m["score"] for m in methods if {"low", "high"} <= set(m.get("score", ()))), None)
+    if score:
+        times = "100 " if suite == "d4rl" else ""
+        low, high = score["low"], score["high"]
+        yield f"Normalised score: {times}(return - low) / (high - low), low {low}, high {high}."
+    wanted = metrics.get("settings", {}).get("within")
+    if wanted and any(_limit(m) for m in methods):
+        yield f"Wanted: {wanted:.0%} of the episodes within the limit that the method was told."
+
+
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "episodes": lambda method: str(len(method["returns"])),
     "mean": lambda method: " ± ".join(_mean(method)),
     "IQM": lambda method: _number(method["iqm"]) if "iqm" in method else "",
     "95 % interval": _interval,
+    "normalised score": lambda method: " ± ".join(_mean(method["score"])) if "score" in method else "",
+    "cost": lambda method: " ± ".join(_mean(method["cost"])) if "cost" in method else "",
+    "cost / limit": lambda method: _number(method["normalised_cost"][_limit(method)]) if _limit(method) else "",
+    "within limit": lambda method: f"{method['within'][_limit(method)]:.0%}" if _limit(method) else "",
     "plan ms, batch": lambda method: _times(method.get("plan_ms")),
     "plan ms, one": lambda method: _times(method.get("plan_ms_single")),
     "action ms, one": lambda method: _times(method.get("action_ms_single")),

@@ -90,6 +90,9 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 {% endfor %}
 </table></div>
 <figure class="figure">{{ returns_figure }}</figure>
+{% for note in notes %}
+<p>{{ note }}</p>
+{% endfor %}
 <p class="quiet">A small dot is one episode{% if has_iqm %}; the large dot is the interquartile mean, the bar its 95 %
 bootstrap interval{% endif %}.
 {% if batch %}plan ms: median / 95th percentile; the batch is {{ batch }} environments planned for at once.{% endif %}

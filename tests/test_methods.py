@@ -1,4 +1,4 @@
-"""All methods from a D4RL file to a table, at tiny size: real training, real episodes of Hopper."""
+"""All methods from D4RL's and DSRL's files to a table, at tiny size: real training, real episodes of Hopper."""
 
 import json
 import sys
@@ -22,23 +22,26 @@ TINY += [f"train.{model}.steps=4" for model in TRAINED]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """hopper-medium.hdf5 of random actions: D4RL's layout under another name, so a stand-in."""
+    """hopper-medium.hdf5 of random actions, D4RL's layout under another name, so a stand-in; and the same in DSRL's."""
     env = gymnasium.make("Hopper-v4")
     env.action_space.seed(0)
-    rows: dict[str, list] = {key: [] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "costs")
+    rows: dict[str, list] = {key: [] for key in keys}
     for episode in range(12):
         observation, ended = env.reset(seed=episode)[0], False
         while not ended:
             action = env.action_space.sample()
-            following, reward, ended, timeout, _ = env.step(action)
-            for key, value in zip(rows, (observation, action, reward, ended, timeout)):
+            following, reward, ended, timeout, info = env.step(action)
+            cost = info["x_velocity"] > 0.7402
+            for key, value in zip(rows, (observation, action, reward, ended, timeout, following, cost)):
                 rows[key].append(value)
             observation = following
     env.close()
     folder = tmp_path_factory.mktemp("data")
-    with h5py.File(folder / "hopper-medium.hdf5", "w") as file:
-        for key, values in rows.items():
-            file[key] = np.array(values, bool if key in ("terminals", "timeouts") else np.float32)
+    for name, some in (("hopper-medium", keys[:5]), ("SafetyHopperVelocity", keys)):
+        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+            for key in some:
+                file[key] = np.array(rows[key], bool if key in ("terminals", "timeouts") else np.float32)
     return folder
 
 
@@ -66,6 +69,32 @@ def test_all_methods_and_another_look_at_one(data: Path, tmp_path: Path, monkeyp
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())["methods"]
     for name in ("d_mpc", "iql"):
         assert again[name]["returns"] == pytest.approx(metrics["methods"][name]["returns"], rel=1e-3)
+
+
+def test_methods_are_told_cost_limits_and_it_is_shown_what_they_kept(
+    data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    options = ["task=dsrl/OfflineHopperVelocityGymnasium-v1", *TINY[1:], f"data_dir={data}", f"output_dir={tmp_path}"]
+    run(train_state, monkeypatch, *options)
+    methods = json.loads((tmp_path / "metrics.json").read_text())["methods"]
+    told = {f"{name} within {limit}": limit for limit in (20, 40, 80) for name in ("cloning", "planner", "ours")}
+    assert set(methods) == {"random", "cloning", "planner", "ours", *told}
+    for name, found in methods.items():
+        assert found["limit"] == told.get(name)
+        for limit in (20, 40, 80):
+            assert found["normalised_cost"][str(limit)] == pytest.approx(np.mean(found["costs"]) / limit)
+            assert found["within"][str(limit)] == np.mean(np.array(found["costs"]) <= limit)
+        low, high = found["score"]["low"], found["score"]["high"]
+        assert found["score"]["mean"] == pytest.approx((found["mean"] - low) / (high - low), abs=1e-6)
+    printed, report = capsys.readouterr().out, (tmp_path / "report.html").read_text()
+    notes = [
+        "a stand-in: no number here is a DSRL result.",
+        "Normalised score: (return - low) / (high - low), low 37.05",
+    ]
+    for words in (*notes, "Wanted: 99% of the episodes within the limit"):
+        assert words in printed and words in report
+    row = next(line for line in printed.splitlines() if line.startswith("ours within 20"))
+    assert row.split()[-1] == f"{methods['ours within 20']['within']['20']:.0%}"
 
 
 def test_one_method_trains_only_what_it_needs(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:

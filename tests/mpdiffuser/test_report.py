@@ -174,6 +174,21 @@ def test_methods_without_some_fields(tmp_path: Path) -> None:
     assert "behaviour cloning 300.0." in page.text
 
 
+def test_scores_costs_and_limits_of_a_suite(tmp_path: Path) -> None:
+    score = {"mean": 71.5, "standard_error": 2.25, "low": -20.25, "high": 3234.5}
+    costs = {"cost": {"mean": 18.5, "standard_error": 0.5}, "normalised_cost": {"20": 0.925}, "within": {"20": 0.8}}
+    methods = {"ours": FULL["methods"]["ours"] | {"score": score}, "planner within 20": FULL["methods"]["planner"]}
+    methods["planner within 20"] = methods["planner within 20"] | costs | {"limit": 20.0}
+    suite = {"suite": "d4rl", "stand_in": True, "settings": {"within": 0.9}, "methods": methods}
+    write_metrics(tmp_path, FULL | suite)
+    text = Page(write_report(tmp_path)).text
+    for words in ("71.5 ± 2.2", "18.50 ± 0.50", "0.925", "80%", "no number here is a D4RL result", "Wanted: 90%"):
+        assert words in text
+    assert "Normalised score: 100 (return - low) / (high - low), low -20.25, high 3234.5." in text
+    write_metrics(tmp_path, FULL)
+    assert "Normalised score" not in Page(write_report(tmp_path)).text
+
+
 def test_text_is_escaped(tmp_path: Path) -> None:
     odd = "<script>$x_1$</script>"
     write_metrics(tmp_path, {"task": odd, "settings": {odd: odd}, "methods": {odd: {"returns": [1, 2], "mean": 1.5}}})
@@ -205,6 +220,9 @@ def test_broken_metrics(tmp_path: Path) -> None:
         (("methods", "ours", "plan_ms"), {"median": 1.0}, "methods.ours.plan_ms .*p95"),
         (("methods", "ours", "feasibility"), {"far": {"mean": 1.0}}, "methods.ours.feasibility"),
         (("methods", "ours", "feasibility", "2"), {}, "methods.ours.feasibility.2"),
+        (("methods", "ours", "score"), {"low": 0.0}, "methods.ours.score .*mean"),
+        (("methods", "ours", "limit"), 20, "methods.ours.normalised_cost .*20"),
+        (("methods", "ours", "limit"), "low", "methods.ours.limit .*'low'"),
         (("stages",), {"collect": "long"}, "stages.collect .*'long'"),
         (("machine",), "fast", "machine"),
     ],
