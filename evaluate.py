@@ -208,7 +208,7 @@ def run_methods(
                 foresees = name not in RIVALS or RIVALS[name].foresees
                 probe_every = cfg.evaluation.probe_every if foresees else 0
                 acting = [makers[name]() for _ in shares]
-                outcome = evaluate(acting, environments, seeds, None, probe_every, film, label=name)
+                outcome = evaluate(acting, environments, seeds, probe_every, film, label=name)
                 if film:
                     print(f"Video: {write_film(output / 'video.mp4', outcome, pipeline.decoder)}")
                 _, told, limit = name.partition(" within ")

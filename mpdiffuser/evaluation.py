@@ -91,7 +91,6 @@ def evaluate(
     controllers: Sequence[Acting],
     environments: Sequence[Environments],
     seeds: Sequence[int],
-    observation: str | None = None,
     probe_every: int = 0,
     film: bool = False,
     label: str = "evaluate",
@@ -101,7 +100,6 @@ def evaluate(
     Args:
         environments: a batch for each controller, as many in all as seeds, which go to them in this order.
         seeds: one an environment; they seed the controllers too.
-        observation: key of what the controllers see, where observations are dictionaries.
         probe_every: decisions between two checks of the plans (0 = none): the simulator carries out a plan's first
             steps and is put back, so what is compared is the plan itself and not the replanned future.
         film: whether to keep frames and plans of the first environment.
@@ -114,7 +112,7 @@ def evaluate(
         torch.set_num_threads(threads)  # it holds for the thread that sets it
         first = index == 0
         pair = (controllers[index], environments[index])
-        return _episodes(*pair, parts[index], observation, probe_every, film and first, label if first else None)
+        return _episodes(*pair, parts[index], probe_every, film and first, label if first else None)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
@@ -149,13 +147,11 @@ def _episodes(
     controller: Acting,
     environments: Environments,
     seeds: Sequence[int],
-    observation: str | None,
     probe_every: int,
     film: bool,
     label: str | None,
 ) -> tuple[Outcome, Any]:
     """What one controller's episodes give, and the first environment's last observation, (1, ...)."""
-    see = lambda o: o[observation] if observation else o  # noqa: E731
     began = time.perf_counter()
     observations, _ = environments.reset(seed=list(seeds))
     controller.reset(seeds)
@@ -165,15 +161,15 @@ def _episodes(
     decision, probe_due = 0, 0
     with tqdm(desc=label, unit="step", mininterval=1, disable=label is None) as bar:
         while alive.any():
-            actions = controller.act(see(observations), alive)
+            actions = controller.act(observations, alive)
             if isinstance(controller, Controller) and controller.plan is not None and controller.planned_now:
                 if alive.all():  # later plans are for fewer
                     outcome.plan_ms.append(controller.plan.plan_ms)
                 if probe_every and decision >= probe_due:
-                    _probe(controller, environments, observation, alive, outcome)
+                    _probe(controller, environments, alive, outcome)
                     probe_due = decision + probe_every
             if film:
-                outcome.film.append(_scene(controller, see(observations), outcome.returns[0]))
+                outcome.film.append(_scene(controller, observations, outcome.returns[0]))
             observations, rewards, terminations, truncations, infos = environments.step(actions)
             outcome.returns += rewards * alive
             costs = infos.get("cost", np.zeros(count)) * alive
@@ -189,13 +185,12 @@ def _episodes(
         used = controller.sampler.config
         outcome.fallbacks, outcome.levels, outcome.engine = controller.fallbacks, used.steps, used.engine
     outcome.seconds = time.perf_counter() - began
-    return outcome, see(observations)[:1]
+    return outcome, observations[:1]
 
 
 def _probe(
     controller: Controller,
     environments: Environments,
-    observation: str | None,
     alive: np.ndarray,
     outcome: Outcome,
 ) -> None:
@@ -205,7 +200,7 @@ def _probe(
     steps = min(max(AHEAD), plan.actions.shape[2] - 1)
     actions = np.clip(plan.best_actions[:, :steps], -1, 1)
     seen = environments.peek(actions)
-    realised = controller.history.ahead(seen[observation] if observation else seen, actions).cpu().numpy()
+    realised = controller.history.ahead(seen, actions).cpu().numpy()
     std = controller.pipeline.latents.std.cpu().numpy()
     error = (((plan.best_latents[:, 1 : steps + 1] - realised) / std) ** 2).mean(-1)
     for k in (k for k in AHEAD if k <= steps):

@@ -33,19 +33,19 @@ class Noted(RandomController):
         return super().act(observations, active)
 
 
-def run(shares: list[int], controllers: list[Noted]) -> tuple[Outcome, list[VectorEnv]]:
+def run(shares: list[int], controllers: list[Noted]) -> Outcome:
     environments = [VectorEnv(count, 1, env_id="Hopper-v4") for count in shares]
     try:
-        return evaluate(controllers, environments, SEEDS), environments
+        return evaluate(controllers, environments, SEEDS)
     finally:
         for batch in environments:
             batch.close()
 
 
 def test_shares_give_what_one_batch_gives() -> None:
-    whole, _ = run([5], [Noted()])
+    whole = run([5], [Noted()])
     pair = [Noted(), Noted()]
-    parts, _ = run([3, 2], pair)
+    parts = run([3, 2], pair)
     assert [controller.seeds for controller in pair] == [[5, 6, 7], [8, 9]]
     assert not pair[0].threads & pair[1].threads  # side by side
     assert len(set(whole.returns.tolist())) == 5

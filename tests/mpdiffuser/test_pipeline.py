@@ -507,8 +507,10 @@ def test_the_safe_action_where_nothing_else_is_known(pipeline: MPDiffuserPipelin
 
 def test_a_planning_failure_is_told(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
     Silent(pipeline, monkeypatch, [RuntimeError("out of memory")])
+    controller = Controller(pipeline, CONFIG)
     with pytest.warns(UserWarning, match="planning failed, falling back: RuntimeError: out of memory"):
-        Controller(pipeline, CONFIG).act(np.zeros((1, D), np.float32))
+        controller.act(np.zeros((1, D), np.float32))
+    assert controller.fallbacks == 1
 
 
 @pytest.mark.parametrize("safe", [[0.1], [0.0, 1.5], [0.0, float("nan")]])
