@@ -49,6 +49,7 @@ def configuration(task: str, method: str, output: Path, options: Sequence[str], 
     """Of train_state.py; `options` are its own, such as data_dir=."""
     lengths = [f"train.{model}.steps={count}" for model, count in steps.items()]
     common = [f"task=d4rl/{task}", f"method={method}", f"output_dir={output}", "trackers=[]", "evaluation.shares=1"]
+    common.append(f"evaluation.methods=[{method}]")  # no baselines beside it: they have cells of their own
     return load("state", [*common, *lengths, *options])
 
 
@@ -159,7 +160,7 @@ def page(cells: dict[tuple[str, str, int], dict[str, Any]], minutes: float) -> s
     )
     for method in methods:
         found_all = [c for key, c in cells.items() if key[1] == method]
-        spent = [sum(c["core_minutes"].values()) for c in found_all]
+        spent = [sum(c["core_minutes"][model] for model in SHARES[method]) for c in found_all]
         times = [c["plan_ms_single"]["median"] for c in found_all if "plan_ms_single" in c]
         models = ", ".join(f"{model} {share:.0%}" for model, share in SHARES[method].items())
         plan = f"{np.median(times):.0f}" if times else ""

@@ -122,17 +122,18 @@ def test_rows_drawn_in_another_way_are_another_run(data: Path, tmp_path: Path, m
 
 def test_the_table_is_made_of_cells_that_are_kept(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "offline.md"
-    arguments = ["--data-dir", str(data), "--tasks", "hopper-medium-v2", "--methods", "cloning", "planner"]
+    arguments = ["--data-dir", str(data), "--tasks", "hopper-medium-v2", "--methods", "cloning", "ours"]
     arguments += ["--core-minutes", "0.005", "--folder", str(tmp_path), "--page", str(page)]
     arguments += ["--cells", str(tmp_path / "cells")]
     arguments += ["--set", *(option for option in TINY[1:] if "steps" not in option and "trackers" not in option)]
     offline_table.main(arguments)
     text = page.read_text()
     assert "stand-ins in D4RL's layout" in text
-    rows = [line for line in text.splitlines() if line.startswith(("| behaviour", "| cloning", "| planner"))]
-    assert [row.split(" | ")[0] for row in rows] == ["| behaviour", "| cloning", "| planner", "| cloning", "| planner"]
+    rows = [line for line in text.splitlines() if line.startswith(("| behaviour", "| cloning", "| ours"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| behaviour", "| cloning", "| ours", "| cloning", "| ours"]
     cells = offline_table.read(tmp_path / "cells")
-    assert set(cells) == {("hopper-medium-v2", method, 0) for method in ("cloning", "planner")}
+    assert set(cells) == {("hopper-medium-v2", method, 0) for method in ("cloning", "ours")}
+    assert set(cells["hopper-medium-v2", "ours", 0]["core_minutes"]) == {"planner", "dynamics", "ranker"}
     steps = cells["hopper-medium-v2", "cloning", 0]["steps"]
     seconds = json.loads((tmp_path / "speed" / "hopper-cloning.json").read_text())
     assert steps["cloning"] == max(1, round(0.3 / seconds["cloning"]))
