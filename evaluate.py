@@ -61,7 +61,7 @@ class ExpertController:
 
 def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> dict[str, Callable[[], Acting]]:
     """How to make each method's controller."""
-    config, info = sampler_config(cfg.sampler), pipeline.config["info"]
+    info = pipeline.config["info"]
 
     def policy(kind: Any, name: str) -> Acting:
         return CloningController(
@@ -69,16 +69,16 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
         )
 
     def planning(name: str, limit: float | None = None) -> Acting:
-        budget, drawing, chosen = None, pipeline, config
+        budget, drawing, config = None, pipeline, sampler_config(cfg.sampler, limited=limit is not None)
         if limit is not None:
             budget = Budget(
                 limit, info.get("episode_steps", 0), info.get("cost_margins"), cfg.evaluation.within or None
             )
         if name == "planner":
-            chosen = replace(config, composition="planner")
+            config = replace(config, composition="planner")
         elif name == "distilled":
-            drawing, chosen = distilled(pipeline, folder), distilled_config(config, info)
-        return Controller(drawing, chosen, cfg.sampler.chunk, cfg.sampler.safe_action, budget)
+            drawing, config = distilled(pipeline, folder), distilled_config(config, info)
+        return Controller(drawing, config, cfg.sampler.chunk, cfg.sampler.safe_action, budget)
 
     made: dict[str, Callable[[], Acting]] = {
         "random": lambda: RandomController(pipeline.actions.config["dim"]),
@@ -102,6 +102,7 @@ def rival_controller(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for an evaluation that cannot be; called before any training."""
+    sampler_config(cfg.sampler)
     section = cfg.evaluation
     if not section.methods or set(section.methods) - set(METHODS):
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")

@@ -151,10 +151,13 @@ def train_config(cfg: DictConfig, name: str) -> TrainConfig:
         raise InputError(str(error).replace("train.", f"train.{name}.", 1)) from error
 
 
-def sampler_config(section: DictConfig) -> SamplerConfig:
-    """The sampler's settings; `chunk` and `safe_action` belong to the controller."""
-    controllers = ("chunk", "safe_action")
-    return SamplerConfig(**{key: value for key, value in settings(section).items() if key not in controllers})
+def sampler_config(section: DictConfig, limited: bool = False) -> SamplerConfig:
+    """The sampler's settings, as they are under a cost limit or without; `chunk` and `safe_action` belong to the
+    controller."""
+    chosen = {key: value for key, value in settings(section).items() if key not in ("chunk", "safe_action")}
+    if chosen["temperature"] is None:
+        chosen["temperature"] = 1.0 if limited else SamplerConfig.temperature
+    return SamplerConfig(**chosen)
 
 
 def train_pipeline(

@@ -64,7 +64,7 @@ def test_an_unknown_option_names_near_ones(override: str, near: str) -> None:
         ("encoder.trainable=3", r"encoder\.trainable: must be true or false .*3"),
         ("quality=5", r"quality: must be a text .*5"),
         ("sampler.steps=null", r"sampler\.steps: must be a whole number .*None"),
-        ("sampler.temperature=nan", r"sampler\.temperature: must be a number .*nan"),
+        ("sampler.temperature=nan", r"sampler\.temperature: must be null or a number, found nan"),
         ("trackers=tensorboard", r"trackers: must be a list .*'tensorboard'"),
         ("planner.multipliers=4", r"planner\.multipliers: must be a list .*4"),
         ("train.planner=3", r"train\.planner: holds several options, such as train\.planner\.\w+; found 3"),
@@ -146,6 +146,15 @@ def test_a_malformed_override_is_an_input_error(override: str) -> None:
 def test_sampler_values_that_cannot_be(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         sampler_config(load("vision", [override]).sampler)
+
+
+@pytest.mark.parametrize(("said", "free", "limited"), [([], 0.5, 1.0), (["sampler.temperature=0.7"], 0.7, 0.7)])
+def test_under_a_cost_limit_plans_are_noisier_unless_said_otherwise(
+    said: list[str], free: float, limited: float
+) -> None:
+    section = load("evaluate", ["pipeline=somewhere", *said]).sampler
+    assert sampler_config(section).temperature == free
+    assert sampler_config(section, limited=True).temperature == limited
 
 
 def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
