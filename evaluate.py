@@ -102,7 +102,7 @@ def rival_controller(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for an evaluation that cannot be; called before any training."""
-    sampler_config(cfg.sampler)
+    sampler_config(cfg.sampler)  # for its errors
     section = cfg.evaluation
     if not section.methods or set(section.methods) - set(METHODS):
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")

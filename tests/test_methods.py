@@ -8,10 +8,12 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 import evaluate
 import train_state
 from experiments import offline_table
+from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.rivals import MODELS, RIVALS
 
 METHODS = ["random", "cloning", "iql", *RIVALS, "planner", "ours", "distilled"]
@@ -93,6 +95,11 @@ def test_methods_are_told_cost_limits_and_it_is_shown_what_they_kept(
     ]
     for words in (*notes, "Wanted: 99% of the episodes within the limit"):
         assert words in printed and words in report
+    makers = evaluate.controllers(
+        OmegaConf.load(tmp_path / "config.yaml"), MPDiffuserPipeline.from_pretrained(tmp_path / "pipeline"), tmp_path
+    )
+    limited = {name: makers[name]().sampler.config.temperature for name in ("planner", "ours", "ours within 20")}
+    assert limited == {"planner": 0.5, "ours": 0.5, "ours within 20": 1.0}  # noise finds cheaper ways
     row = next(line for line in printed.splitlines() if line.startswith("ours within 20"))
     assert row.split()[-1] == f"{methods['ours within 20']['within']['20']:.0%}"
 
