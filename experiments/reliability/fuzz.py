@@ -5,6 +5,7 @@ Each target makes something good (datasets: `layouts`), and reads it again after
 10 seconds of the processor and 4 GB, in a fork of 20 reads. What loads must be a valid thing of its kind.
 """
 
+import gc
 import json
 import os
 import random
@@ -168,6 +169,7 @@ def attempts(read: Callable[[Any], None], things: Sequence[Any]) -> Iterator[str
         readable, writable = os.pipe()
         child = os.fork()
         if not child:
+            gc.freeze()  # as `kills.begin`
             os.close(readable)
             _read_all(read, left, writable)
         os.close(writable)

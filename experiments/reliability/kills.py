@@ -4,6 +4,8 @@ Half of the kills come at a random time; the others at a random file operation, 
 between two of them is what the clock would seldom hit. A job runs in a fork, so a start costs no imports.
 """
 
+import faulthandler
+import gc
 import hashlib
 import json
 import os
@@ -90,13 +92,18 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def begin(job: Job, folder: Path, operation: int | None = None) -> int:
-    """Fork a process that does the job, and kills itself just before its file operation of this number; its id."""
+    """Fork a process that does the job, and kills itself just before its file operation of this number; its id.
+
+    What it prints, and where it was if it crashes, goes into <folder>.log.
+    """
     child = os.fork()
     if child:
         return child
-    quiet = os.open(os.devnull, os.O_WRONLY)
+    gc.freeze()  # the parent's garbage, OpenGL contexts in it, can hang or crash a process that did not make them
+    log = os.open(_log(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
-        os.dup2(quiet, stream)
+        os.dup2(log, stream)
+    faulthandler.enable(log)
     done = 0
 
     def count(event: str, arguments: tuple) -> None:
@@ -115,6 +122,15 @@ def begin(job: Job, folder: Path, operation: int | None = None) -> int:
         os._exit(status)
 
 
+def _log(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".log")
+
+
+def _said(folder: Path) -> str:
+    """The end of what a job in this folder printed."""
+    return _log(folder).read_text(errors="replace")[-4000:]
+
+
 def finish(job: Job, folder: Path) -> None:
     """Do the job in a fork.
 
@@ -123,7 +139,7 @@ def finish(job: Job, folder: Path) -> None:
     """
     status = os.waitstatus_to_exitcode(os.waitpid(begin(job, folder), 0)[1])
     if status:
-        raise RuntimeError(f"{job.__name__} in {folder} ended with status {status}")
+        raise RuntimeError(f"{job.__name__} in {folder} ended with status {status}: {_said(folder)}")
 
 
 def drill(job: Job, folder: Path, kills: int, seed: int = 0, operations: int = 60) -> dict[str, Any]:
@@ -148,7 +164,8 @@ def drill(job: Job, folder: Path, kills: int, seed: int = 0, operations: int = 6
         if status == -signal.SIGKILL:
             killed[kind] += 1
         elif status:
-            raise RuntimeError(f"{job.__name__}: after {killed} kills it ended with status {status}")
+            said = _said(folder / "killed")
+            raise RuntimeError(f"{job.__name__}: after {killed} kills it ended with status {status}: {said}")
         else:  # it came to its end: begin anew elsewhere, so that kills still find something to stop
             _check(folder)
             (folder / "killed").rename(folder / f"killed_{runs}")
