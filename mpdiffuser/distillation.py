@@ -52,6 +52,12 @@ class Student(Planner):
         return {"loss": weighted_error(drawn, plan, weight)}
 
 
+def teaching(config: SamplerConfig) -> SamplerConfig:
+    """A sampler's settings as a teacher draws: with ddim where ddpm would draw noise on its way."""
+    released = config.composition == "release"  # which moves by ddpm alone
+    return replace(config, solver="ddim") if config.solver == "ddpm" and not released else config
+
+
 def shaping(config: SamplerConfig) -> dict[str, Any]:
     """Of a sampler's settings those that a student learns."""
     return {key: value for key, value in asdict(config).items() if key in SHAPING}
@@ -68,7 +74,7 @@ def distil(
     """Train a student of the pipeline's plans from the states of episodes.
 
     Args:
-        config: how the teacher draws.
+        config: how the teacher draws (see `teaching`).
         parts: training and held-out episodes, `observations` = latents.
         targets: of each, what a planner may be asked for, (M, c); the teacher is asked for what the ranker expects.
         fit: (name, model, data, validation) trains a model, on `device`.

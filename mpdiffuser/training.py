@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mpdiffuser.budget import calibrate
 from mpdiffuser.config import settings
-from mpdiffuser.distillation import distil, shaping
+from mpdiffuser.distillation import distil, shaping, teaching
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, writing
@@ -210,7 +210,7 @@ def train_pipeline(
     others |= train_rivals(
         cfg, parts, targets, (latents, actions), wanted, fit, accelerator.device, accelerator.num_processes
     )
-    drawing = sampler_config(cfg.sampler)
+    drawing = teaching(sampler_config(cfg.sampler))
     if "student" in wanted:
         info = info | {"distilled": shaping(drawing)}
     pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)

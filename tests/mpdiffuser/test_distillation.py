@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mpdiffuser.distillation import Student, distil, distilled, distilled_config, wish
+from mpdiffuser.distillation import Student, distil, distilled, distilled_config, teaching, wish
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
@@ -22,7 +22,7 @@ from vision.encoder import IdentityEncoder
 
 D, M, H = 3, 2, 8
 CPU = torch.device("cpu")
-CONFIG = SamplerConfig(steps=3, candidates=2, engine="torch", target=0.7)
+CONFIG = SamplerConfig(solver="ddim", steps=3, candidates=2, engine="torch", target=0.7)
 SIZES: dict[str, Any] = {"latent_dim": D, "action_dim": M, "horizon": H, "width": 8, "multipliers": (1,)}
 
 
@@ -96,11 +96,19 @@ def test_what_a_student_is_asked_for(pipeline) -> None:
     np.testing.assert_allclose(found, ours.condition.denormalize(asked), rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"solver": "ddpm"}, {"eta": 0.5}, {"composition": "sequential"}])
+@pytest.mark.parametrize(
+    "settings", [{"solver": "ddpm"}, {"solver": "ddim", "eta": 0.5}, {"composition": "sequential"}]
+)
 def test_a_teacher_that_draws_noise_is_refused(pipeline, settings: dict[str, Any]) -> None:
     ours, episodes, returns = pipeline
     with pytest.raises(InputError, match="solver=ddim"):
         distil(ours, replace(CONFIG, **settings), (episodes,) * 2, (returns,) * 2, lambda *args, **more: None, CPU)
+
+
+def test_a_teacher_draws_with_ddim_in_the_place_of_ddpm() -> None:
+    assert teaching(SamplerConfig(solver="ddpm", steps=7)) == SamplerConfig(solver="ddim", steps=7)
+    for kept in (SamplerConfig(solver="dpmpp_2m"), SamplerConfig(solver="ddpm", composition="release")):
+        assert teaching(kept) == kept
 
 
 def test_settings_of_a_student() -> None:
