@@ -69,7 +69,8 @@ def controllers(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> 
         )
 
     def planning(name: str, limit: float | None = None) -> Acting:
-        budget, drawing, config = None, pipeline, sampler_config(cfg.sampler, limited=limit is not None)
+        budget, drawing = None, pipeline
+        config = sampler_config(cfg.sampler, pipeline.sees_pixels, limit is not None)
         if limit is not None:
             budget = Budget(
                 limit, info.get("episode_steps", 0), info.get("cost_margins"), cfg.evaluation.within or None

@@ -20,7 +20,8 @@ from mpdiffuser.errors import InputError
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "task_name"), str)
 UNSET |= {"rendering": str, "processes": int, "size": int, "action_repeat": int, "camera": int}  # null, or of this type
-UNSET |= {"episode_seconds": float, "evaluation.shares": int, "sampler.temperature": float}
+UNSET |= {"episode_seconds": float, "evaluation.shares": int}
+UNSET |= {"sampler.solver": str, "sampler.temperature": float}
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
 REFERENCES = 20  # ${...} in all files together: each can stand for several others, so what they grow to is exponential

@@ -62,7 +62,7 @@ class SamplerConfig:
     composition: str = "fused"
     steps: int = 4
     grid: str = "logsnr"
-    solver: str = "ddpm"
+    solver: str = "ddim"
     eta: float = 0.0
     guidance: float = 1.0
     guidance_interval: Sequence[float] = (0.0, 1.0)

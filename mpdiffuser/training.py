@@ -151,10 +151,13 @@ def train_config(cfg: DictConfig, name: str) -> TrainConfig:
         raise InputError(str(error).replace("train.", f"train.{name}.", 1)) from error
 
 
-def sampler_config(section: DictConfig, limited: bool = False) -> SamplerConfig:
-    """The sampler's settings, as they are under a cost limit or without; `chunk` and `safe_action` belong to the
-    controller."""
+def sampler_config(section: DictConfig, pixels: bool = True, limited: bool = False) -> SamplerConfig:
+    """The sampler's settings for a pipeline that sees pixels or states, under a cost limit or without; `chunk` and
+    `safe_action` belong to the controller."""
     chosen = {key: value for key, value in settings(section).items() if key not in ("chunk", "safe_action")}
+    if chosen["solver"] is None:
+        with_noise = chosen["composition"] == "release" or not (pixels or chosen["eta"])
+        chosen["solver"] = "ddpm" if with_noise else SamplerConfig.solver
     if chosen["temperature"] is None:
         chosen["temperature"] = 1.0 if limited else SamplerConfig.temperature
     return SamplerConfig(**chosen)
@@ -210,7 +213,7 @@ def train_pipeline(
     others |= train_rivals(
         cfg, parts, targets, (latents, actions), wanted, fit, accelerator.device, accelerator.num_processes
     )
-    drawing = teaching(sampler_config(cfg.sampler))
+    drawing = teaching(sampler_config(cfg.sampler, hasattr(encoder, "frame_net")))
     if "student" in wanted:
         info = info | {"distilled": shaping(drawing)}
     pipeline = MPDiffuserPipeline(encoder, latents, actions, **ours, schedule=schedule, decoder=decoder, info=info)

@@ -157,6 +157,21 @@ def test_under_a_cost_limit_plans_are_noisier_unless_said_otherwise(
     assert sampler_config(section, limited=True).temperature == limited
 
 
+@pytest.mark.parametrize(
+    ("said", "pixels", "states"),
+    [
+        ([], "ddim", "ddpm"),
+        (["sampler.solver=dpmpp_2m"], "dpmpp_2m", "dpmpp_2m"),
+        (["sampler.eta=0.5"], "ddim", "ddim"),
+        (["sampler.composition=release"], "ddpm", "ddpm"),
+    ],
+)
+def test_the_solver_unless_said_otherwise(said: list[str], pixels: str, states: str) -> None:
+    section = load("evaluate", ["pipeline=somewhere", *said]).sampler
+    assert sampler_config(section).solver == pixels
+    assert sampler_config(section, pixels=False).solver == states
+
+
 def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
     usual, small = load("vision", []), load("vision", ["debug=true"])
     assert small.train.planner.steps < usual.train.planner.steps / 10

@@ -22,7 +22,7 @@ from vision.encoder import IdentityEncoder
 
 D, M, H = 3, 2, 8
 CPU = torch.device("cpu")
-CONFIG = SamplerConfig(solver="ddim", steps=3, candidates=2, engine="torch", target=0.7)
+CONFIG = SamplerConfig(steps=3, candidates=2, engine="torch", target=0.7)
 SIZES: dict[str, Any] = {"latent_dim": D, "action_dim": M, "horizon": H, "width": 8, "multipliers": (1,)}
 
 
@@ -96,9 +96,7 @@ def test_what_a_student_is_asked_for(pipeline) -> None:
     np.testing.assert_allclose(found, ours.condition.denormalize(asked), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"solver": "ddpm"}, {"solver": "ddim", "eta": 0.5}, {"composition": "sequential"}]
-)
+@pytest.mark.parametrize("settings", [{"solver": "ddpm"}, {"eta": 0.5}, {"composition": "sequential"}])
 def test_a_teacher_that_draws_noise_is_refused(pipeline, settings: dict[str, Any]) -> None:
     ours, episodes, returns = pipeline
     with pytest.raises(InputError, match="solver=ddim"):
