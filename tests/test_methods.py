@@ -129,18 +129,24 @@ def test_rows_drawn_in_another_way_are_another_run(data: Path, tmp_path: Path, m
 
 def test_the_table_is_made_of_cells_that_are_kept(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "offline.md"
-    arguments = ["--data-dir", str(data), "--tasks", "hopper-medium-v2", "--methods", "cloning", "ours"]
+    arguments = ["--data-dir", str(data), "--tasks", "hopper-medium-v2", "--methods", "cloning", "planner", "ours"]
     arguments += ["--core-minutes", "0.005", "--folder", str(tmp_path), "--page", str(page)]
     arguments += ["--cells", str(tmp_path / "cells")]
     arguments += ["--set", *(option for option in TINY[1:] if "steps" not in option and "trackers" not in option)]
     offline_table.main(arguments)
     text = page.read_text()
     assert "stand-ins in D4RL's layout" in text
-    rows = [line for line in text.splitlines() if line.startswith(("| behaviour", "| cloning", "| ours"))]
-    assert [row.split(" | ")[0] for row in rows] == ["| behaviour", "| cloning", "| ours", "| cloning", "| ours"]
+    rows = [line for line in text.splitlines() if line.startswith(("| behaviour", "| cloning", "| planner", "| ours"))]
+    methods = ["| cloning", "| planner", "| ours"]
+    assert [row.split(" | ")[0] for row in rows] == ["| behaviour", *methods, *methods]
     cells = offline_table.read(tmp_path / "cells")
-    assert set(cells) == {("hopper-medium-v2", method, 0) for method in ("cloning", "ours")}
-    assert set(cells["hopper-medium-v2", "ours", 0]["core_minutes"]) == {"planner", "dynamics", "ranker"}
+    assert set(cells) == {("hopper-medium-v2", method, 0) for method in ("cloning", "planner", "ours")}
+    ours, planner = (cells["hopper-medium-v2", method, 0] for method in ("ours", "planner"))
+    assert set(ours["core_minutes"]) == {"planner", "dynamics", "ranker"}
+    shared = ("planner", "ranker")  # the planner alone has no models of its own
+    assert planner["steps"] == {model: ours["steps"][model] for model in shared}
+    assert planner["core_minutes"] == {model: ours["core_minutes"][model] for model in shared}
+    assert not list((tmp_path / "runs").glob("*/planner-0/planner"))
     steps = cells["hopper-medium-v2", "cloning", 0]["steps"]
     seconds = json.loads((tmp_path / "speed" / "hopper-cloning.json").read_text())
     assert steps["cloning"] == max(1, round(0.3 / seconds["cloning"]))
