@@ -131,7 +131,7 @@ Written by `python -m experiments.offline_table` on {date}, {cpu}, {cores} share
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
 interval of the interquartile mean (rliable); behaviour is the mean of the data's own episodes. Each method was trained
 for {minutes:g} core-minutes, all its models together; the planner alone (planner) is MPDiffuser (ours) without the
-dynamics model, on the very same models, so its own had a fifth less. Plans are drawn with the defaults of configs/, the
+dynamics model, on the very same models, so it was trained for less. Plans are drawn with the defaults of configs/, the
 same on all tasks. The second table holds the measured time, without validation, and the median time of one plan for one
 environment (other jobs beside it: an indication). Steps are set by timings (speed/ in --folder), which may be another
 machine's or hour's: the measured time is what a method had here, its steps are in its cells. Seeds of the episodes:
