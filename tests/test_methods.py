@@ -98,8 +98,10 @@ def test_methods_are_told_cost_limits_and_it_is_shown_what_they_kept(
     makers = evaluate.controllers(
         OmegaConf.load(tmp_path / "config.yaml"), MPDiffuserPipeline.from_pretrained(tmp_path / "pipeline"), tmp_path
     )
-    limited = {name: makers[name]().sampler.config.temperature for name in ("planner", "ours", "ours within 20")}
-    assert limited == {"planner": 0.5, "ours": 0.5, "ours within 20": 1.0}  # noise finds cheaper ways
+    drawing = {name: makers[name]().sampler.config for name in ("planner", "ours", "ours within 20")}
+    temperatures = {name: config.temperature for name, config in drawing.items()}
+    assert temperatures == {"planner": 0.5, "ours": 0.5, "ours within 20": 1.0}  # noise finds cheaper ways
+    assert {config.solver for config in drawing.values()} == {"ddpm"}  # as always from states
     row = next(line for line in printed.splitlines() if line.startswith("ours within 20"))
     assert row.split()[-1] == f"{methods['ours within 20']['within']['20']:.0%}"
 
