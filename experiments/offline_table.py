@@ -125,8 +125,8 @@ def cell(
 
 HEAD = """# All methods on the D4RL tasks
 
-Written by `python -m experiments.offline_table` on {date}, {cpu}, {cores} shared cores. What each method is:
-[methods.md](methods.md).
+Written by `python -m experiments.offline_table` on {date}; measured on {cpus}, {cores} shared cores (each cell
+names its machine and commit). What each method is: [methods.md](methods.md).
 
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
 interval of the interquartile mean (rliable); behaviour is the mean of the data's own episodes. Each method was trained
@@ -150,6 +150,7 @@ def page(cells: dict[tuple[str, str, int], dict[str, Any]], minutes: float) -> s
     some = next(iter(cells.values()))
     text = HEAD.format(
         **machine(),
+        cpus=" and ".join(sorted({c["machine"]["cpu"] for c in cells.values()})),
         label=STAND_IN if any(c["stand_in"] for c in cells.values()) else "",
         minutes=minutes,
         seeds=f"{some['seeds'][0]} to {some['seeds'][-1]}",
