@@ -248,7 +248,7 @@ def train_ours(
     targets = [planner_targets(*each) for each in zip(returns, costs)]
     condition = Marginals(targets[0].shape[1]).fit(targets[0][step_rows(parts[0])])
     common = (cfg.horizon, *normalizers, condition)
-    windows = [Windows(part, target, *common) for part, target in zip(parts, targets)]
+    windows = [Windows(part, target, *common, visit) for part, target, visit in zip(parts, targets, visits)]
     advantage = settings(cfg.advantage)
     weights = planner_weights(ranker, parts, costs, **advantage)
     often = [weight * visit for weight, visit in zip(weights, visits)]
