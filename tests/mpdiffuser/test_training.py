@@ -9,11 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from experiments.reliability.fuzz import small_pipeline
+from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import read_json
+from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import occupancy, planner_weights, save_whole, train_ranker, within
+from mpdiffuser.training import occupancy, planner_weights, save_whole, train_ours, train_ranker, within
 from mpdiffuser.windows import step_rows, to_go
 
 START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
@@ -122,3 +124,25 @@ def test_occupancy_by_a_plain_loop(make_episodes, share: float) -> None:
     expected = [1 - share + share * d / (sum(discounted) / 12) for d in discounted]
     np.testing.assert_allclose(found[rows], expected)
     assert found[rows].mean() == pytest.approx(1)
+
+
+def test_dynamics_see_starts_as_often_as_occupancy_says(make_episodes) -> None:
+    """Of 12 windows as many start at step t as g^t's share of them is, within one, whatever the rewards; the planner's
+    depend on these."""
+    discount = 0.6
+    cfg = load("state", ["task=d4rl/hopper-medium-v2", "occupancy=1", f"discount={discount}", "horizon=4", "rounds=1"])
+    episodes = make_episodes([12], terminated=[])
+    dims = {"latent_dim": episodes["observations"].shape[1], "action_dim": episodes["actions"].shape[1]}
+    normalizers = (Normalizer(dims["latent_dim"]), Normalizer(dims["action_dim"]))
+    seen: dict[str, Any] = {}
+
+    def fit(name: str, model: Any, data: Any, validation: Any, **more: Any) -> Any:
+        seen[name] = data
+        return model
+
+    parts = (episodes, episodes)
+    train_ours(cfg, parts, (None, None), dims, normalizers, {"planner", "dynamics"}, fit, Accelerator(cpu=True))
+    counts = np.bincount(seen["dynamics"].starts.numpy(), minlength=12)
+    due = discount ** np.arange(12)
+    assert np.abs(counts - 12 * due / due.sum()).max() < 1
+    assert counts[0] >= 4
