@@ -127,8 +127,7 @@ def test_occupancy_by_a_plain_loop(make_episodes, share: float) -> None:
 
 
 def test_dynamics_see_starts_as_often_as_occupancy_says(make_episodes) -> None:
-    """Of 12 windows as many start at step t as g^t's share of them is, within one, whatever the rewards; the planner's
-    depend on these."""
+    """Of 12 windows as many start at step t as g^t's share of them is, within one, whatever the rewards."""
     discount = 0.6
     cfg = load("state", ["task=d4rl/hopper-medium-v2", "occupancy=1", f"discount={discount}", "horizon=4", "rounds=1"])
     episodes = make_episodes([12], terminated=[])
@@ -144,5 +143,4 @@ def test_dynamics_see_starts_as_often_as_occupancy_says(make_episodes) -> None:
     train_ours(cfg, parts, (None, None), dims, normalizers, {"planner", "dynamics"}, fit, Accelerator(cpu=True))
     counts = np.bincount(seen["dynamics"].starts.numpy(), minlength=12)
     due = discount ** np.arange(12)
-    assert np.abs(counts - 12 * due / due.sum()).max() < 1
-    assert counts[0] >= 4
+    assert np.abs(counts - 12 * due / due.sum()).max() < 1  # drawn evenly, t = 0 is short of 3.8
