@@ -69,7 +69,7 @@ def check_record(record: Any, where: str = "environment") -> None:
         if field == "kind":
             continue
         if field not in types:
-            raise InputError(f"{where}.{_short(field)}: no such field; {allowed}")
+            raise InputError(f"{where}: no field {_short(field)}; {allowed}")
         if not _fits(value, types[field], field in kind.optional):
             raise InputError(f"{where}.{field}: must be {TYPES[types[field]]}, found {_short(value)}")
 
@@ -102,7 +102,7 @@ def _fits(value: Any, kind: type, optional: bool) -> bool:
     if value is None:
         return optional
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) < math.inf
     return type(value) is kind
 
 

@@ -20,6 +20,7 @@ from envs.rendering import MODES, Renderer, check_size
 from mpdiffuser.errors import InputError
 
 OBSERVATIONS = ("frames", "states", "both")
+EPISODE = 1000  # control steps of an episode with dm_control's own time limit
 SUITE_TASKS = {f"{domain}_{task}": (domain, task) for domain, task in sorted(suite.ALL_TASKS)}
 
 UNBOUNDED = 1e10  # the limit that dm_control gives to an action without one (lqr); such an action ranges over [-1, 1]
@@ -100,8 +101,8 @@ class DMControlEnv(gymnasium.Env):
         for option, value, allowed in (("observation", observation, OBSERVATIONS), ("rendering", rendering, MODES)):
             if value not in allowed:
                 raise InputError(f"{option}={value!r}: unknown; choose one of {', '.join(allowed)}")
-        if not isinstance(action_repeat, int) or action_repeat < 1:
-            raise InputError(f"action_repeat={action_repeat!r}: must be a whole number of at least 1")
+        if not isinstance(action_repeat, int) or not 1 <= action_repeat <= EPISODE:
+            raise InputError(f"action_repeat={action_repeat!r}: must be a whole number between 1 and {EPISODE}")
         check_size(size)
         if time_limit is not None and not time_limit > 0:
             raise InputError(f"time_limit={time_limit!r}: must be a positive number of seconds")
