@@ -53,6 +53,7 @@ def write_report(folder: str | Path) -> Path:
         colors=colors(),
         **_facts(metrics, methods),
         **_returns(methods),
+        scores=_table(methods, SCORES),
         times=_table(methods, TIMES),
         notes=list(explanations(metrics)),
         feasibility=_feasibility(methods),
@@ -89,7 +90,7 @@ def _headline(methods: dict[str, Any]) -> str:
     if "mpdiffuser" not in methods:
         return ""
     decimals = _decimals(methods.values())
-    means = {row: " ± ".join(_rounded(method, decimals)) for row, method in methods.items()}
+    means = {row: "\u00a0±\u00a0".join(_rounded(method, decimals)) for row, method in methods.items()}
     share = _share("mpdiffuser", methods)
     episodes = _plural(len(methods["mpdiffuser"]["returns"]), "episode")
     sentence = f"Mean return {means['mpdiffuser']} over {episodes}{f', {share} of the expert’s' if share else ''}."
@@ -153,6 +154,8 @@ RETURNS: dict[str, Cell] = {
     "mean": lambda method: " ± ".join(_mean(method)),
     "IQM": lambda method: _number(method["iqm"]) if "iqm" in method else "",
     "95 % interval": _interval,
+}
+SCORES: dict[str, Cell] = {
     "normalised score": _mean_of("score"),
     "cost": _mean_of("cost"),
     "cost / limit": lambda method: _number(method["normalised_cost"][limit_key(method)]) if limit_key(method) else "",
@@ -182,7 +185,7 @@ def _feasibility(methods: dict[str, Any]) -> dict[str, Any] | None:
         {
             "label": label(row),
             "color": color_name(row),
-            "cells": [" ± ".join(_mean(points[k])) if k in points else "–" for k in steps],
+            "cells": [" ±\u00a0".join(_mean(points[k])) if k in points else "–" for k in steps],
         }
         for row, points in series.items()
     ]

@@ -42,13 +42,14 @@ p { margin: .5rem 0 1rem; max-width: 44rem; }
 .scroll { overflow-x: auto; margin: .75rem 0 1.25rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .wide { width: 100%; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-th:last-child, td:last-child { padding-right: 0; }
+.fold td { white-space: normal; }
+th, td { padding: .4rem 0 .4rem .9rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { color: var(--faint); font-weight: 500; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; }
 .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-.text td:first-child { color: var(--faint); padding-right: 2rem; }
+.text td:first-child { color: var(--faint); min-width: 8rem; }
 .dot { display: inline-block; width: .6em; height: .6em; border-radius: 50%; background: var(--c); margin-right: .5em; }
+.named { display: inline-block; padding-left: 1.1em; text-indent: -1.1em; }
 .bar { text-align: left; width: 55%; min-width: 6rem; }
 .bar i { display: block; height: .7rem; border-radius: .2rem; background: var(--mpdiffuser); min-width: 2px; }
 figure { margin: 1rem 0; }
@@ -69,12 +70,12 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 </style>
 </head>
 <body>
-{% macro dot(name) %}<span class="dot" style="--c: var(--{{ name }})"></span>{% endmacro %}
+{% macro dot(name) %}<span class="dot" {% if name %} style="--c: var(--{{ name }})"{% endif %}></span>{% endmacro %}
 {% macro table_of(table) %}
 <div class="scroll"><table class="wide">
 <tr><th>method</th>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
-<tr><td>{{ dot(row.color) }}{{ row.label }}</td>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr><td><span class="named">{{ dot(row.color) }}{{ row.label }}</span></td>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 {% endmacro %}
@@ -97,11 +98,12 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 <h2>Returns</h2>
 {{ table_of(returns) }}
 <figure class="figure">{{ returns_figure }}</figure>
+<p class="quiet">A small dot is one episode{% if has_iqm %}. The large dot is the interquartile mean, the bar its 95 %
+bootstrap interval{% endif %}.</p>
+{% if scores %}{{ table_of(scores) }}{% endif %}
 {% for note in notes %}
 <p>{{ note }}</p>
 {% endfor %}
-<p class="quiet">A small dot is one episode{% if has_iqm %}. The large dot is the interquartile mean, the bar its 95 %
-bootstrap interval{% endif %}.</p>
 </section>
 
 {% if times %}
@@ -109,8 +111,8 @@ bootstrap interval{% endif %}.</p>
 <h2>Time of a decision</h2>
 {{ table_of(times) }}
 {% if batch %}
-<p class="quiet">Median / 95th percentile, in milliseconds. A batch is the plans of {{ batch }} at once; one is the plan
-or the action of one environment alone.</p>
+<p class="quiet">Median / 95th percentile, in milliseconds. Batch: plans for {{ batch }} at once. One: one environment
+alone.</p>
 {% endif %}
 </section>
 {% endif %}
@@ -121,10 +123,10 @@ or the action of one environment alone.</p>
 <p>The simulator carries out a plan’s actions, step by step and without replanning. The smaller the distance between the
 latents that it reaches and those that were planned, the more feasible the plan.</p>
 <figure class="figure">{{ feasibility.figure }}</figure>
-<div class="scroll"><table>
+<div class="scroll"><table class="fold">
 <tr><th>steps ahead</th>{% for k in feasibility.steps %}<th>{{ k }}</th>{% endfor %}</tr>
 {% for row in feasibility.rows %}
-<tr><td>{% if row.color %}{{ dot(row.color) }}{% endif %}{{ row.label }}</td>
+<tr><td><span class="named">{{ dot(row.color) }}{{ row.label }}</span></td>
 {% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>

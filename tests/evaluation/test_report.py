@@ -113,7 +113,7 @@ def test_whole_report(folder: Path) -> None:
     assert "Mean return 700.0 ± 8.2 over 4 episodes, 88 % of the expert’s." in page.text
     assert "planner only 500.0 ± 8.2, behaviour cloning 300.0 ± 4.1" in page.text
     assert "270.2 / 359.5" in page.text and "38.6 / 54.1" in page.text
-    assert "A batch is the plans of 20 environments at once" in page.text
+    assert "Batch: plans for 20 environments at once." in page.text
     assert page.text.count("3.00 ×") == 4
     assert "0.1600 ± 0.0010" in page.text and "0.4800 ± 0.0050" in page.text
     assert "1 h 02 min" in page.text and "30.0 s" in page.text
@@ -168,7 +168,7 @@ def test_a_method_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     dots = [a["style"] for _, a in page.tags if a.get("class") == "card"]
     assert dots == [f"--c: var(--{name})" for name in ("random", "ours", "ours", "faint", "faint")]
     labels = ["random actions", "New (one) within 20", "New (one)", "other", "x within 3"]
-    rows = re.findall(r'<tr><td><span class="dot"[^>]*></span>([^<]*)</td>', text)
+    rows = re.findall(r'<span class="dot"[^>]*></span>([^<]*)</span></td>', text)
     assert rows[:5] == labels
     assert "New within 20 500.0" in page.text and "New (one) Does it anew." in page.text
     assert "Baselines" not in page.text and METHODS["expert"].summary not in page.text
@@ -191,7 +191,7 @@ def test_cards_are_rounded_alike(tmp_path: Path) -> None:
     assert "860.040 ± 0.059" in page.text
 
 
-@pytest.mark.parametrize(("batch", "words"), [(1, "plans of 1 environment at"), (8, "plans of 8 environments at")])
+@pytest.mark.parametrize(("batch", "words"), [(1, "plans for 1 environment at"), (8, "plans for 8 environments at")])
 def test_one_environment_and_several(tmp_path: Path, batch: int, words: str) -> None:
     times = {"plan_ms": {"median": 3.0, "p95": 4.0, "batch": batch}}
     write_metrics(tmp_path, {"methods": {"planner": method([1.0, 2.0], **times), "random": method([1.0])}})
