@@ -25,7 +25,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, writing
 from mpdiffuser.machine import git_commit, side_by_side
-from mpdiffuser.models.cloning import BehaviourCloning
+
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker

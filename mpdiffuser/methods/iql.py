@@ -1,34 +1,39 @@
-"""Implicit Q-learning (Kostrikov et al. 2022): values without asking for actions that the data do not hold."""
+"""Implicit Q-learning (Kostrikov et al. 2022): values of the data's own actions only."""
 
 from copy import deepcopy
 
+import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.distributions import Normal
 
+from mpdiffuser.controller import NetworkPolicy, Policy
 from mpdiffuser.errors import InputError
+from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
+from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.windows import NextSteps
 
+EPISODE_RETURN = 1000.0  # the rewards are scaled to this span of returns (Kostrikov et al. 2022, appendix B)
 LARGEST_WEIGHT = 100.0
 
 
-class IQL(ModelMixin, ConfigMixin):
+class ImplicitQ(Model):
     """Twin Q, the expectile V of Q over the data's actions, and a Gaussian policy cloned with exp(beta (Q - V)).
 
     Args:
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers of each network.
         discount: g.
-        expectile: tau, 0.5 to 1: 0.5 = V is the mean of Q, towards 1 = its largest value.
+        expectile: tau, 0 to 1: V is the mean of Q at 0.5, and approaches its largest value towards 1.
         inverse_temperature: beta; 0 = plain cloning.
-        target_rate: share of Q that its target takes over after each step.
+        target_rate: share of Q in the moving average that is its target, after each step.
 
     Raises:
-        InputError: for an expectile that cannot be.
+        InputError: for an expectile that is not allowed.
     """
 
     @register_to_config
@@ -36,15 +41,15 @@ class IQL(ModelMixin, ConfigMixin):
         self,
         latent_dim: int,
         action_dim: int,
-        hidden: int = 256,
-        discount: float = 0.99,
-        expectile: float = 0.7,
-        inverse_temperature: float = 3.0,
-        target_rate: float = 0.005,
+        hidden: int,
+        discount: float,
+        expectile: float,
+        inverse_temperature: float,
+        target_rate: float,
     ) -> None:
         super().__init__()
         if not 0 < expectile < 1:
-            raise InputError(f"iql.expectile: must lie between 0 and 1, found {expectile}")
+            raise InputError(f"baselines.iql.expectile: must lie between 0 and 1, found {expectile}")
         self.latents = Normalizer(latent_dim)
         self.reward_scale = nn.Parameter(torch.ones(1), requires_grad=False)
         self.q = nn.ModuleList([mlp(latent_dim + action_dim, hidden, 1) for _ in range(2)])
@@ -66,22 +71,19 @@ class IQL(ModelMixin, ConfigMixin):
         inputs = torch.cat([self.latents.normalize(latents), actions], -1)
         return torch.stack([network(inputs)[:, 0] for network in networks])
 
-    def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        return {}
-
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Batch of `Transitions`. The three losses share no parameter: equations 5 to 7 of the paper, at once."""
+        """Batch of `NextSteps`. Equations 5 to 7 of the paper; the three losses share no parameter."""
         c, latents, actions = self.config, batch["latents"], batch["actions"]
         with torch.no_grad():
             known = self.action_values(self.target, latents, actions).amin(0)
-            ahead = c["discount"] * batch["continuations"] * self.value(batch["next_latents"])
-            wanted = self.reward_scale * batch["rewards"] + ahead
+            following = c["discount"] * batch["continuations"] * self.value(batch["next_latents"])
+            q_target = self.reward_scale * batch["rewards"] + following
         advantage = known - self.value(latents)
         tilt = torch.where(advantage > 0, c["expectile"], 1 - c["expectile"])
         value = (tilt * advantage.square()).mean()
-        q = (self.action_values(self.q, latents, actions) - wanted).square().mean(1).sum()
+        q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
         weight = (c["inverse_temperature"] * advantage.detach()).exp().clamp(max=LARGEST_WEIGHT)
         density = Normal(self(latents), self.log_std.clamp(-5, 2).exp()).log_prob(actions).sum(-1)
         policy = -(weight * density).mean()
@@ -89,6 +91,46 @@ class IQL(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The target follows Q."""
+        """The target takes its share of Q."""
         for target, online in zip(self.target.parameters(), self.q.parameters()):
             target.lerp_(online, self.config["target_rate"])
+
+
+def build(data: TrainingData) -> ImplicitQ:
+    model = ImplicitQ(**data.dims, discount=data.settings["discount"], **data.settings["baselines.iql"])
+    model.latents.fit(data.parts[0]["observations"])
+    span = max(float(np.ptp(data.parts[0].returns)), 1e-8)
+    model.reward_scale.data.fill_(EPISODE_RETURN / span)
+    return model
+
+
+class IQL(Method):
+    """Acts by the mean of its Gaussian policy."""
+
+    name = "iql"
+    label = "IQL"
+    color = ("#a23e6c", "#e08bb0")
+    summary = "Implicit Q-learning: a policy cloned in proportion to its actions' advantages, without planning."
+    order = 11
+    settings = {"hidden": 256, "expectile": 0.7, "inverse_temperature": 3.0, "target_rate": 0.005}  # noqa: RUF012
+    models = (
+        Recipe(
+            "iql",
+            ImplicitQ,
+            build,
+            {
+                "steps": 20000,
+                "batch_size": 256,
+                "learning_rate": 3e-4,
+                "weight_decay": 0.0,
+                "clip": 1e6,
+                "ema_decay": 0.995,
+            },
+            lambda data, part: NextSteps(data.parts[part], data.logged_targets[part][:, 0]),
+            sections=("baselines.iql",),
+        ),
+    )
+
+    @classmethod
+    def policy(cls, setup: Setup) -> Policy:
+        return NetworkPolicy(setup.pipeline.encoder, setup.model("iql", ImplicitQ))
