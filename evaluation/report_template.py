@@ -6,17 +6,21 @@ TEMPLATE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{{ task }} · MPDiffuser report</title>
+<title>{% if task %}{{ task }} · {% endif %}MPDiffuser report</title>
 <style>
 :root {
   color-scheme: light dark;
   --page: #ffffff; --panel: #f5f6f8; --ink: #1a1d21; --faint: #6b727c; --rule: #dde1e6;
-  --ours: #2563b0; --planner: #c8641b; --distilled: #1f8f99; --cloning: #3d8b5f; --random: #8a8f98; --expert: #7a57a8;
+{% for name, (light, dark) in colors.items() %}
+  --{{ name }}: {{ light }};
+{% endfor %}
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #15171a; --panel: #1e2125; --ink: #e8eaed; --faint: #979ea8; --rule: #33383f;
-    --ours: #6ea8f0; --planner: #eb9a5c; --distilled: #5fc7d0; --cloning: #6fc295; --random: #9aa0a8; --expert: #b497e0;
+{% for name, (light, dark) in colors.items() %}
+    --{{ name }}: {{ dark }};
+{% endfor %}
   }
 }
 * { box-sizing: border-box; }
@@ -38,15 +42,16 @@ p { margin: .5rem 0 1rem; max-width: 44rem; }
 .scroll { overflow-x: auto; margin: .75rem 0 1.25rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .wide { width: 100%; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-th:last-child, td:last-child { padding-right: 0; }
+.fold td { white-space: normal; }
+th, td { padding: .4rem 0 .4rem .9rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { color: var(--faint); font-weight: 500; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; }
 .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-.text td:first-child { color: var(--faint); padding-right: 2rem; }
+.text td:first-child { color: var(--faint); min-width: 8rem; }
 .dot { display: inline-block; width: .6em; height: .6em; border-radius: 50%; background: var(--c); margin-right: .5em; }
+.named { display: inline-block; padding-left: 1.1em; text-indent: -1.1em; }
 .bar { text-align: left; width: 55%; min-width: 6rem; }
-.bar i { display: block; height: .7rem; border-radius: .2rem; background: var(--ours); min-width: 2px; }
+.bar i { display: block; height: .7rem; border-radius: .2rem; background: var(--mpdiffuser); min-width: 2px; }
 figure { margin: 1rem 0; }
 svg { display: block; width: 100%; height: auto; stroke-linejoin: round; font-family: inherit; }
 .figure svg { max-width: 38rem; }
@@ -65,17 +70,25 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 </style>
 </head>
 <body>
-{% macro dot(name) %}<span class="dot" style="--c: var(--{{ name }})"></span>{% endmacro %}
+{% macro dot(name) %}<span class="dot" {% if name %} style="--c: var(--{{ name }})"{% endif %}></span>{% endmacro %}
+{% macro table_of(table) %}
+<div class="scroll"><table class="wide">
+<tr><th>method</th>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for row in table.rows %}
+<tr><td><span class="named">{{ dot(row.color) }}{{ row.label }}</span></td>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endmacro %}
 
 <header>
 <h1>{{ task or "MPDiffuser report" }}</h1>
 <p class="quiet">{{ facts | join(" · ") }}</p>
 {% if headline %}<p class="lead">{{ headline }}</p>{% endif %}
 <div class="cards">
-{% for method in methods %}
-<div class="card" style="--c: var(--{{ method.color }})"><span>{{ method.short }}</span>
-<b>{{ method.mean }}{% if method.error %} <small>± {{ method.error }}</small>{% endif %}</b>
-{% if method.share %}<span>{{ method.share }} of the expert’s</span>{% endif %}
+{% for card in cards %}
+<div class="card" style="--c: var(--{{ card.color }})"><span>{{ card.label }}</span>
+<b>{{ card.mean }}{% if card.error %} <small>± {{ card.error }}</small>{% endif %}</b>
+{% if card.share %}<span>{{ card.share }} of the expert’s</span>{% endif %}
 </div>
 {% endfor %}
 </div>
@@ -83,32 +96,37 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 
 <section>
 <h2>Returns</h2>
-<div class="scroll"><table class="wide">
-<tr><th>method</th>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for method in methods %}
-<tr><td>{{ dot(method.color) }}{{ method.label }}</td>{% for cell in method.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
+{{ table_of(returns) }}
 <figure class="figure">{{ returns_figure }}</figure>
+<p class="quiet">A small dot is one episode{% if has_iqm %}. The large dot is the interquartile mean, the bar its 95 %
+bootstrap interval{% endif %}.</p>
+{% if scores %}{{ table_of(scores) }}{% endif %}
 {% for note in notes %}
 <p>{{ note }}</p>
 {% endfor %}
-<p class="quiet">A small dot is one episode{% if has_iqm %}; the large dot is the interquartile mean, the bar its 95 %
-bootstrap interval{% endif %}.
-{% if batch %}plan ms: median / 95th percentile; the batch is {{ batch }} environments planned for at once.{% endif %}
-</p>
 </section>
+
+{% if times %}
+<section>
+<h2>Time of a decision</h2>
+{{ table_of(times) }}
+{% if batch %}
+<p class="quiet">Median / 95th percentile, in milliseconds. Batch: plans for {{ batch }} at once. One: one environment
+alone.</p>
+{% endif %}
+</section>
+{% endif %}
 
 {% if feasibility %}
 <section>
 <h2>Can the plans be carried out?</h2>
-<p>The simulator carries out a plan's actions, step by step and without replanning. The smaller the distance between the
-latents it comes to and the latents that were planned, the more feasible the plan.</p>
+<p>The simulator carries out a plan’s actions, step by step and without replanning. The smaller the distance between the
+latents that it reaches and those that were planned, the more feasible the plan.</p>
 <figure class="figure">{{ feasibility.figure }}</figure>
-<div class="scroll"><table>
+<div class="scroll"><table class="fold">
 <tr><th>steps ahead</th>{% for k in feasibility.steps %}<th>{{ k }}</th>{% endfor %}</tr>
 {% for row in feasibility.rows %}
-<tr><td>{% if row.color %}{{ dot(row.color) }}{% endif %}{{ row.label }}</td>
+<tr><td><span class="named">{{ dot(row.color) }}{{ row.label }}</span></td>
 {% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
@@ -121,8 +139,8 @@ latents are about 2 apart), ± standard error.</p>
 <section>
 <h2>One episode</h2>
 <video controls loop muted playsinline preload="metadata" src="{{ video }}"></video>
-<p class="quiet">Left: what the simulator showed. Pictures beside it, if any, are what the plan held at that moment
-imagined so many steps ahead, decoded from its latents.</p>
+<p class="quiet">Left: the simulator. The pictures beside it, if any, are decoded from the plan of that moment: what it
+expects so many steps ahead.</p>
 </section>
 {% endif %}
 
@@ -146,8 +164,8 @@ imagined so many steps ahead, decoded from its latents.</p>
 {% endfor %}
 <tr><td><b>sum</b></td><td><b>{{ stages_total }}</b></td><td class="bar"></td></tr>
 </table>
-<p class="quiet">Without the evaluation. Planner and dynamics train side by side where cores lie idle, so less time
-passed than the sum says.</p>
+<p class="quiet">Without the evaluation. Where cores are free, planner and dynamics model train at the same time; the
+whole then took less than the sum.</p>
 </section>
 {% endif %}
 
@@ -170,7 +188,7 @@ passed than the sum says.</p>
 
 {% if command %}
 <section>
-<h2>To remake it</h2>
+<h2>Command</h2>
 <pre>{{ command }}</pre>
 </section>
 {% endif %}

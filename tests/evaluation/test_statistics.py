@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from evaluation.statistics import summary
 from mpdiffuser.errors import InputError
-from mpdiffuser.statistics import summary
 
 
 def test_closed_forms() -> None:

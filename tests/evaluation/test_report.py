@@ -2,20 +2,23 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from evaluation.report import write_report
+from evaluation.statistics import summary
+from evaluation.video import write_video
 from mpdiffuser.errors import InputError
-from mpdiffuser.report import write_report
-from mpdiffuser.statistics import summary
-from mpdiffuser.video import write_video
+from mpdiffuser.methods import METHODS
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -65,9 +68,10 @@ FULL = {
     "date": "2025-11-22T18:50:01",
     "command": "train_vision.py task=pendulum_swingup 'note=<b>'",
     "settings": {"episodes": 4, "sampler": {"steps": 6, "shape": [1, 2]}},
+    "data": "0f1e2d3c",
     "machine": {"cpu": "x86_64", "cores": 2, "threads": 2, "versions": {"torch": "2.9.1"}},
     "seeds": [1000, 1001, 1002, 1003],
-    "stages": {"collect": 30.0, "planner": 3725.0},
+    "stages": {"collect": 30.0, "representation": 60.0, "ranker": 3725.0},
     "methods": {
         "random": method([10.0, 12.0, 8.0, 10.0]),
         "cloning": method([300.0, 310.0, 290.0, 300.0]),
@@ -76,7 +80,7 @@ FULL = {
             feasibility={str(k): {"mean": 0.06 * k, "standard_error": 0.005} for k in (1, 2, 4, 8)},
             **PLANNING,
         ),
-        "ours": method(
+        "mpdiffuser": method(
             [700.0, 720.0, 680.0, 700.0],
             feasibility={str(k): {"mean": 0.02 * k, "standard_error": 0.001} for k in (1, 2, 4, 8)},
             **PLANNING,
@@ -109,11 +113,12 @@ def test_whole_report(folder: Path) -> None:
     assert "Mean return 700.0 ± 8.2 over 4 episodes, 88 % of the expert’s." in page.text
     assert "planner only 500.0 ± 8.2, behaviour cloning 300.0 ± 4.1" in page.text
     assert "270.2 / 359.5" in page.text and "38.6 / 54.1" in page.text
-    assert "20 environments planned for at once" in page.text
+    assert "Batch: plans for 20 environments at once." in page.text
     assert page.text.count("3.00 ×") == 4
     assert "0.1600 ± 0.0010" in page.text and "0.4800 ± 0.0050" in page.text
     assert "1 h 02 min" in page.text and "30.0 s" in page.text
     assert "sampler.shape 1, 2" in page.text and "versions.torch 2.9.1" in page.text
+    assert page.text.count("0f1e2d3c") == 1 and "checksum of the data 0f1e2d3c" in page.text
     assert "note=<b>" in page.text and page.count("b") == 5 + 2
     assert not list(folder.glob("*.partial"))
 
@@ -133,6 +138,68 @@ def test_figures(folder: Path) -> None:
     assert all("var(--ink)" in svg and not re.search(r"#[0-9a-f]{6}\b", svg) for svg in svgs)
 
 
+def test_curves_follow_the_stages_then_their_names(tmp_path: Path) -> None:
+    write_metrics(tmp_path, FULL | {"stages": {"ranker": 1.0, "features": 1.0, "planner": 1.0}})
+    for model in ("cloning_within_20", "planner", "ranker", "action_planner"):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    page = Page(write_report(tmp_path))
+    words = [a["aria-label"] or "" for tag, a in page.tags if tag == "svg"]
+    curves = [word.partition(" of the ")[2] for word in words[2:]]
+    assert curves == ["ranker", "planner", "action planner", "cloning within 20"]
+
+
+def test_a_method_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new method's label, colour, order and sentence are where all others' are."""
+    new = SimpleNamespace(name="ours", label="New (one)", color=("#0a1b2c", "#d3e4f5"), summary="Does it anew.")
+    known = list(METHODS.items())
+    monkeypatch.setattr("evaluation.labels.METHODS", dict([known[0], ("ours", new), *known[1:]]))
+    names = {
+        "other": "expert",
+        "ours within 20": "planner",
+        "ours": "planner",
+        "random": "random",
+        "x within 3": "random",
+    }
+    write_metrics(tmp_path, {"methods": {name: FULL["methods"][old] for name, old in names.items()}})
+    page = Page(write_report(tmp_path))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "--ours: #0a1b2c;" in text and "--ours: #d3e4f5;" in text
+    dots = [a["style"] for _, a in page.tags if a.get("class") == "card"]
+    assert dots == [f"--c: var(--{name})" for name in ("random", "ours", "ours", "faint", "faint")]
+    labels = ["random actions", "New (one) within 20", "New (one)", "other", "x within 3"]
+    rows = re.findall(r'<span class="dot"[^>]*></span>([^<]*)</span></td>', text)
+    assert rows[:5] == labels
+    assert "New within 20 500.0" in page.text and "New (one) Does it anew." in page.text
+    assert "Baselines" not in page.text and METHODS["expert"].summary not in page.text
+    figures = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(figures) == 2 and all("var(--ours)" in figure for figure in figures)
+    assert "var(--faint)" in figures[0] and "stroke-dasharray" in figures[1]
+
+
+def test_cards_are_rounded_alike(tmp_path: Path) -> None:
+    means = {"random": (5.26, 0.41), "mpdiffuser": (708.4, 15.3), "expert": (860.04, 0.059), "iql": (3.0, 0.0)}
+    methods = {
+        name: {"returns": [mean], "mean": mean, "standard_error": error} for name, (mean, error) in means.items()
+    }
+    write_metrics(tmp_path, {"methods": methods | {"other": {"returns": [1.5], "mean": 1.5}}})
+    page = Page(write_report(tmp_path))
+    cards = page.text[: page.text.index(" Returns ")]
+    for words in ("random actions 5 ± <1", "IQL 3 ± 0", "MPDiffuser 708 ± 15 82 %", "expert 860 ± <1 other 2"):
+        assert words in cards
+    assert "Mean return 708 ± 15 over 1 episode" in cards
+    assert "860.040 ± 0.059" in page.text
+
+
+@pytest.mark.parametrize(("batch", "words"), [(1, "plans for 1 environment at"), (8, "plans for 8 environments at")])
+def test_one_environment_and_several(tmp_path: Path, batch: int, words: str) -> None:
+    times = {"plan_ms": {"median": 3.0, "p95": 4.0, "batch": batch}}
+    write_metrics(tmp_path, {"methods": {"planner": method([1.0, 2.0], **times), "random": method([1.0])}})
+    page = Page(write_report(tmp_path))
+    assert words in page.text
+    assert page.text.count("random actions") == 4  # card, table and figure of returns, glossary; it has no plan times
+
+
 def test_needs_no_network(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text
@@ -144,7 +211,7 @@ def test_needs_no_network(folder: Path) -> None:
 
 
 def test_least(tmp_path: Path) -> None:
-    write_metrics(tmp_path, {"methods": {"ours": {"returns": [3.0], "mean": 3.0}}})
+    write_metrics(tmp_path, {"methods": {"mpdiffuser": {"returns": [3.0], "mean": 3.0}}})
     page = Page(write_report(tmp_path))
     assert "Mean return 3.00 over 1 episode." in page.text
     assert page.count("svg") == 1
@@ -153,7 +220,7 @@ def test_least(tmp_path: Path) -> None:
         assert word not in page.text
 
 
-@pytest.mark.parametrize("keys", [("task", "settings", "seeds"), ("date", "machine", "stages", "command")])
+@pytest.mark.parametrize("keys", [("task", "settings", "seeds", "data"), ("date", "machine", "stages", "command")])
 def test_without_some_fields(tmp_path: Path, keys: tuple[str, ...]) -> None:
     write_metrics(tmp_path, {name: value for name, value in FULL.items() if name not in keys})
     page = Page(write_report(tmp_path))
@@ -164,7 +231,7 @@ def test_without_some_fields(tmp_path: Path, keys: tuple[str, ...]) -> None:
 def test_methods_without_some_fields(tmp_path: Path) -> None:
     metrics: dict[str, Any] = copy.deepcopy(FULL)
     methods = metrics["methods"]
-    del methods["ours"]["iqm"], methods["ours"]["plan_ms"], methods["ours"]["feasibility"]["4"]
+    del methods["mpdiffuser"]["iqm"], methods["mpdiffuser"]["plan_ms"], methods["mpdiffuser"]["feasibility"]["4"]
     del methods["planner"]["iqm_interval"], methods["planner"]["plan_ms_single"]
     del methods["planner"]["feasibility"]["1"]["standard_error"]
     del methods["cloning"]["standard_error"], methods["expert"]["lengths"], methods["random"]["seconds"]
@@ -176,13 +243,20 @@ def test_methods_without_some_fields(tmp_path: Path) -> None:
 
 def test_scores_costs_and_limits_of_a_suite(tmp_path: Path) -> None:
     score = {"mean": 71.5, "standard_error": 2.25, "low": -20.25, "high": 3234.5}
-    costs = {"cost": {"mean": 18.5, "standard_error": 0.5}, "normalised_cost": {"20": 0.925}, "within": {"20": 0.8}}
-    methods = {"ours": FULL["methods"]["ours"] | {"score": score}, "planner within 20": FULL["methods"]["planner"]}
+    costs = {
+        "cost": {"mean": 18.5, "standard_error": 0.5},
+        "normalised_cost": {"20": 0.925},
+        "share_within_limit": {"20": 0.8},
+    }
+    methods = {
+        "mpdiffuser": FULL["methods"]["mpdiffuser"] | {"score": score},
+        "planner within 20": FULL["methods"]["planner"],
+    }
     methods["planner within 20"] = methods["planner within 20"] | costs | {"limit": 20.0}
-    suite = {"suite": "d4rl", "stand_in": True, "settings": {"within": 0.9}, "methods": methods}
+    suite = {"suite": "d4rl", "stand_in": True, "settings": {"safety_probability": 0.9}, "methods": methods}
     write_metrics(tmp_path, FULL | suite)
     text = Page(write_report(tmp_path)).text
-    for words in ("71.5 ± 2.2", "18.50 ± 0.50", "0.925", "80%", "no number here is a D4RL result", "Wanted: 90%"):
+    for words in ("71.5 ± 2.2", "18.50 ± 0.50", "0.925", "80%", "no number here is a D4RL result", "Target: 90%"):
         assert words in text
     assert "Normalised score: 100 (return - low) / (high - low), low -20.25, high 3234.5." in text
     write_metrics(tmp_path, FULL)
@@ -211,18 +285,18 @@ def test_broken_metrics(tmp_path: Path) -> None:
     [
         ((), [], "methods"),
         (("methods",), {}, "methods"),
-        (("methods", "ours"), {"returns": [1.0]}, "methods.ours must be .* mean"),
-        (("methods", "ours", "mean"), "high", "methods.ours.mean .*'high'"),
-        (("methods", "ours", "mean"), float("nan"), "methods.ours.mean .*nan"),
-        (("methods", "ours", "returns"), [], "methods.ours.returns"),
-        (("methods", "ours", "returns"), [1.0, None], "methods.ours.returns.1 .*None"),
-        (("methods", "ours", "iqm_interval"), [1.0], "methods.ours.iqm_interval"),
-        (("methods", "ours", "plan_ms"), {"median": 1.0}, "methods.ours.plan_ms .*p95"),
-        (("methods", "ours", "feasibility"), {"far": {"mean": 1.0}}, "methods.ours.feasibility"),
-        (("methods", "ours", "feasibility", "2"), {}, "methods.ours.feasibility.2"),
-        (("methods", "ours", "score"), {"low": 0.0}, "methods.ours.score .*mean"),
-        (("methods", "ours", "limit"), 20, "methods.ours.normalised_cost .*20"),
-        (("methods", "ours", "limit"), "low", "methods.ours.limit .*'low'"),
+        (("methods", "mpdiffuser"), {"returns": [1.0]}, "methods.mpdiffuser must be .* mean"),
+        (("methods", "mpdiffuser", "mean"), "high", "methods.mpdiffuser.mean .*'high'"),
+        (("methods", "mpdiffuser", "mean"), float("nan"), "methods.mpdiffuser.mean .*nan"),
+        (("methods", "mpdiffuser", "returns"), [], "methods.mpdiffuser.returns"),
+        (("methods", "mpdiffuser", "returns"), [1.0, None], "methods.mpdiffuser.returns.1 .*None"),
+        (("methods", "mpdiffuser", "iqm_interval"), [1.0], "methods.mpdiffuser.iqm_interval"),
+        (("methods", "mpdiffuser", "plan_ms"), {"median": 1.0}, "methods.mpdiffuser.plan_ms .*p95"),
+        (("methods", "mpdiffuser", "feasibility"), {"far": {"mean": 1.0}}, "methods.mpdiffuser.feasibility"),
+        (("methods", "mpdiffuser", "feasibility", "2"), {}, "methods.mpdiffuser.feasibility.2"),
+        (("methods", "mpdiffuser", "score"), {"low": 0.0}, "methods.mpdiffuser.score .*mean"),
+        (("methods", "mpdiffuser", "limit"), 20, "methods.mpdiffuser.normalised_cost .*20"),
+        (("methods", "mpdiffuser", "limit"), "low", "methods.mpdiffuser.limit .*'low'"),
         (("stages",), {"collect": "long"}, "stages.collect .*'long'"),
         (("machine",), "fast", "machine"),
     ],
@@ -247,8 +321,18 @@ def test_broken_log(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_names_that_ascii_lacks(tmp_path: Path) -> None:
+    folder = tmp_path / "versuch-±-é"
+    folder.mkdir()
+    write_metrics(folder, FULL)
+    command = [sys.executable, "-m", "evaluation.report", str(folder)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str(tmp_path / "versuch-+--?" / "report.html")
+
+
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mpdiffuser.report", str(tmp_path)]
+    command = [sys.executable, "-m", "evaluation.report", str(tmp_path)]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1

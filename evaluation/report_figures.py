@@ -13,36 +13,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
-# What matplotlib draws with; each stands for the CSS variable of that name.
-COLORS = {
-    "ink": "#1a1d21",
-    "faint": "#8a9099",
-    "rule": "#d5d9de",
-    "ours": "#2563b0",
-    "planner": "#c8641b",
-    "distilled": "#1f8f99",
-    "cloning": "#3d8b5f",
-    "random": "#8a8f98",
-    "expert": "#7a57a8",
-}
+from evaluation.labels import NEUTRAL, color_name, colors, method_of
+
+PAGE = ("ink", NEUTRAL, "rule")  # the page's own colours, beside those of the methods
+
+
+def _drawn() -> dict[str, str]:
+    """What matplotlib draws with: for each CSS variable a colour of its own, which the variable then replaces."""
+    return {name: f"#{0x5A0001 + number:06x}" for number, name in enumerate((*PAGE, *colors()))}
+
+
+INK, FAINT, RULE = (_drawn()[name] for name in PAGE)
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mpdiffuser",
     "text.parse_math": False,
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.labelcolor": COLORS["ink"],
-    "axes.edgecolor": COLORS["faint"],
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
-    "xtick.color": COLORS["faint"],
-    "ytick.color": COLORS["faint"],
-    "xtick.labelcolor": COLORS["ink"],
-    "ytick.labelcolor": COLORS["ink"],
-    "text.color": COLORS["ink"],
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
     "axes.grid": True,
-    "grid.color": COLORS["rule"],
+    "grid.color": RULE,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 9,
@@ -51,7 +50,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Returns:
-    """One row of the returns figure: label, returns (E,), and the IQM with its interval where known."""
+    """One row of the returns figure: its name, label, returns (E,), and the IQM with its interval where known."""
 
     name: str
     label: str
@@ -91,15 +90,16 @@ def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float,
     """Distance of planned and realised latents over steps ahead.
 
     Args:
-        series: method -> (label, steps ahead -> (mean, standard error)).
+        series: row -> (label, steps ahead -> (mean, standard error)). Rows told a cost limit are dashed.
     """
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.0, 2.7)
-        for name, (label, points) in series.items():
+        figure, axes = _axes(5.0, 2.4 + 0.15 * (len(series) + 1))
+        for row, (label, points) in series.items():
             steps = sorted(points)
             means, errors = np.array([points[k] for k in steps]).T
-            style: Any = {"color": _color(name), "linewidth": 1.8, "marker": "o", "markersize": 4.5, "label": label}
-            axes.errorbar(steps, means, errors, elinewidth=1.2, capsize=2.5, **style)
+            line: Any = {"linestyle": "-" if row == method_of(row) else "--", "linewidth": 1.8, "marker": "o"}
+            bars: Any = {"elinewidth": 1.2, "capsize": 2.5}
+            axes.errorbar(steps, means, errors, color=_color(row), markersize=4.5, label=label, **line, **bars)
         ticks = sorted({k for _, points in series.values() for k in points})
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -112,13 +112,13 @@ def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float,
         return _svg(figure, "feasibility", "Squared distance of planned and realised latents against steps ahead")
 
 
-def curve_figure(part: str, training: np.ndarray, validation: np.ndarray) -> Markup:
-    """Losses of one part: training (n, 2) and validation (m, 2), columns step and loss; either may be empty."""
+def curve_figure(model: str, training: np.ndarray, validation: np.ndarray) -> Markup:
+    """Losses of one model: training (n, 2) and validation (m, 2), columns step and loss; either may be empty."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(3.5, 2.3)
-        color = COLORS["ours"]
+        color = _color("mpdiffuser")
         if len(training):
-            axes.plot(*training.T, color=COLORS["faint"], linewidth=1, marker=_dot(training), label="training")
+            axes.plot(*training.T, color=FAINT, linewidth=1, marker=_dot(training), label="training")
         if len(validation):
             marker = _dot(validation)
             axes.plot(*validation.T, color=color, linewidth=1.8, marker=marker, markersize=4, label="validation")
@@ -132,7 +132,7 @@ def curve_figure(part: str, training: np.ndarray, validation: np.ndarray) -> Mar
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         axes.set(xlabel="step", ylabel="loss")
         _legend(axes)
-        return _svg(figure, f"curve-{part}", f"Training and validation loss of the {part}")
+        return _svg(figure, f"curve-{model}", f"Training and validation loss of the {model.replace('_', ' ')}")
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -151,8 +151,8 @@ def _dot(points: np.ndarray) -> str | None:
     return "o" if len(points) == 1 else None
 
 
-def _color(name: str) -> str:
-    return COLORS.get(name, COLORS["faint"])
+def _color(row: str) -> str:
+    return _drawn()[color_name(row)]
 
 
 def _svg(figure: Figure, name: str, title: str) -> Markup:
@@ -169,7 +169,7 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
-    for variable, color in COLORS.items():
+    for variable, color in _drawn().items():
         text = text.replace(color, f"var(--{variable})")
     title = Markup.escape(title)
     return Markup(f'<svg {view.group()} role="img" aria-label="{title}">{text}')

@@ -6,8 +6,8 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
+from evaluation.video import LINE, MARGIN, PANEL, WIDE_GAP, write_video
 from mpdiffuser.errors import InputError
-from mpdiffuser.video import LINE, MARGIN, PANEL, WIDE_GAP, write_video
 
 COLORS = np.array([[200, 30, 40], [30, 180, 60], [40, 60, 210]], np.uint8)
 
