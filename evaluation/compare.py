@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from envs.datasets.tasks import find_offline_task
 from envs.doctor import versions
-from envs.experts import load_policy, tasks_with_policies
+from envs.experts import load_policy
+from envs.experts import tasks as tasks_with_experts
 from envs.record import whole_episodes
 from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, require_models
@@ -84,7 +85,7 @@ def check_metrics(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
 def find_expert(environment: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
     """The data's expert in an environment, states (B, o) -> actions (B, m); None where there is none."""
     task = environment.get("task")
-    return load_policy(task) if task in tasks_with_policies() else None
+    return load_policy(task) if task in tasks_with_experts() else None
 
 
 def use_saved_settings(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> None:
