@@ -4,8 +4,16 @@ import importlib
 import sys
 
 COMMANDS = {
-    "train-vision": ("train_vision", "main", "train from pixels (for several processes: accelerate launch -m train_vision)"),
-    "train-state": ("train_state", "main", "train from states (for several processes: accelerate launch -m train_state)"),
+    "train-vision": (
+        "train_vision",
+        "main",
+        "train from pixels (for several processes: accelerate launch -m train_vision)",
+    ),
+    "train-state": (
+        "train_state",
+        "main",
+        "train from states (for several processes: accelerate launch -m train_state)",
+    ),
     "evaluate": ("evaluation.command", "main", "evaluate a pipeline in closed loop"),
     "collect": ("envs.collect", "command", "collect a dataset of pixels"),
     "datasets": ("envs.datasets.__main__", "command", "list, show, convert and download datasets"),

@@ -52,7 +52,9 @@ def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path
     """
     check_evaluation(cfg)
     if environment is not None:
-        left_out = [each for each in cfg.evaluation.methods if METHODS[each].needs_expert and not find_expert(environment)]
+        left_out = [
+            each for each in cfg.evaluation.methods if METHODS[each].needs_expert and not find_expert(environment)
+        ]
         if left_out:
             cfg.evaluation.methods = [each for each in cfg.evaluation.methods if each not in left_out]
             print(f"note: {', '.join(left_out)} left out: there is no expert of this environment")
@@ -78,7 +80,9 @@ def check_metrics(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
     found = read_json(file)
     differ = differences({key: found.get(key) for key in identity}, dict(identity))
     if differ:
-        raise InputError(f"{file}: of another evaluation ({'; '.join(differ)}); choose another output_dir= or remove it")
+        raise InputError(
+            f"{file}: of another evaluation ({'; '.join(differ)}); choose another output_dir= or remove it"
+        )
     return found
 
 

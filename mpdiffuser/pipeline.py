@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
 
 from mpdiffuser.budget import Allowance
 from mpdiffuser.engines import Prepared, compiled, resolved
@@ -120,6 +121,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
             InputError: unless the folder is a whole pipeline folder of this format version (`check_pipeline`).
         """
         check_pipeline(Path(folder))
+        logging.disable_progress_bar()  # it takes a third of a second
         return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
 
     def sampler(self, config: SamplerConfig) -> Sampler:
@@ -238,7 +240,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
         d = self.latents.config["dim"]
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().requires_grad_()
-            rewards = total_reward(objective, self.latents.denormalize(x[..., :d]), self.actions.denormalize(x[..., d:]))
+            rewards = total_reward(
+                objective, self.latents.denormalize(x[..., :d]), self.actions.denormalize(x[..., d:])
+            )
             (gradient,) = torch.autograd.grad(scale * rewards[rewards.isfinite()].sum(), x)
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch import nn
 from torch.nn.functional import smooth_l1_loss
 

@@ -331,5 +331,3 @@ def drawing(**settings: Any) -> dict[str, Any]:
         "chunk": 1,
     }
     return common | settings
-
-

@@ -48,7 +48,9 @@ class DiffusionPolicy(Baseline):
     name = "diffusion_policy"
     label = "diffusion policy"
     color = ("#b07a1e", "#d9b061")
-    summary = "A diffusion model of the actions alone, given the present state; several actions of each plan are executed."
+    summary = (
+        "A diffusion model of the actions alone, given the present state; several actions of each plan are executed."
+    )
     models = (ACTION_PLANNER,)
     roles = {"planner": "action_planner"}  # noqa: RUF012
     settings = drawing(chunk=8)

@@ -66,9 +66,7 @@ def teacher_config(config: SamplerConfig) -> SamplerConfig:
     """A teacher's settings: ddim where ddpm would draw noise between levels, and a temperature."""
     released = config.composition == "release"  # which moves by ddpm alone
     solver = "ddim" if config.solver == "ddpm" and not released else config.solver
-    return replace(
-        config, solver=solver, temperature=TEMPERATURE if config.temperature is None else config.temperature
-    )
+    return replace(config, solver=solver, temperature=TEMPERATURE if config.temperature is None else config.temperature)
 
 
 def plan_settings(config: SamplerConfig) -> dict[str, Any]:
@@ -121,9 +119,7 @@ def fit_student(fit: Fit, student: Student, data: TrainingData) -> Student:
 
 
 @torch.inference_mode()
-def expected_targets(
-    pipeline: MPDiffuserPipeline, episodes: Episodes, targets: np.ndarray, level: float
-) -> np.ndarray:
+def expected_targets(pipeline: MPDiffuserPipeline, episodes: Episodes, targets: np.ndarray, level: float) -> np.ndarray:
     """The targets (M, c) that a pipeline on the CPU asks for at each row, at the row's own cost_to_go if any."""
     latents = torch.from_numpy(np.array(episodes["observations"], np.float32))
     costs = torch.from_numpy(targets[:, 1]) if targets.shape[1] > 1 else None

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mpdiffuser.errors import InputError
