@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from envs.collect import collect
+from envs.record import dm_control_record
 from mpdiffuser.config import configured
 from mpdiffuser.errors import InputError
 
@@ -11,19 +12,8 @@ from mpdiffuser.errors import InputError
 def main(cfg: DictConfig) -> None:
     if "suite" in cfg.task:
         raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: has a public file; there is nothing to collect")
-    path = collect(
-        task=cfg.task.name,
-        quality=cfg.quality,
-        episodes=cfg.episodes,
-        seed=cfg.seed,
-        data_root=cfg.data_root,
-        action_repeat=cfg.task.action_repeat,
-        size=cfg.task.size,
-        camera=cfg.task.camera,
-        rendering=cfg.rendering,
-        time_limit=cfg.episode_seconds,
-        processes=cfg.processes,
-    )
+    environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
+    path = collect(environment, cfg.quality, cfg.episodes, cfg.seed, cfg.data_root, cfg.processes)
     print(path)
 
 

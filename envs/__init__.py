@@ -1,12 +1,18 @@
-"""Simulators and data: dm_control tasks, rendering, collection, experts.
+"""Simulators and data: environments, rendering, collection, datasets and experts.
 
-Importing this package chooses MuJoCo's rendering back-end, which must happen before mujoco or dm_control is imported.
-A value of MUJOCO_GL set by the user is kept.
+Importing this package chooses MuJoCo's rendering back-end. That must happen before mujoco or dm_control is imported, so
+the package itself imports neither: `make` imports a simulator when it is asked for one. A value of MUJOCO_GL that the
+user has set is kept.
 """
 
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envs.protocol import Environment
 
 # triton, which torch loads late, crashes the process if Mesa's LLVM was loaded before its own
 with contextlib.suppress(ImportError):
@@ -14,3 +20,21 @@ with contextlib.suppress(ImportError):
 
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def make(record: Mapping[str, Any], observation: str = "states") -> "Environment":
+    """The environment that a record describes.
+
+    Args:
+        record: what a dataset and a pipeline keep as info["environment"]; envs/record.py lists the fields.
+        observation: "states", "frames" or "both".
+
+    Raises:
+        InputError: if a field is unknown, missing, of the wrong type, or names something that does not exist; if this
+            kind of environment does not give these observations.
+    """
+    from envs.record import check_record, load_class
+
+    check_record(record)
+    fields = {name: value for name, value in record.items() if name != "kind"}
+    return load_class(record)(observation=observation, **fields)

@@ -19,11 +19,18 @@ import numpy as np
 from mpdiffuser.errors import InputError
 
 MODES = ("fast", "full")
+LARGEST = 4096  # pixels a side
 MAX_GEOMS = 2000
 
 _gl_context: "mujoco.GLContext | None" = None
 _contexts: "weakref.WeakSet[_Context]" = weakref.WeakSet()
 _shared: "weakref.WeakValueDictionary[tuple, _Context]" = weakref.WeakValueDictionary()
+
+
+def check_size(size: int) -> None:
+    """Raise InputError unless pictures of so many pixels a side can be drawn."""
+    if not 1 <= size <= LARGEST:
+        raise InputError(f"size={size}: must be between 1 and {LARGEST} pixels")
 
 
 def back_end() -> str:
@@ -132,8 +139,7 @@ class Renderer:
             raise InputError(f"rendering={mode!r}: unknown; choose one of {', '.join(MODES)}")
         if not 0 <= camera < model.ncam:
             raise InputError(f"camera={camera}: this model has cameras 0 to {model.ncam - 1}")
-        if not 1 <= size <= 4096:
-            raise InputError(f"size={size}: must be between 1 and 4096 pixels")
+        check_size(size)
         self._model = model
         self._context = self._find_context(size, mode, share)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)

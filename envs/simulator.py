@@ -14,15 +14,18 @@ from envs import gl  # noqa: F401  before mujoco is imported
 import mujoco  # isort: skip
 from dm_control import suite  # isort: skip
 
-from envs.rendering import MODES, Renderer
+from envs.observations import Observation, stack
+from envs.physics import STATE_KINDS, ActionScaling, get_state
+from envs.rendering import MODES, Renderer, check_size
 from mpdiffuser.errors import InputError
 
 OBSERVATIONS = ("frames", "states", "both")
-TASKS = {f"{domain}_{task}": (domain, task) for domain, task in sorted(suite.ALL_TASKS)}
+EPISODE = 1000  # control steps of an episode with dm_control's own time limit
+SUITE_TASKS = {f"{domain}_{task}": (domain, task) for domain, task in sorted(suite.ALL_TASKS)}
 
-UNBOUNDED = 1e10  # dm_control's limit of an action that has none (lqr); [-1, 1] is taken for it
+UNBOUNDED = 1e10  # the limit that dm_control gives to an action without one (lqr); such an action ranges over [-1, 1]
 
-# What a domain's `initialize_episode` writes into the model: state that MuJoCo does not count as state.
+# what a domain's `initialize_episode` writes into the model: part of the state, which MuJoCo's own state omits
 MODEL_STATE: dict[str, dict[str, Any]] = {
     "finger": {"site_pos": "target", "site_size": "target"},
     "fish": {"geom_pos": "target"},
@@ -33,10 +36,8 @@ MODEL_STATE: dict[str, dict[str, Any]] = {
     "swimmer": {"geom_pos": "target", "light_pos": "target_light"},
 }
 
-# dm_control's own models use this attribute, and mujoco warns of it at every load
+# mujoco warns of this attribute at every load, and dm_control's own models use it
 logging.getLogger("absl").addFilter(lambda record: "settotalmass" not in record.getMessage())
-
-Observation = np.ndarray | dict[str, np.ndarray]
 
 
 def find_task(task: str) -> tuple[str, str]:
@@ -45,11 +46,11 @@ def find_task(task: str) -> tuple[str, str]:
     Raises:
         InputError: on an unknown name; lists those nearest to it.
     """
-    if task not in TASKS:
-        near = difflib.get_close_matches(str(task), TASKS, 5, 0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
+    if task not in SUITE_TASKS:
+        near = difflib.get_close_matches(str(task), SUITE_TASKS, 5, 0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(SUITE_TASKS)}"
         raise InputError(f"task={task!r}: no such dm_control task; {hint}")
-    return TASKS[task]
+    return SUITE_TASKS[task]
 
 
 def load_suite(task: str, time_limit: float | None = None) -> Any:
@@ -70,8 +71,8 @@ class DMControlEnv(gymnasium.Env):
 
     Args:
         task: "<domain>_<task>", e.g. "cartpole_swingup".
-        observation: "frames", Box uint8 (size, size, 3); "states", Box float32 (o,), dm_control's observations one
-            after the other; "both", Dict of the two.
+        observation: "frames", Box uint8 (size, size, 3); "states", Box float32 (o,), dm_control's observations
+            concatenated; "both", Dict of the two.
         action_repeat: control steps per decision; a step's reward is the sum over them.
         size: pixels a side.
         time_limit: seconds of simulated time per episode; None: the task's own (1000 control steps).
@@ -79,7 +80,7 @@ class DMControlEnv(gymnasium.Env):
         camera: index of the model's camera.
 
     Actions are Box(-1, 1), scaled to the task's range and clipped to it. An episode ends by truncation at the time
-    limit, or by termination where the task says so. `info["physics"]` is `get_physics()`.
+    limit, or by termination where the task says so. `info["physics"]` is `get_physics()`, `info["cost"]` is 0.
 
     Raises:
         InputError: on a bad argument, seed or action.
@@ -100,8 +101,9 @@ class DMControlEnv(gymnasium.Env):
         for option, value, allowed in (("observation", observation, OBSERVATIONS), ("rendering", rendering, MODES)):
             if value not in allowed:
                 raise InputError(f"{option}={value!r}: unknown; choose one of {', '.join(allowed)}")
-        if not isinstance(action_repeat, int) or action_repeat < 1:
-            raise InputError(f"action_repeat={action_repeat!r}: must be a whole number of at least 1")
+        if not isinstance(action_repeat, int) or not 1 <= action_repeat <= EPISODE:
+            raise InputError(f"action_repeat={action_repeat!r}: must be a whole number between 1 and {EPISODE}")
+        check_size(size)
         if time_limit is not None and not time_limit > 0:
             raise InputError(f"time_limit={time_limit!r}: must be a positive number of seconds")
         self.task, self.observation, self.action_repeat = task, observation, action_repeat
@@ -110,7 +112,7 @@ class DMControlEnv(gymnasium.Env):
         self._env = load_suite(task, time_limit)
         self.physics, self._task = self._env.physics, self._env.task
         self._substeps = round(self._env.control_timestep() / self.physics.timestep())
-        self.step_limit = float(self._env._step_limit)  # control steps; not public, but nothing else knows it
+        self.step_limit = float(self._env._step_limit)  # control steps; dm_control has no public name for it
         self.time_limit = self.step_limit * self._env.control_timestep()  # seconds
         self._steps = 0
         self._renderer: Renderer | None = None
@@ -121,7 +123,7 @@ class DMControlEnv(gymnasium.Env):
         spec = self._env.action_spec()
         bounded = np.asarray(spec.maximum) < UNBOUNDED
         low, high = np.where(bounded, spec.minimum, -1.0), np.where(bounded, spec.maximum, 1.0)
-        self._center, self._half_range = (high + low) / 2, (high - low) / 2
+        self._control = ActionScaling(np.broadcast_to(low, spec.shape), np.broadcast_to(high, spec.shape))
         self.action_space = spaces.Box(-1.0, 1.0, spec.shape, np.float32)
         dimension = sum(int(np.prod(s.shape)) for s in self._env.observation_spec().values())
         kinds: dict[str, spaces.Space] = {
@@ -144,7 +146,7 @@ class DMControlEnv(gymnasium.Env):
         return self.physics.data.ptr
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
-        """Start an episode; `seed` (0 to 2**32 - 1) seeds the task's own generator, None lets it run on."""
+        """Start an episode; `seed` (0 to 2**32 - 1) seeds the task's own generator, which goes on with None."""
         if seed is not None:
             if not 0 <= seed < 2**32:
                 raise InputError(f"seed={seed}: must be between 0 and 2**32 - 1")
@@ -152,7 +154,7 @@ class DMControlEnv(gymnasium.Env):
         super().reset(seed=seed)
         self._env.reset()
         self._steps = 0
-        return self._observe(), {"physics": self.get_physics()}
+        return self._observe(), {"physics": self.get_physics(), "cost": 0.0}
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         reward, terminated, truncated = 0.0, False, False
@@ -165,14 +167,7 @@ class DMControlEnv(gymnasium.Env):
             terminated = not truncated and self._task.get_termination(self.physics) is not None
             if truncated or terminated:
                 break
-        return self._observe(), reward, terminated, truncated, {"physics": self.get_physics()}
-
-    def _control(self, action: np.ndarray) -> np.ndarray:
-        """Action in [-1, 1] to the task's units."""
-        action = np.asarray(action, np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be {self.action_space.shape} finite numbers")
-        return self._center + self._half_range * np.clip(action, -1, 1)
+        return self._observe(), reward, terminated, truncated, {"physics": self.get_physics(), "cost": 0.0}
 
     def _advance(self, control: np.ndarray) -> None:
         self._task.before_step(control, self.physics)
@@ -187,18 +182,18 @@ class DMControlEnv(gymnasium.Env):
         return {"frames": self.render(), "states": flat} if self.observation == "both" else flat
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """The frame of the present state, (size, size, 3) uint8."""
+        """A frame of the current state, (size, size, 3) uint8."""
         if self._renderer is None:
             self._renderer = Renderer(self.model, self.size, self.camera, self.rendering, share=self.task)
         return self._renderer.render(self.data)
 
     def _model_state(self) -> list[tuple[Any, Any]]:
-        """(array, rows) of what the task keeps in the model."""
-        fields = MODEL_STATE.get(TASKS[self.task][0], {})
+        """(array, rows) of the model that belong to the state: see MODEL_STATE."""
+        fields = MODEL_STATE.get(SUITE_TASKS[self.task][0], {})
         return [(getattr(self.physics.named.model, field), rows) for field, rows in fields.items()]
 
     def joints(self) -> list[dict[str, Any]]:
-        """Name, type ("hinge", "slide", ...) and place of position and velocity in `get_physics()` of each joint."""
+        """Each joint's name, type ("hinge", "slide", ...), and indices of position and velocity in `get_physics()`."""
         return [
             {
                 "name": self.model.joint(j).name,
@@ -210,11 +205,11 @@ class DMControlEnv(gymnasium.Env):
         ]
 
     def get_physics(self) -> np.ndarray:
-        """The whole state, (p,) float64: MuJoCo's mjSTATE_FULLPHYSICS (time first), then the solver's warm start,
-        then what the task keeps in the model (a target's position). Exception: quadruped_escape's terrain.
+        """The whole state, (p,) float64: `envs.physics.get_state`, then what the task writes into the model, such as
+        a target's position. Exception: quadruped_escape's terrain is left out.
         """
-        parts = [_get_state(self.model, self.data, kind) for kind in _STATE_KINDS]
-        return np.concatenate([*parts, *(np.ravel(array[rows]) for array, rows in self._model_state())])
+        own = [np.ravel(array[rows]) for array, rows in self._model_state()]
+        return np.concatenate([get_state(self.model, self.data), *own])
 
     def set_physics(self, state: np.ndarray) -> None:
         """Go to a state of `get_physics`, of this or another environment of the same task.
@@ -222,7 +217,7 @@ class DMControlEnv(gymnasium.Env):
         The step count follows the state's time, so the time limit keeps its meaning.
         """
         state = np.asarray(state, np.float64)
-        sizes = [mujoco.mj_stateSize(self.model, kind) for kind in _STATE_KINDS]
+        sizes = [mujoco.mj_stateSize(self.model, kind) for kind in STATE_KINDS]
         sizes += [np.size(array[rows]) for array, rows in self._model_state()]
         if state.shape != (sum(sizes),) or not np.isfinite(state).all():
             raise InputError(f"physics of {self.task}: {sum(sizes)} finite numbers needed, found shape {state.shape}")
@@ -230,14 +225,14 @@ class DMControlEnv(gymnasium.Env):
         for (array, rows), values in zip(self._model_state(), rest, strict=True):
             array[rows] = values.reshape(np.shape(array[rows]))
         self.data.ctrl[:] = 0
-        mujoco.mj_setState(self.model, self.data, full, _STATE_KINDS[0])
+        mujoco.mj_setState(self.model, self.data, full, STATE_KINDS[0])
         mujoco.mj_forward(self.model, self.data)
-        # mj_forward moves the solver's warm start, on which the next step depends in its last bits
-        mujoco.mj_setState(self.model, self.data, warm_start, _STATE_KINDS[1])
+        # mj_forward has changed the solver's warm start
+        mujoco.mj_setState(self.model, self.data, warm_start, STATE_KINDS[1])
         self._steps = round(self.data.time / self._env.control_timestep())
 
     def peek(self, actions: np.ndarray) -> Observation:
-        """Observations after each of the actions (K, m), K leading; the simulator is left exactly as it was."""
+        """Observations (K, ...) after each of the actions (K, m); the simulator is left exactly as it was."""
         mujoco.mj_copyData(self._scratch, self.model, self.data)
         seen = []
         for action in np.asarray(actions):
@@ -252,19 +247,3 @@ class DMControlEnv(gymnasium.Env):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-
-_STATE_KINDS = (int(mujoco.mjtState.mjSTATE_FULLPHYSICS), int(mujoco.mjtState.mjSTATE_WARMSTART))
-
-
-def _get_state(model: mujoco.MjModel, data: mujoco.MjData, kind: int) -> np.ndarray:
-    state = np.empty(mujoco.mj_stateSize(model, kind))
-    mujoco.mj_getState(model, data, state, kind)
-    return state
-
-
-def stack(observations: list[Observation]) -> Observation:
-    """Observations of one environment or many, stacked along a new first axis."""
-    if isinstance(observations[0], dict):
-        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
-    return np.stack(observations)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,23 +13,23 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from envs.simulator import Observation
+from envs.observations import Observation, concatenate
+from envs.record import check_record
 from mpdiffuser.errors import InputError
 from mpdiffuser.machine import available_cores
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
-    """Copies of one DMControlEnv, or with the option `env_id` one GymEnv, shared out over worker processes; each
-    process has one renderer.
+    """B copies of one environment, distributed over worker processes.
 
-    A finished environment ignores further steps (reward 0, last observation, flags as they were) until it is reset.
-    `decision_seconds` is the simulated time between two steps.
+    An environment whose episode has ended ignores further steps until it is reset: reward and cost are 0, the
+    observation and the flags stay as they were. `decision_seconds` is the simulated time between two steps.
     `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step.
 
     Args:
+        record, observation: see `envs.make`.
         num_envs: B.
-        processes: workers; None: one a core, at most B.
-        options: arguments of DMControlEnv or GymEnv.
+        processes: their number; None: one for each core. It is at most B.
 
     Raises:
         InputError: on a bad argument.
@@ -38,8 +38,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # noqa: RUF012
 
-    def __init__(self, num_envs: int, processes: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, record: Mapping[str, Any], num_envs: int, processes: int | None = None, observation: str = "states"
+    ) -> None:
         self._workers: list[_Worker] = []
+        check_record(record)
         for option, value in (("num_envs", num_envs), ("processes", processes)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{option}={value!r}: must be a whole number of at least 1")
@@ -49,7 +52,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         try:
             self._workers = [_Worker(index) for index in range(len(shares))]
             for worker, (start, stop) in zip(self._workers, self._bounds):
-                worker.send("host", stop - start, options)
+                worker.send("host", stop - start, dict(record), observation)
             self.single_observation_space, self.single_action_space, self.decision_seconds = self._receive()[0]
         except BaseException:
             self.close()
@@ -63,8 +66,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Start episodes.
 
         Args:
-            seed: one per environment, or s for s, s + 1, ...
-            options: "reset_mask" (B,) bool: only these start anew.
+            seed: one for each environment, or s for s, s + 1, ...
+            options: "reset_mask" (B,) bool: only these environments are reset.
         """
         if seed is None or isinstance(seed, int):
             seed = [None if seed is None else seed + index for index in range(self.num_envs)]
@@ -73,7 +76,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
             raise InputError(f"reset of {self.num_envs} environments: found {len(seeds)} seeds and mask {mask.shape}")
         observations, physics = zip(*self._call("reset", seeds, mask))
-        return _join(observations), {"physics": np.concatenate(physics)}
+        return concatenate(observations), {"physics": np.concatenate(physics)}
 
     def step(  # type: ignore[override]
         self, actions: np.ndarray
@@ -81,11 +84,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """One decision in every environment; actions (B, m)."""
         parts = list(zip(*self._call("step", self._batch(actions))))
         rewards, terminations, truncations, physics, costs = (np.concatenate(part) for part in parts[1:])
-        return _join(parts[0]), rewards, terminations, truncations, {"physics": physics, "cost": costs}
+        return concatenate(parts[0]), rewards, terminations, truncations, {"physics": physics, "cost": costs}
 
     def peek(self, actions: np.ndarray) -> Observation:
         """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were."""
-        return _join(self._call("peek", self._batch(actions)))
+        return concatenate(self._call("peek", self._batch(actions)))
 
     def gl_name(self) -> str:
         """Rendering back-end and driver of the workers."""
@@ -102,7 +105,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def _batch(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
         if len(values) != self.num_envs:
-            raise InputError(f"actions: {self.num_envs} rows needed, one an environment; found shape {values.shape}")
+            raise InputError(
+                f"actions: {self.num_envs} rows needed, one for each environment; found shape {values.shape}"
+            )
         return values
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
@@ -126,19 +131,21 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
 
 class _Worker:
+    """A process of envs.worker and the connection to it."""
+
     def __init__(self, index: int) -> None:
-        ours, theirs = socket.socketpair()
-        self.connection = Connection(ours.detach())
-        with theirs:
+        near, far = socket.socketpair()
+        self.connection = Connection(near.detach())
+        with far:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "envs.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "envs.worker", str(far.fileno())],
+                pass_fds=[far.fileno()],
                 env=_environment(index),
                 stdin=subprocess.DEVNULL,
             )
 
     def send(self, method: str, *arguments: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # its death is reported by receive
+        with contextlib.suppress(ConnectionError):  # receive reports that the worker has died
             self.connection.send((method, arguments))
 
     def receive(self) -> tuple[Any, Any]:
@@ -166,9 +173,3 @@ def _environment(index: int) -> dict[str, str]:
     if gpus:
         environment.setdefault("MUJOCO_EGL_DEVICE_ID", gpus[index % len(gpus)].strip())
     return environment
-
-
-def _join(parts: Sequence[Observation]) -> Observation:
-    if isinstance(parts[0], dict):
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}  # type: ignore[index]
-    return np.concatenate(parts)  # type: ignore[arg-type]

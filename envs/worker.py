@@ -1,7 +1,7 @@
-"""The process behind envs.vector.VectorEnv: hosts some environments and answers requests over a socket.
+"""The process behind envs.vector.VectorEnv: it holds some of the environments and answers requests over a socket.
 
-Started as `python -m envs.worker FILE_DESCRIPTOR` rather than through multiprocessing's spawn, which would import the
-parent's main module, and torch with it. It ends when the socket closes, so it never outlives its parent.
+It is started as `python -m envs.worker FILE_DESCRIPTOR`: multiprocessing's spawn would import the parent's main module,
+and torch with it. It ends when the socket closes, so it never outlives its parent.
 """
 
 import signal
@@ -12,28 +12,36 @@ from typing import Any
 
 import numpy as np
 
-from envs.gym_env import GymEnv
-from envs.simulator import DMControlEnv, Observation, stack
+import envs
+from envs.observations import Observation, stack
+from envs.protocol import Environment
 
 
 class Host:
-    """Environments stepped one after the other; a finished one stands still until it is reset."""
+    """Environments that are stepped one after the other; one whose episode has ended waits for its reset.
 
-    def __init__(self, count: int, options: dict[str, Any]) -> None:
-        kind = GymEnv if "env_id" in options else DMControlEnv
-        self.envs: list[Any] = [kind(**options) for _ in range(count)]
+    Args:
+        count: B, their number.
+        record, observation: see `envs.make`.
+    """
+
+    def __init__(self, count: int, record: dict[str, Any], observation: str) -> None:
+        self.envs: list[Environment] = [envs.make(record, observation) for _ in range(count)]
         self.last: list[tuple[Observation, float, bool, bool, dict]] = [None] * count  # type: ignore[list-item]
 
     def about(self) -> tuple[Any, Any, float]:
+        """Observation space, action space and decision_seconds."""
         return self.envs[0].observation_space, self.envs[0].action_space, self.envs[0].decision_seconds
 
     def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Observation, np.ndarray]:
+        """Reset where mask (B,) is set; observations (B, ...) and physics (B, p) of all."""
         for index in np.flatnonzero(mask):
             observation, info = self.envs[index].reset(seed=seeds[index])
             self.last[index] = observation, 0.0, False, False, info
         return stack([step[0] for step in self.last]), np.stack([step[4]["physics"] for step in self.last])
 
     def step(self, actions: np.ndarray) -> tuple[Observation, *tuple[np.ndarray, ...]]:
+        """Observations, rewards, terminations, truncations, physics and costs, B leading, after actions (B, m)."""
         for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             observation, _, terminated, truncated, info = self.last[index]
             if terminated or truncated:
@@ -41,23 +49,29 @@ class Host:
             else:
                 self.last[index] = env.step(action)
         observations, rewards, terminations, truncations, infos = zip(*self.last)
-        physics, costs = np.stack([info["physics"] for info in infos]), [info.get("cost", 0.0) for info in infos]
-        return stack(list(observations)), *map(np.array, (rewards, terminations, truncations, physics, costs))
+        physics, costs = np.stack([info["physics"] for info in infos]), [info["cost"] for info in infos]
+        return stack(observations), *map(np.array, (rewards, terminations, truncations, physics, costs))
 
     def peek(self, actions: np.ndarray) -> Observation:
+        """Observations (B, K, ...) after each of the actions (B, K, m)."""
         return stack([env.peek(plan) for env, plan in zip(self.envs, actions, strict=True)])
 
     def gl_name(self) -> str:
+        """Rendering back-end and driver."""
         from envs import rendering
 
         return rendering.gl_name()
 
     def modules(self) -> list[str]:
+        """Names of the loaded modules."""
         return sorted(sys.modules)
 
 
 def serve(connection: Connection) -> None:
-    """Answer (method, arguments) with (None, result) or ((exception name, message, traceback), None)."""
+    """Answer (method, arguments) with (None, result) or ((exception name, message, traceback), None).
+
+    The first request carries the arguments of `Host`.
+    """
     host: Host | None = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What is noted of an evaluation, so that it can go on after a cut, and be done again digit for digit."""
+"""What is recorded of an evaluation, so that it can resume after a cut, and be repeated digit for digit."""
 
 import hashlib
 import json
@@ -11,21 +11,22 @@ from omegaconf.errors import OmegaConfBaseException
 from mpdiffuser.config import settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, read_json, write_whole
-from mpdiffuser.rivals import RIVALS
+from mpdiffuser.methods import METHODS
 
 
-def evaluated(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that an evaluation's outcome depends on: its own, and those of each sampler that takes part."""
-    samplers = {"sampler": cfg.sampler} | {name: cfg.rivals[name] for name in RIVALS if name in cfg.evaluation.methods}
-    return {**settings(cfg.evaluation), **{name: settings(section) for name, section in samplers.items()}}
+def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that the outcome depends on: those of the evaluation, and of each sampler that takes part."""
+    sections = settings(cfg.baselines)
+    baselines = {name: sections[name] for name in METHODS if name in cfg.evaluation.methods and name in sections}
+    return {**settings(cfg.evaluation), "sampler": settings(cfg.sampler), "baselines": baselines}
 
 
-class Kept:
-    """Results of the methods that are done, in a file, so that an evaluation that was cut off goes on after them.
+class PartialResults:
+    """Results of the methods that are done, in a file, so that an evaluation that was cut off resumes after them.
 
     Args:
-        file: where; one of another evaluation is started anew.
-        identity: what the evaluation is of.
+        file: where; a file of another evaluation is replaced.
+        identity: of the evaluation.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
@@ -35,12 +36,13 @@ class Kept:
         self.methods: dict[str, dict[str, Any]] = found["methods"] if fits else {}
 
     def add(self, name: str, result: dict[str, Any]) -> None:
+        """Record a method's results."""
         self.methods[name] = result
         write_whole(self.file, json.dumps(self.identity | {"methods": self.methods}))
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A name for the content of a pipeline folder, wherever it lies; its manifest follows from the rest."""
+    """A name for the content of a pipeline folder, wherever it lies. The manifest follows from the other files."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != MANIFEST:
@@ -48,11 +50,11 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def recorded(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """The metrics of an earlier evaluation, and its settings put into cfg.
+def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The metrics of an earlier evaluation; its settings are put into cfg.
 
     Raises:
-        InputError: if it was of another pipeline, or its plans were drawn under a deadline, which no clock repeats.
+        InputError: if it was of another pipeline, or drew plans under a deadline, which depends on the clock.
     """
     metrics = read_json(file)
     missing = [key for key in ("settings", "pipeline", "machine", "methods") if not metrics.get(key)]
@@ -62,22 +64,23 @@ def recorded(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: of the pipeline {metrics['pipeline']}, found {folder_fingerprint(folder)} in {folder}"
         )
-    noted = dict(metrics["settings"])
-    if noted["sampler"]["deadline_ms"]:
-        raise InputError(f"{file}: sampler.deadline_ms is {noted['sampler']['deadline_ms']}: clocks do not repeat")
+    found = dict(metrics["settings"])
     try:
-        for name, section in {"sampler": cfg.sampler, **cfg.rivals}.items():
-            if name in noted:  # who computed was no question before there were engines for all
-                section.merge_with({"engine": "torch"} | noted.pop(name))
-        cfg.evaluation.merge_with({"shares": 1} | noted)
+        sampler, baselines = found.pop("sampler"), found.pop("baselines")
+        deadline = sampler["deadline_ms"]
+        cfg.sampler.merge_with(sampler)
+        cfg.baselines.merge_with(baselines)
+        cfg.evaluation.merge_with(found)
         cfg.threads = metrics["machine"]["threads"]
-    except OmegaConfBaseException as error:
-        raise InputError(f"{file}: settings that this version does not know ({error})") from error
+    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        raise InputError(f"{file}: settings that this version does not know ({error!r})") from error
+    if deadline:
+        raise InputError(f"{file}: sampler.deadline_ms is {deadline}: an evaluation under a deadline is not repeatable")
     return metrics
 
 
-def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Where two evaluations differ, times aside."""
+def changed_results(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Where the results of two evaluations differ, apart from times."""
     result = []
     for name, method in first["methods"].items():
         for key in ("returns", "lengths", "costs", "feasibility", "fallbacks", "levels"):

@@ -27,7 +27,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim, create_array, publish, read_json, release, write_whole, writing
 
 FORMAT = "mpdiffuser-episodes"
-VERSION = 1
+VERSION = 2
 REQUIRED = ("actions", "rewards", "terminations", "truncations")
 KINDS = {  # type and dimensions of the arrays that have a meaning
     "actions": ("float32", 2),
@@ -52,7 +52,7 @@ class Episodes:
             `truncations` (M,) bool, and at least one of `observations` (M, o) float32 and `frames`
             (M, height, width, 3) uint8; where known also `costs` (M,) float32 and `physics` (M, p) float64.
         offsets: (E + 1,) int64, first row of each episode, then M.
-        info: JSON-able facts about the origin (task, action_repeat, rendering, quality, seeds, ...).
+        info: JSON-able facts about the origin (task, environment, quality, seeds, ...).
         numbers: (E,) what the episodes are called: their indices in the dataset that they were selected from.
 
     Raises:
@@ -166,7 +166,8 @@ class Episodes:
             raise InputError(f"{meta_file}: field 'format' must be {FORMAT!r}; this is not a dataset of ours")
         if meta.get("version") != VERSION:
             raise InputError(
-                f"{meta_file}: version {meta.get('version')!r} found, this program reads version {VERSION}"
+                f"{meta_file}: format version {meta.get('version')!r} found, this program reads version {VERSION}; "
+                "collect or convert the data again"
             )
         specs, info = meta.get("arrays"), meta.get("info")
         if not isinstance(specs, dict) or not isinstance(info, dict) or "offsets" not in specs:

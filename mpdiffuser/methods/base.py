@@ -194,6 +194,7 @@ class Method:
         plans_states: whether its plans hold states, which evaluation compares with the simulator.
         takes_limits: whether it can be given a limit on costs.
         needs_expert: whether it exists only where the data's expert does.
+        evaluated_with: other methods that `method=NAME` trains and evaluates too; their folder has no suffix.
     """
 
     name: ClassVar[str]
@@ -207,6 +208,7 @@ class Method:
     plans_states: ClassVar[bool] = False
     takes_limits: ClassVar[bool] = False
     needs_expert: ClassVar[bool] = False
+    evaluated_with: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def recipes(cls, limits: Sequence[float] = ()) -> tuple[Recipe, ...]:

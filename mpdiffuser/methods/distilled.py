@@ -150,6 +150,7 @@ class Distilled(Planning):
     summary = "A student of MPDiffuser that draws such plans in one pass of one network."
     order = 92
     models = (*MPDiffuser.models, STUDENT)
+    evaluated_with = ("planner", "mpdiffuser")
 
     @classmethod
     def prepare(cls, setup: Setup) -> tuple[MPDiffuserPipeline, SamplerConfig]:

@@ -36,3 +36,4 @@ class MPDiffuser(Planning):
     )
     order = 91
     models = (RANKER, PLANNER, DYNAMICS)
+    evaluated_with = ("random", "cloning", "planner", "expert")

@@ -12,20 +12,27 @@ import numpy as np
 import pytest
 
 import envs.collect as collect_module
-from envs import experts
+from envs import experts, make
 from envs.collect import DISTURBANCES, DISTURBED, Actor, choose_actions, collect, plan_policies
-from envs.simulator import DMControlEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 
-TINY = {"task": "cartpole_swingup", "time_limit": 0.2, "size": 16, "action_repeat": 4, "processes": 1}
+TINY = {
+    "kind": "dm_control",
+    "task": "cartpole_swingup",
+    "action_repeat": 4,
+    "size": 16,
+    "camera": 0,
+    "rendering": "fast",
+    "time_limit": 0.2,
+}
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """A dataset of 20 steps in 5 decisions, 18 episodes: two rounds."""
-    return collect(quality="mixed", episodes=18, seed=3, data_root=tmp_path_factory.mktemp("data"), **TINY)
+    return collect(TINY, "mixed", 18, 3, tmp_path_factory.mktemp("data"), processes=1)
 
 
 def copy(folder, to):
@@ -33,8 +40,9 @@ def copy(folder, to):
     return shutil.copytree(folder, to / folder.name)
 
 
-def again(folder, **changes):
-    return collect(**{"quality": "mixed", "episodes": 18, "seed": 3, "data_root": folder.parent, **TINY, **changes})
+def again(folder, environment=TINY, **changes):
+    options = {"quality": "mixed", "episodes": 18, "seed": 3, "data_root": folder.parent, "processes": 1}
+    return collect(environment, **{**options, **changes})
 
 
 def test_data_replay_in_the_simulator(mixed):
@@ -51,7 +59,7 @@ def test_data_replay_in_the_simulator(mixed):
         "truncations": ((), "bool"),
         "physics": ((7,), "float64"),
     }
-    env = DMControlEnv(observation="both", **{key: TINY[key] for key in TINY if key != "processes"})
+    env = make(episodes.info["environment"], "both")
     for index in (0, 17):
         rows = episodes.rows(index)
         observation, info = env.reset(seed=episodes.info["episode_seeds"][index])
@@ -69,9 +77,9 @@ def test_data_replay_in_the_simulator(mixed):
 
 def test_info_says_where_the_data_come_from(mixed):
     info = Episodes.load(mixed).info
-    facts = {"task": "cartpole_swingup", "action_repeat": 4, "size": 16, "camera": 0, "rendering": "fast"}
-    assert facts.items() <= info.items()
-    assert info["quality"] == "mixed" and info["seed"] == 3 and info["time_limit"] == pytest.approx(0.2)
+    assert info["environment"] == TINY and info["task"] == "cartpole_swingup"
+    assert not set(TINY) & set(info) - {"task"}  # what the record says is said once
+    assert info["quality"] == "mixed" and info["seed"] == 3
     assert info["back_end"].split(":")[0] == info["MUJOCO_GL"] or info["MUJOCO_GL"] == ""
     assert len(info["policies"]) == len(info["disturbances"]) == len(set(info["episode_seeds"])) == 18
     assert info["decision_seconds"] == 0.04
@@ -88,7 +96,7 @@ def test_the_number_of_processes_changes_nothing(mixed, tmp_path):
 
 @pytest.mark.parametrize("quality", ["expert", "medium", "random"])
 def test_each_quality(quality, tmp_path):
-    episodes = Episodes.load(collect(quality=quality, episodes=2, data_root=tmp_path, **TINY))
+    episodes = Episodes.load(collect(TINY, quality, 2, 0, tmp_path, processes=1))
     assert len(set(map(tuple, episodes.info["policies"]))) == 1
     if quality == "random":
         assert episodes.info["policies"] == [["random"]] * 2 and episodes["actions"][:5].std() > 0
@@ -99,21 +107,24 @@ def test_each_quality(quality, tmp_path):
     np.testing.assert_allclose(acted[episodes.rows(0)][:-1], meant[episodes.rows(0)][:-1], atol=1e-5)
 
 
-def test_medium_is_the_rung_nearest_half_of_the_expert():
+def test_medium_is_the_policy_nearest_half_of_the_expert():
     ((name,), *_), _ = plan_policies("cartpole_swingup", "medium", 3, 4, 0)
-    returns = {rung: experts.load_policy("cartpole_swingup", rung).info["return_mean"] for rung in ("rung_1", "expert")}
-    gap = abs(experts.load_policy("cartpole_swingup", name).info["return_mean"] - returns["expert"] / 2)
+    returns = {
+        each: experts.load_policy("cartpole_swingup", each).info["return_mean"]
+        for each in experts.policy_names("cartpole_swingup")
+    }
+    gap = abs(returns[name] - returns["expert"] / 2)
     assert all(gap <= abs(value - returns["expert"] / 2) for value in returns.values())
 
 
 def test_mixed_has_equal_shares_in_seeded_order():
-    rungs = ["random", *experts.names("cartpole_swingup")]
-    chosen, policies = plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)
+    names = ["random", *experts.policy_names("cartpole_swingup")]
+    chosen, policies = plan_policies("cartpole_swingup", "mixed", 4 * len(names), 4, 0)
     for turn in zip(*chosen):
-        assert {name: turn.count(name) for name in rungs} == dict.fromkeys(rungs, 4) and set(policies) == set(rungs)
+        assert {name: turn.count(name) for name in names} == dict.fromkeys(names, 4) and set(policies) == set(names)
     assert any(first != second for first, second in chosen)
-    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 0)[0] == chosen
-    assert plan_policies("cartpole_swingup", "mixed", 4 * len(rungs), 4, 1)[0] != chosen != sorted(chosen)
+    assert plan_policies("cartpole_swingup", "mixed", 4 * len(names), 4, 0)[0] == chosen
+    assert plan_policies("cartpole_swingup", "mixed", 4 * len(names), 4, 1)[0] != chosen != sorted(chosen)
 
 
 def test_handovers(mixed):
@@ -136,9 +147,9 @@ def test_handovers(mixed):
 def test_a_disturbance_holds_a_random_action_for_a_while():
     actor, twin, calm = (Actor([lambda states: states], rate, 7, 20_000) for rate in (0.02, 0.02, 0.0))
     meant = np.random.default_rng(0).uniform(-1, 1, (20_000, 2))
-    done = np.stack([actor.finish(action) for action in meant])
-    assert np.array_equal(done, np.stack([twin.finish(action) for action in meant]))
-    assert np.array_equal(meant[:500], np.stack([calm.finish(action) for action in meant[:500]]))
+    done = np.stack([actor.decide(action) for action in meant])
+    assert np.array_equal(done, np.stack([twin.decide(action) for action in meant]))
+    assert np.array_equal(meant[:500], np.stack([calm.decide(action) for action in meant[:500]]))
     assert np.abs(done).max() <= 1
     pushed = (done != meant).any(1)
     starts = np.flatnonzero(pushed & ~np.r_[False, pushed[:-1] & (done[1:] == done[:-1]).all(1)])
@@ -166,16 +177,21 @@ def test_a_dataset_with_other_disturbances_is_not_reused(mixed, monkeypatch):
 def test_a_whole_dataset_is_reused(mixed, capsys):
     before = (mixed / "meta.json").stat().st_mtime_ns
     assert again(mixed) == mixed
-    assert "there already, reused (18 episodes" in capsys.readouterr().out
+    assert "exists already, reused (18 episodes" in capsys.readouterr().out
     assert (mixed / "meta.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"size": 32}, "size is 16, not 32"), ({"time_limit": 0.4}, "time_limit is 0.2")]
+    ("changes", "words"),
+    [
+        ({"size": 32}, r"environment\.size is 16, not 32"),
+        ({"time_limit": 0.4}, r"environment\.time_limit is 0\.2, not 0\.4"),
+        ({"time_limit": None}, r"environment\.time_limit is 0\.2, not None"),
+    ],
 )
 def test_other_settings_are_refused(mixed, changes, words):
     with pytest.raises(InputError, match=words):
-        again(mixed, **changes)
+        again(mixed, TINY | changes)
 
 
 def test_damage_is_refused(mixed, tmp_path):
@@ -197,8 +213,8 @@ def test_damage_is_refused(mixed, tmp_path):
 
 
 def test_a_killed_collector_leaves_nothing_that_loads(tmp_path):
-    options = {"quality": "random", "episodes": 16, "data_root": str(tmp_path), **TINY, "time_limit": None}
-    code = f"from envs.collect import collect; collect(**{options!r})"
+    arguments = f"{TINY | {'time_limit': None}}, 'random', 16, 0, {str(tmp_path)!r}, 1"
+    code = f"from envs.collect import collect; collect({arguments})"
     path = tmp_path / "cartpole_swingup-random-ar4-16ep-seed0"
     partial = path.with_name(path.name + ".partial")
     environment = {**os.environ, "PYTHONPATH": ROOT}
@@ -211,7 +227,7 @@ def test_a_killed_collector_leaves_nothing_that_loads(tmp_path):
     for folder in (path, partial):
         with pytest.raises(InputError, match=r"meta\.json is missing"):
             Episodes.load(folder)
-    assert Episodes.load(collect(**{**options, "time_limit": 0.2})).lengths.tolist() == [5] * 16
+    assert Episodes.load(collect(TINY, "random", 16, 0, tmp_path, 1)).lengths.tolist() == [5] * 16
     assert not partial.exists()
 
 
@@ -229,7 +245,7 @@ def test_a_collection_that_was_cut_off_goes_on(mixed, tmp_path, monkeypatch, cap
         again(mixed, data_root=tmp_path)
     assert not (tmp_path / mixed.name).exists()
     whole, other = Episodes.load(mixed), Episodes.load(again(mixed, data_root=tmp_path))
-    assert "going on after 9 episodes" in capsys.readouterr().out
+    assert "continuing after 9 episodes" in capsys.readouterr().out
     assert other.checksum() == whole.checksum() and other.info == whole.info
     assert [path.name for path in tmp_path.iterdir()] == [mixed.name]
 
@@ -237,8 +253,7 @@ def test_a_collection_that_was_cut_off_goes_on(mixed, tmp_path, monkeypatch, cap
 def test_a_last_round_that_is_smaller_is_gone_on_with(tmp_path, monkeypatch):
     """3 episodes in rounds of 2 and 1, cut off after the first: one environment of the second has nothing to do."""
     monkeypatch.setattr(collect_module, "PARALLEL", 2)
-    options = dict(quality="random", episodes=3, **TINY)
-    whole = Episodes.load(collect(data_root=tmp_path / "whole", **options))
+    whole = Episodes.load(collect(TINY, "random", 3, 0, tmp_path / "whole", 1))
 
     def keep(writer, progress, kept=collect_module.EpisodesWriter.keep):
         kept(writer, progress)
@@ -246,8 +261,8 @@ def test_a_last_round_that_is_smaller_is_gone_on_with(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(collect_module.EpisodesWriter, "keep", keep)
-        collect(data_root=tmp_path / "cut", **options)
-    assert Episodes.load(collect(data_root=tmp_path / "cut", **options)).checksum() == whole.checksum()
+        collect(TINY, "random", 3, 0, tmp_path / "cut", 1)
+    assert Episodes.load(collect(TINY, "random", 3, 0, tmp_path / "cut", 1)).checksum() == whole.checksum()
 
 
 @pytest.fixture
@@ -261,7 +276,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_an_error_at_the_start(small_disk):
     with pytest.raises(InputError, match=r"no space for frames: 0\.\d+ GB needed, 0\.\d+ GB free.*data_root="):
-        collect(quality="random", episodes=18, data_root=small_disk, **TINY)
+        collect(TINY, "random", 18, 0, small_disk, 1)
     assert list(small_disk.iterdir()) == []
 
 
@@ -269,7 +284,7 @@ def test_a_failed_collection_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(InputError, match="no rendering with this back-end"):
-        collect(quality="random", episodes=1, data_root=tmp_path, **TINY)
+        collect(TINY, "random", 1, 0, tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,15 +295,17 @@ def test_a_failed_collection_leaves_nothing(tmp_path, monkeypatch):
         ({"episodes": 0}, "episodes=0"),
         ({"seed": -1}, "seed=-1"),
         ({"processes": 0}, "processes=0"),
-        ({"action_repeat": 3}, "action_repeat=3.*made for 4"),
-        ({"task": "hopper_hop"}, "hopper_hop"),
-        ({"task": "lqr_lqr_2_1", "quality": "random", "time_limit": None}, "no time limit"),
+        ({"environment": TINY | {"action_repeat": 3}}, "action_repeat=3.*made for 4"),
+        ({"environment": TINY | {"task": "hopper_hop"}}, "hopper_hop"),
+        ({"environment": TINY | {"task": "lqr_lqr_2_1", "time_limit": None}}, "no time limit"),
+        ({"environment": TINY | {"colour": "red"}}, r"environment: no field 'colour'"),
+        ({"environment": {"kind": "gymnasium", "env_id": "Hopper-v4"}}, "in dm_control only, found 'gymnasium'"),
         ({"data_root": "/proc/version/here"}, "data_root='/proc/version/here'"),
     ],
 )
 def test_bad_arguments(changes, words, tmp_path):
     with pytest.raises(InputError, match=words):
-        collect(**{"data_root": tmp_path, "episodes": 2, **TINY, **changes})
+        collect(**{"environment": TINY, "quality": "mixed", "episodes": 2, "seed": 0, "data_root": tmp_path, **changes})
     assert list(tmp_path.iterdir()) == []
 
 

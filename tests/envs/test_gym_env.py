@@ -1,4 +1,4 @@
-"""Gymnasium's environments behind our interface, against gymnasium itself."""
+"""GymEnv against gymnasium itself."""
 
 import gymnasium
 import numpy as np
@@ -42,7 +42,7 @@ def test_a_step_too_fast_costs(env_id: str, planar: bool) -> None:
     theirs = gymnasium.make(env_id)
     random, limit = np.random.default_rng(0), 0.3
     theirs.reset(seed=2)
-    vector = VectorEnv(1, 1, env_id=env_id, speed_limit=limit)
+    vector = VectorEnv({"kind": "gymnasium", "env_id": env_id, "speed_limit": limit}, 1, 1)
     try:
         vector.reset(seed=[2])
         paid = []
@@ -61,3 +61,10 @@ def test_a_step_too_fast_costs(env_id: str, planar: bool) -> None:
 def test_environments_that_do_not_fit(env_id: str) -> None:
     with pytest.raises(InputError, match=env_id):
         GymEnv(env_id)
+
+
+def test_it_names_no_module_and_gives_no_frames() -> None:
+    with pytest.raises(InputError, match=r"environment 'os:Hopper-v4': must be a name such as"):
+        GymEnv("os:Hopper-v4")
+    with pytest.raises(InputError, match=r"observation='frames': a gymnasium environment gives states only"):
+        GymEnv("Hopper-v4", observation="frames")

@@ -14,8 +14,8 @@ from mpdiffuser.errors import InputError
 from dm_control import suite  # isort: skip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "task"
-SUITES = {"d4rl", "dsrl"}  # of states, which no simulator of ours makes
-TASKS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - SUITES)
+OFFLINE = {"d4rl", "dsrl"}  # their tasks have files in place of a simulator
+TASKS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - OFFLINE)
 
 
 def random_actions(env, count, seed=0):
@@ -27,7 +27,7 @@ def flat(time_step):
 
 
 def raw(task, seed, time_limit=None):
-    domain, name = simulator.TASKS[task]
+    domain, name = simulator.SUITE_TASKS[task]
     options = {} if time_limit is None else {"time_limit": time_limit}
     return suite.load(domain, name, task_kwargs={"random": seed, **options})
 
@@ -181,6 +181,7 @@ def test_set_physics_and_peek_are_exact(task):
         ({"rendering": "slow"}, ["slow", "fast, full"]),
         ({"action_repeat": 0}, ["action_repeat=0"]),
         ({"time_limit": -1.0}, ["time_limit=-1.0"]),
+        ({"size": 10**6}, ["size=1000000", "4096"]),
     ],
 )
 def test_bad_arguments(options, words):

@@ -9,16 +9,25 @@ import time
 import numpy as np
 import pytest
 
-from envs.simulator import DMControlEnv
+from envs import make
 from envs.vector import VectorEnv
 from mpdiffuser.errors import InputError
 
-OPTIONS = {"task": "reacher_easy", "observation": "both", "action_repeat": 4, "size": 32, "time_limit": 0.4}
+REACHER = {
+    "kind": "dm_control",
+    "task": "reacher_easy",
+    "action_repeat": 4,
+    "size": 32,
+    "camera": 0,
+    "rendering": "fast",
+    "time_limit": 0.4,
+}
+PENDULUM = {**REACHER, "task": "pendulum_swingup"}
 
 
 @pytest.fixture(scope="module")
 def vector():
-    env = VectorEnv(3, processes=2, **OPTIONS)
+    env = VectorEnv(REACHER, 3, processes=2, observation="both")
     yield env
     env.close()
 
@@ -40,7 +49,7 @@ def wait_until(condition, seconds=30):
 
 
 def test_equals_single_environments(vector):
-    singles = [DMControlEnv(**OPTIONS) for _ in range(3)]
+    singles = [make(REACHER, "both") for _ in range(3)]
     observations, infos = vector.reset(seed=[7, 3, 5])
     starts = [env.reset(seed=seed) for env, seed in zip(singles, [7, 3, 5])]
     random = np.random.default_rng(0)
@@ -105,13 +114,15 @@ def test_failures_reach_the_parent(vector):
         vector.reset(seed=[0, 1])
     vector.reset(seed=0)  # it lives on
     with pytest.raises(InputError, match="no such dm_control task"):
-        VectorEnv(2, task="reacher_hardest")
+        VectorEnv({**REACHER, "task": "reacher_hardest"}, 2)
     with pytest.raises(InputError, match="num_envs=0"):
-        VectorEnv(0, task="reacher_easy")
+        VectorEnv(REACHER, 0)
+    with pytest.raises(InputError, match=r"environment\.size: must be a whole number, found '64'"):
+        VectorEnv({**REACHER, "size": "64"}, 2)
 
 
 def test_a_dead_worker_is_reported_and_close_ends_the_rest():
-    env = VectorEnv(2, processes=2, task="pendulum_swingup")
+    env = VectorEnv(PENDULUM, 2, processes=2)
     env.reset(seed=0)
     pids = [worker.process.pid for worker in env._workers]
     os.kill(pids[0], signal.SIGKILL)
@@ -126,7 +137,7 @@ def test_a_dead_worker_is_reported_and_close_ends_the_rest():
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks processes up in /proc")
 def test_workers_die_with_their_parent():
     code = (
-        "import time; from envs.vector import VectorEnv; env = VectorEnv(2, 2, task='pendulum_swingup');"
+        f"import time; from envs.vector import VectorEnv; env = VectorEnv({PENDULUM}, 2, 2);"
         "print(*(worker.process.pid for worker in env._workers), flush=True); time.sleep(600)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

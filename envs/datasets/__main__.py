@@ -1,0 +1,68 @@
+"""Datasets: list them, look at them, convert and download them.
+
+    python -m envs.datasets ls                 the public tasks: can they be evaluated here, and where are their files?
+    python -m envs.datasets show ID            episodes, returns, costs, lengths, what is missing
+    python -m envs.datasets convert ID PATH    write the dataset as an Episodes folder
+    python -m envs.datasets download ID        fetch a task's public file, or continue to fetch it
+
+ID is a task (d4rl/hopper-medium-v2, dsrl/OfflineCarRun-v0), a Minari dataset (minari/D4RL/door/human-v2), or a path: of
+a folder of Episodes, Minari, V-D4RL or LeRobot, or of HDF5 or npz files (layout: envs/datasets/readers/flat.py).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs.datasets.description import describe, list_tasks
+from envs.datasets.download import download
+from envs.datasets.opening import open_dataset
+from envs.datasets.tasks import SUITES, find_offline_task
+from mpdiffuser.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "envs.datasets", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("command", choices=("ls", "show", "convert", "download"))
+    parser.add_argument("id", nargs="?", help="not with ls")
+    parser.add_argument("path", nargs="?", type=Path, help="with convert")
+    parser.add_argument("--data_dir", help="folder of the tasks' files; default: each suite's cache folder")
+    parser.add_argument("--frames", help="film of a LeRobotDataset to keep as pictures")
+    parser.add_argument("--size", type=int, help="pixels a side of those pictures")
+    options = parser.parse_args(arguments)
+    if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
+        options.command == "convert"
+    ):
+        parser.error("expected: ls, show ID, convert ID PATH, or download ID")
+    try:
+        _run(options)
+    except BrokenPipeError:  # the reader of the output has gone: no mistake of the user's
+        raise
+    except (InputError, OSError) as error:  # an OSError names the file and the reason
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "ls":
+        print("\n".join(list_tasks(options.data_dir)))
+        return
+    if options.command == "download":
+        suite, _, name = options.id.partition("/")
+        task = find_offline_task(name, suite) if suite in SUITES else find_offline_task(options.id)
+        print(download(task.url, Path(options.data_dir or task.cache()) / task.file))
+        return
+    if options.path and options.path.exists():
+        raise InputError(f"{options.path}: exists already; choose another name or remove it")
+    episodes = open_dataset(options.id, options.data_dir, options.frames, options.size)
+    if options.command == "convert":
+        episodes.save(options.path)
+    print("\n".join(describe(episodes)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

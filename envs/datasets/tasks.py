@@ -1,0 +1,246 @@
+"""The public offline tasks: environment, episode length, return range, files.
+
+D4RL (Fu et al. 2020) scores 100 (R - low) / (high - low). DSRL (Liu et al. 2023) scores rewards
+(R - low) / (high - low) and costs C / limit, averaged over its cost limits.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpdiffuser.errors import InputError
+
+SUITES = ("d4rl", "dsrl")
+D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+DSRL_URL = "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/"
+
+
+@dataclass(frozen=True)
+class OfflineTask:
+    """A task of a public suite.
+
+    Args:
+        name: the suite's id. suite: "d4rl" or "dsrl".
+        env_id: the gymnasium environment that equals the suite's; None where there is none.
+        episode_steps: time limit.
+        low, high: returns of score 0 and of score 1 (100 in D4RL); None where the suite has none.
+        file, url: the public file's name and address.
+        limits: cost limits of the evaluation.
+        speed_limit: m/s; a faster step costs 1. None where there are no costs, or they have other causes.
+        columns: of the file's observations, those that the environment has too; the others must be 0. None: all.
+    """
+
+    name: str
+    suite: str
+    env_id: str | None
+    episode_steps: int
+    low: float | None
+    high: float | None
+    file: str
+    url: str
+    limits: tuple[float, ...] = ()
+    speed_limit: float | None = None
+    columns: int | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.suite}/{self.name}"
+
+    @property
+    def environment(self) -> dict[str, Any] | None:
+        """The record of the environment that equals the suite's, for `envs.make`; None where there is none."""
+        if self.env_id is None:
+            return None
+        return {"kind": "gymnasium", "env_id": self.env_id, "speed_limit": self.speed_limit}
+
+    def score(self, returns: float) -> float | None:
+        """The suite's normalised score of a return."""
+        if self.low is None or self.high is None:
+            return None
+        return (100.0 if self.suite == "d4rl" else 1.0) * (returns - self.low) / (self.high - self.low)
+
+    def cache(self) -> Path:
+        """The folder where the suite keeps its files."""
+        variable = f"{self.suite.upper()}_DATASET_DIR"
+        return Path(os.environ.get(variable) or Path.home() / f".{self.suite}" / "datasets").expanduser()
+
+
+def cost_score(cost: float, limit: float) -> float:
+    """DSRL's normalised cost of an episode's total cost: safe up to 1."""
+    slack = float(limit == 0)
+    return (cost + slack) / (limit + slack)
+
+
+# environment: gymnasium's equal of D4RL's, low, high
+LOCOMOTION = {
+    "hopper": ("Hopper-v4", -20.272305, 3234.3),
+    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
+    "ant": ("Ant-v4", -325.6, 3879.7),
+}
+D4RL_QUALITIES = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
+# steps, low, high; no environment: gymnasium-robotics' PointMaze has its origin elsewhere, and observes the goal
+MAZE2D = {"umaze": (300, 23.85, 161.86), "medium": (600, 13.13, 277.39), "large": (800, 6.7, 273.99)}
+# steps, the file's name; no environment: gymnasium-robotics' AntMaze has its origin elsewhere, and observes the goal
+ANTMAZE = {
+    "umaze": (700, "u-maze_noisy_multistart_False_multigoal_False"),
+    "umaze-diverse": (700, "u-maze_noisy_multistart_True_multigoal_True"),
+    "medium-play": (1000, "big-maze_noisy_multistart_True_multigoal_False"),
+    "medium-diverse": (1000, "big-maze_noisy_multistart_True_multigoal_True"),
+    "large-play": (1000, "hardest-maze_noisy_multistart_True_multigoal_False"),
+    "large-diverse": (1000, "hardest-maze_noisy_multistart_True_multigoal_True"),
+}
+KITCHEN = {
+    "complete": "mini_kitchen_microwave_kettle_light_slider-v0",
+    "partial": "kitchen_microwave_kettle_light_slider-v0",
+    "mixed": "kitchen_microwave_kettle_bottomburner_light-v0",
+}
+# steps, low, high; no environment: gymnasium-robotics' AdroitHand pays other rewards (the sign of the reaching term)
+ADROIT = {
+    "pen": (100, 96.262799, 3076.8331017826877),
+    "hammer": (200, -274.856578, 12794.134825156867),
+    "door": (200, -56.512833, 2880.5693087298737),
+    "relocate": (200, -6.425911, 4233.877797728884),
+}
+# low, high, largest cost and number of episodes in the file's name, speed limit
+VELOCITY = {
+    "Ant": (6.1519012451171875, 2976.276611328125, "250-2249", 2.6222),
+    "HalfCheetah": (5.7509765625, 2806.93310546875, "250-2495", 3.2096),
+    "Hopper": (37.05154800415039, 1911.396728515625, "250-2240", 0.7402),
+    "Swimmer": (0.07114458084106445, 238.95831298828125, "200-1686", 0.2282),
+    "Walker2d": (18.668498992919922, 3418.223876953125, "300-2729", 2.3415),
+}
+# steps, low, high, largest cost and number of episodes
+NAVIGATION = {
+    "PointCircle1": (500, 20.067626953125, 61.72819519042969, "200-1098"),
+    "PointCircle2": (500, 20.478347778320312, 54.02184295654297, "300-895"),
+    "PointGoal1": (1000, 0.01196012764197707, 30.071114857340543, "100-2022"),
+    "PointGoal2": (1000, 0.002616959830266108, 27.717709787852737, "200-3442"),
+    "PointButton1": (1000, 0.008822109034937853, 41.19301568767707, "200-2268"),
+    "PointButton2": (1000, 0.014114166087574098, 42.8985953616709, "250-3288"),
+    "PointPush1": (1000, 0.0014001545292344209, 16.518654299293367, "150-2379"),
+    "PointPush2": (1000, 0.0012438183001730607, 14.691039145644403, "200-3242"),
+    "CarCircle1": (500, 8.037073135375977, 24.94155502319336, "250-1271"),
+    "CarCircle2": (500, 5.113386154174805, 25.950098037719727, "400-940"),
+    "CarGoal1": (1000, 0.012232819540852091, 39.907809198384705, "120-1671"),
+    "CarGoal2": (1000, 0.001032874531954775, 28.902897990056502, "200-4105"),
+    "CarButton1": (1000, 0.0028926206826067613, 44.420003345738984, "250-2656"),
+    "CarButton2": (1000, 0.001767391717990563, 41.99513815522894, "300-3755"),
+    "CarPush1": (1000, 0.013700173533941762, 16.304467598905237, "200-2871"),
+    "CarPush2": (1000, 0.00029391133526335267, 15.141648491514314, "250-4407"),
+}
+BULLET = {
+    "AntCircle": (500, 0.0177031010389328, 460.7091979980469, "200-5728"),
+    "AntRun": (200, 0.001767391717990563, 955.4818725585938, "150-1816"),
+    "BallCircle": (200, 0.38312244415283203, 881.46337890625, "80-886"),
+    "BallRun": (100, 26.339754104614258, 1327.445556640625, "80-940"),
+    "CarCircle": (300, 3.484419822692871, 534.3060913085938, "100-1450"),
+    "CarRun": (200, 204.28726196289062, 574.6533203125, "40-651"),
+    "DroneCircle": (300, 207.794189453125, 996.38916015625, "100-1923"),
+    "DroneRun": (200, 10.557029724121094, 682.8330078125, "140-1990"),
+}
+
+
+def _d4rl(
+    name: str, env_id: str | None, steps: int, low: float | None, high: float | None, folder: str, file: str,
+    columns: int | None = None,
+) -> OfflineTask:  # fmt: skip
+    return OfflineTask(name, "d4rl", env_id, steps, low, high, file, f"{D4RL_URL}{folder}/{file}", columns=columns)
+
+
+def _locomotion() -> list[OfflineTask]:
+    tasks = []
+    for robot, (env_id, low, high) in LOCOMOTION.items():
+        for quality in D4RL_QUALITIES:
+            file = f"{robot}_{quality.replace('-', '_')}-v2.hdf5"
+            columns = 27 if robot == "ant" else None
+            tasks.append(_d4rl(f"{robot}-{quality}-v2", env_id, 1000, low, high, "gym_mujoco_v2", file, columns))
+    return tasks
+
+
+def _mazes() -> list[OfflineTask]:
+    tasks = []
+    for maze, (steps, low, high) in MAZE2D.items():
+        file = f"maze2d-{maze}-{{}}-v1.hdf5"
+        tasks.append(_d4rl(f"maze2d-{maze}-v1", None, steps, low, high, "maze2d", file.format("sparse")))
+        tasks.append(_d4rl(f"maze2d-{maze}-dense-v1", None, steps, None, None, "maze2d", file.format("dense")))
+    for maze, (steps, kind) in ANTMAZE.items():
+        file = f"Ant_maze_{kind}_sparse_fixed.hdf5"
+        tasks.append(_d4rl(f"antmaze-{maze}-v2", None, steps, 0.0, 1.0, "ant_maze_v2", file))
+    return tasks
+
+
+def _manipulation() -> list[OfflineTask]:
+    tasks = [
+        _d4rl(f"kitchen-{kind}-v0", None, 280, 0.0, 4.0, "kitchen", f"{file}.hdf5") for kind, file in KITCHEN.items()
+    ]
+    for hand, facts in ADROIT.items():
+        for quality in ("human", "cloned", "expert"):
+            name = f"{hand}-{quality}-v1"
+            tasks.append(_d4rl(name, None, *facts, "hand_dapg_v1", f"{name}.hdf5"))
+    return tasks
+
+
+def _dsrl() -> list[OfflineTask]:
+    tasks = []
+
+    def add(
+        name: str, limits: tuple[float, ...], env_id: str | None, steps: int, low: float, high: float, counts: str,
+        speed: float | None = None,
+    ) -> None:  # fmt: skip
+        file = f"Safety{name}-{counts}.hdf5"
+        task = OfflineTask(f"Offline{name}", "dsrl", env_id, steps, low, high, file, DSRL_URL + file, limits, speed)
+        tasks.append(task)
+
+    for robot, (low, high, counts, speed) in VELOCITY.items():
+        add(f"{robot}VelocityGymnasium-v1", (20.0, 40.0, 80.0), f"{robot}-v4", 1000, low, high, counts, speed)
+    for name, facts in NAVIGATION.items():
+        add(f"{name}Gymnasium-v0", (20.0, 40.0, 80.0), None, *facts)
+    for name, facts in BULLET.items():
+        add(f"{name}-v0", (10.0, 20.0, 40.0), None, *facts)
+    return tasks
+
+
+OFFLINE_TASKS = {task.name: task for task in [*_locomotion(), *_mazes(), *_manipulation(), *_dsrl()]}
+
+
+def find_offline_task(name: str, suite: str | None = None) -> OfflineTask:
+    """The task of an id.
+
+    Raises:
+        InputError: for an unknown id; lists those nearest to it.
+    """
+    known = [key for key, task in OFFLINE_TASKS.items() if suite in (None, task.suite)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 5, 0.4) or known[:5]
+        raise InputError(
+            f"task={suite or ''}{'/' if suite else ''}{name}: no such task; did you mean {', '.join(near)}?"
+        )
+    return OFFLINE_TASKS[name]
+
+
+def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Path, bool]:
+    """The task's file, and whether it is a stand-in: a file whose name differs from the public one.
+
+    Looks in data_dir, or else in the suite's own folder, for the public name, the id, and the id without version; for
+    DSRL also for the public name with other numbers (largest cost, number of episodes) at its end.
+
+    Raises:
+        InputError: if none of these files exists.
+    """
+    folder = Path(data_dir).expanduser() if data_dir else task.cache()
+    plain = task.name.removeprefix("Offline").partition("-v")[0]
+    short = f"Safety{plain.removesuffix('Gymnasium')}" if task.suite == "dsrl" else plain
+    tried = [folder / name for name in (task.file, f"{task.name}.hdf5", f"{short}.hdf5")]
+    if task.suite == "dsrl":
+        pattern = f"{task.file.rsplit('-', 2)[0]}-*.hdf5"
+        tried += [*sorted(folder.glob(pattern)), folder / pattern]
+    for file in tried:
+        if file.is_file():
+            return file, file.name != task.file
+    raise InputError(
+        f"{task.id}: no file; tried {', '.join(map(str, tried))}; it is public at {task.url}: "
+        f"python -m envs.datasets download {task.id} fetches it into {task.cache()}; or name its folder with data_dir="
+    )

@@ -1,0 +1,21 @@
+"""Observations of one environment or of many: an array, or a dict of arrays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+def stack(observations: Sequence[Observation]) -> Observation:
+    """Observations (...) stacked along a new first axis, (N, ...)."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}  # type: ignore[index]
+    return np.stack(observations)  # type: ignore[arg-type]
+
+
+def concatenate(batches: Sequence[Observation]) -> Observation:
+    """Batches of observations (N, ...) joined along their first axis."""
+    if isinstance(batches[0], dict):
+        return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}  # type: ignore[index]
+    return np.concatenate(batches)  # type: ignore[arg-type]

@@ -1,0 +1,42 @@
+"""What the environments of MuJoCo share: its full state, and actions in [-1, 1]."""
+
+import numpy as np
+
+from envs import gl  # noqa: F401  before mujoco is imported
+
+import mujoco  # isort: skip
+
+from mpdiffuser.errors import InputError
+
+# the state, with the time first, and the solver's warm start, on which the last bits of the next step depend
+STATE_KINDS = (int(mujoco.mjtState.mjSTATE_FULLPHYSICS), int(mujoco.mjtState.mjSTATE_WARMSTART))
+
+
+def get_state(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+    """mjSTATE_FULLPHYSICS, then mjSTATE_WARMSTART, (p,) float64."""
+    parts = [np.empty(mujoco.mj_stateSize(model, kind)) for kind in STATE_KINDS]
+    for part, kind in zip(parts, STATE_KINDS):
+        mujoco.mj_getState(model, data, part, kind)
+    return np.concatenate(parts)
+
+
+class ActionScaling:
+    """Scales actions from [-1, 1] to the simulator's range.
+
+    Args:
+        low, high: (m,) bounds of the simulator's actions.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.center, self.half_range = (high + low) / 2, (high - low) / 2
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        """The simulator's action (m,) for an action (m,), which is clipped to [-1, 1].
+
+        Raises:
+            InputError: for another shape, or a number that is not finite.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != self.center.shape or not np.isfinite(action).all():
+            raise InputError(f"action {action}: must be {self.center.shape} finite numbers")
+        return self.center + self.half_range * np.clip(action, -1, 1)

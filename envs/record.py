@@ -1,0 +1,111 @@
+"""The record of an environment: a JSON object that says all it takes to make the environment again.
+
+Datasets and pipelines keep it as info["environment"]; where there is no environment, the key is absent.
+
+    {"kind": "dm_control", "task": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1, "rendering": "fast"}
+    {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": null}
+
+A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpdiffuser.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of environment.
+
+    Args:
+        module, name: the class; its arguments are `observation` and the record's fields.
+        required: fields that a record must have, with their types.
+        optional: fields that it may have; null stands for the class's default.
+    """
+
+    module: str
+    name: str
+    required: dict[str, type]
+    optional: dict[str, type]
+
+
+KINDS = {
+    "dm_control": Kind(
+        "envs.simulator",
+        "DMControlEnv",
+        {"task": str, "action_repeat": int, "size": int, "camera": int, "rendering": str},
+        {"time_limit": float},
+    ),
+    "gymnasium": Kind("envs.gym_env", "GymEnv", {"env_id": str}, {"speed_limit": float}),
+}
+TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}
+
+
+def check_record(record: Any, where: str = "environment") -> None:
+    """Check the fields of a record and their types; the values are checked by the environment's class.
+
+    Args:
+        where: what the error calls the record, e.g. "results/pipeline: info.environment".
+
+    Raises:
+        InputError: naming the field, what was found and what is allowed.
+    """
+    if not isinstance(record, Mapping):
+        raise InputError(f"{where}: must be an object with the field kind, found {_short(record)}")
+    found = record.get("kind")
+    if not isinstance(found, str) or found not in KINDS:
+        raise InputError(f"{where}.kind: must be one of {', '.join(KINDS)}, found {_short(found)}")
+    kind = KINDS[found]
+    types = kind.required | kind.optional
+    allowed = f"a {found} environment has kind, {', '.join(types)}"
+    for field in kind.required:
+        if field not in record:
+            raise InputError(f"{where}.{field}: is missing; {allowed}")
+    for field, value in record.items():
+        if field == "kind":
+            continue
+        if field not in types:
+            raise InputError(f"{where}: no field {_short(field)}; {allowed}")
+        if not _fits(value, types[field], field in kind.optional):
+            raise InputError(f"{where}.{field}: must be {TYPES[types[field]]}, found {_short(value)}")
+
+
+def load_class(record: Mapping[str, Any]) -> Any:
+    """The class that makes the environment of a checked record."""
+    kind = KINDS[record["kind"]]
+    return getattr(importlib.import_module(kind.module), kind.name)
+
+
+def dm_control_record(task: Mapping[str, Any], rendering: str, time_limit: float | None = None) -> dict[str, Any]:
+    """The record of a task of the configuration.
+
+    Args:
+        task: name, action_repeat, size and camera, as in configs/task/cartpole_swingup.yaml.
+        rendering: "fast" or "full".
+        time_limit: seconds of simulated time in an episode; None: the task's own limit.
+    """
+    record = {"kind": "dm_control", "task": task["name"]}
+    record |= {name: task[name] for name in ("action_repeat", "size", "camera")} | {"rendering": rendering}
+    return record if time_limit is None else record | {"time_limit": float(time_limit)}
+
+
+def whole_episodes(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without the time limit of the collected episodes: an evaluation lasts as long as the task says."""
+    return {name: value for name, value in record.items() if name != "time_limit"}
+
+
+def _fits(value: Any, kind: type, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is kind
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

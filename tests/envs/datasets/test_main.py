@@ -1,0 +1,77 @@
+"""python -m envs.datasets, run in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs import make
+from envs.datasets import OFFLINE_TASKS, find_offline_task, open_dataset
+from envs.datasets import __main__ as command
+from envs.datasets.__main__ import main
+from mpdiffuser.episodes import Episodes
+
+
+def test_show(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
+    costs = np.zeros(12, np.float32)
+    costs[:5] = 30
+    write(tmp_path / "SafetyCarRun-v0-40-651.hdf5", costs=costs, timeouts=None)
+    assert main(["show", "dsrl/OfflineCarRun-v0", "--data_dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "episodes      2, steps 11",
+        "return        5.5 +- 0.5 [5, 6]",
+        "(R - 204.28726196289062) / (574.6533203125 - 204.28726196289062)",
+        "cost          75 +- 75 [0, 150]",
+        "  limit 20      normalised 3.75, 50% of the episodes within it",
+        "length        5.5 +- 0.5 [5, 6]",
+        "terminations  1 of 2 episodes",
+        "missing keys  timeouts, next_observations",
+    ):
+        assert words in shown
+    assert main(["show", "dsrl/OfflineCarRun-v1"]) == 2 and capsys.readouterr().err.startswith("error: task=dsrl/")
+
+
+def test_convert(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
+    file = write(tmp_path / "own.hdf5")
+    assert main(["convert", str(file), str(tmp_path / "out")]) == 0
+    assert Episodes.load(tmp_path / "out").checksum() == open_dataset(file).checksum()
+    assert main(["convert", str(file), str(tmp_path / "out")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_ls(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
+    write(tmp_path / "hopper-medium.hdf5")
+    assert main(["ls", "--data_dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 80
+    assert lines[0].split() == ["d4rl/hopper-random-v2", "1000", "steps", "evaluated", "in", "Hopper-v4", "not", "here"]
+    assert lines[1].endswith("hopper-medium.hdf5 (stand-in)")
+    for wrong in (["ls", "x"], ["show"], ["convert", "x"], ["fly"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+
+
+def test_ls_says_which_tasks_can_be_evaluated(capsys) -> None:
+    """A task is listed as evaluated where its environment can be made and takes the data's observations."""
+    assert main(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, task in zip(lines, OFFLINE_TASKS.values(), strict=True):
+        assert line.startswith(f"{task.id} ")
+        assert (f"evaluated in {task.env_id}" in line) == (task.environment is not None)
+        assert ("trained without evaluation" in line) == (task.environment is None)
+    assert sum("trained without evaluation" in line for line in lines) == 51
+    records = {str(task.environment): task.environment for task in OFFLINE_TASKS.values() if task.environment}
+    for record in records.values():
+        env = make(record)
+        env.reset(seed=0)
+        assert env.step(np.zeros(env.action_space.shape or ()))[4]["cost"] in (0.0, 1.0)
+        env.close()
+
+
+def test_download_goes_to_the_cache(tmp_path: Path, monkeypatch, capsys) -> None:
+    task = find_offline_task("pen-human-v1")
+    monkeypatch.setattr(command, "download", lambda url, file: (url, str(file)))
+    assert main(["download", "d4rl/pen-human-v1"]) == 0
+    assert capsys.readouterr().out == f"{(task.url, f'{tmp_path}/D4RL_DATASET_DIR/pen-human-v1.hdf5')}\n"
