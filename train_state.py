@@ -1,8 +1,8 @@
 """From logged states to a controlled robot: accelerate launch train_state.py task=d4rl/hopper-medium-v2
 
-Reads the task's public file (data_dir= says where it lies), trains the models of the method (method=mpdiffuser by default,
-or a baseline of docs/methods.md, or all), controls the task in gymnasium, and writes metrics.json and report.html under
-output_dir. A task without an environment here is trained and not evaluated.
+Reads the task's public file (data_dir= says where it lies), trains the models of the method (method=mpdiffuser by
+default, or a baseline of docs/methods.md, or all), controls the task in gymnasium, and writes metrics.json and
+report.html under output_dir. A task without an environment here is trained and not evaluated.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """From pixels to a controlled robot: accelerate launch train_vision.py
 
 Collects pixel episodes (or opens `dataset=`), trains the encoder and the models of the method (method=mpdiffuser by
-default, or a baseline of docs/methods.md, or all), controls the task from pixels, and writes metrics.json, video.mp4 and
-report.html under output_dir.
+default, or a baseline of docs/methods.md, or all), controls the task from pixels, and writes metrics.json, video.mp4
+and report.html under output_dir.
 """
 
 from pathlib import Path

@@ -177,7 +177,7 @@ def run_methods(
     seeds: list[int],
     partial: PartialResults,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each row of the table; rows in `partial` are reused. Methods that need no pixels run without rendering."""
+    """Metrics of each row of the table; rows in `partial` are reused. Methods of states run without rendering."""
     info = pipeline.config["info"]
     rows = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder)}
     if partial.methods:
@@ -209,8 +209,8 @@ def run_methods(
 
 
 def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> dict[str, Any]:
-    """The suite's normalised score and its constants. Where there are costs: the mean cost, its ratio to each limit, the
-    share of episodes within each limit, and the limit that the method was given."""
+    """The suite's normalised score and its constants. Where there are costs: the mean cost, its ratio to each limit,
+    the share of episodes within each limit, and the limit that the method was given."""
     if "suite" not in info:
         return {}
     task = find_offline_task(info["task"], info["suite"])

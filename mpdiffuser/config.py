@@ -82,17 +82,15 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
-        @quiet_pipes()
         def run() -> None:
             try:
-                if {"-h", "--help"} & set(sys.argv[1:]):
-                    print(_help(name))
-                    return
-                given = [word for word in sys.argv[1:] if word.startswith(OWN)]
-                overrides = [word for word in sys.argv[1:] if word not in given]
-                main(load(name, overrides, Path(given[-1].removeprefix(OWN)) if given else None))
-            except BrokenPipeError:  # stdout is closed: quiet_pipes ends the program
-                raise
+                with quiet_pipes():
+                    if {"-h", "--help"} & set(sys.argv[1:]):
+                        print(_help(name))
+                        return
+                    given = [word for word in sys.argv[1:] if word.startswith(OWN)]
+                    overrides = [word for word in sys.argv[1:] if word not in given]
+                    main(load(name, overrides, Path(given[-1].removeprefix(OWN)) if given else None))
             except (InputError, OSError) as error:  # the system's errors name the file and the fault
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)

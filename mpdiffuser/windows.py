@@ -30,8 +30,8 @@ def to_go(
     late in an episode. The final row takes the value of the last step.
 
     With values V (M,), this is the TD(lambda) return (Sutton 1988), lambda = td_lambda,
-    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1): logged amounts for about 1 / (1 - lambda) steps, then
-    the value of the state that was reached. A truncated episode continues with V of its final row.
+    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1): logged amounts for about 1 / (1 - lambda) steps,
+    then the value of the state that was reached. A truncated episode continues with V of its final row.
     """
     if values is None:
         td_lambda = 1.0

@@ -105,6 +105,7 @@ class Diffuser(Baseline):
     label = "Diffuser"
     color = ("#64748b", "#9fb0c6")
     summary = "An unconditional diffusion model of trajectories, guided by the gradient of a predicted return."
+    order = 21
     models = (
         Recipe(
             "trajectory_planner",
@@ -123,8 +124,8 @@ class Diffuser(Baseline):
     )
     roles = {"planner": "trajectory_planner", "return_model": "return_model"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012
-    # guidance: g, with J in standard deviations of the data's returns; near pure noise (sigma_t above 0.99) its gradient
-    # is wrong
+    # guidance: g, with J in standard deviations of the data's returns; near pure noise (sigma_t above 0.99) its
+    # gradient is wrong
     settings = drawing(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
     sampler_class = GuidedSampler
 

@@ -67,8 +67,8 @@ class Ranker(Model):
         }
 
     def expectiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
-        """Expectiles (..., K) of the mean return from decoded latents (..., d), at cost_to_go (...) where there are costs.
-        They come in the network's order; the k-th has level (k + 1/2) / K."""
+        """Expectiles (..., K) of the mean return from decoded latents (..., d), at cost_to_go (...) where there are
+        costs. They come in the network's order; the k-th has level (k + 1/2) / K."""
         inputs = self.latents.normalize(latents)
         if self.cost_scale is not None:
             if cost_to_go is None:
