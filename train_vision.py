@@ -7,13 +7,12 @@ and report.html under output_dir.
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from envs.collect import collect
 from envs.record import dm_control_record
-from evaluation.compare import compare, prepare
-from evaluation.report import write_report
-from evaluation.table import table
+from evaluation.command import evaluate_run
+from evaluation.compare import prepare
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -48,12 +47,7 @@ def main(cfg: DictConfig) -> None:
     info["observation"] = {"shape": list(episodes["frames"].shape[1:]), "dtype": "uint8"}
     train_pipeline(cfg, latents, encoder, decoder, accelerator, clock, info, methods, identity)
     if accelerator.is_main_process:
-        OmegaConf.save(cfg, output / "config.yaml")
-        with clock("evaluate"):
-            metrics = compare(cfg, output / "pipeline", output, clock.seconds)
-        print(table(metrics))
-        film = output / "video.mp4"
-        print(*([f"Video:  {film}"] if film.exists() else []), f"Report: {write_report(output)}", sep="\n")
+        evaluate_run(cfg, output, clock)
     accelerator.end_training()
 
 
