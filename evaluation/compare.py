@@ -221,10 +221,10 @@ def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> di
 def write_film(file: Path, outcome: Outcome, decoder: Any) -> Path:
     """The first episode: real frames beside the decoded plan."""
     length = min(len(scene["plan"]) for scene in outcome.film)
-    ahead = [k for k in FILM_STEPS_AHEAD if k < length]
-    plans = np.stack([scene["plan"][ahead] for scene in outcome.film])
+    steps = [k for k in FILM_STEPS_AHEAD if k < length]
+    plans = np.stack([scene["plan"][steps] for scene in outcome.film])
     flat = torch.from_numpy(plans).flatten(0, 1).to(decoder.device)
     frames = np.stack([scene["frame"] for scene in outcome.film])
     imagined = decoder.frames(flat).cpu().numpy().reshape(*plans.shape[:2], *frames.shape[1:])
     captions = [f"decision {i}, return so far {scene['return']:.0f}" for i, scene in enumerate(outcome.film)]
-    return write_video(file, frames, imagined, ahead, captions, 25)
+    return write_video(file, frames, imagined, steps, captions, 25)

