@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from mpdiffuser.models.cloning import BehaviourCloning
 
 from benchmarks.limits import episodes_of, limits, parser, report, spread, work
 from benchmarks.planning import SIZES
-from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker

@@ -21,14 +21,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from mpdiffuser.record import folder_fingerprint
+from mpdiffuser.statistics import standard_error, summary
 
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
 from experiments.measuring import closed_loop, kept, machine
 from mpdiffuser.controller import Controller
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import folder_fingerprint
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.statistics import standard_error, summary
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

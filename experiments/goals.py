@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mpdiffuser.statistics import standard_error
 
 import vision  # noqa: F401  the encoder classes that a pipeline folder may name
 from envs.vector import VectorEnv
@@ -20,7 +21,6 @@ from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline, Objective
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.statistics import standard_error
 
 PAGE = Path(__file__).parent.parent / "docs" / "goals.md"
 FIRST_SEED = 6000

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpdiffuser.evaluation import evaluate
+
 from envs.vector import VectorEnv
 from evaluate import environment_options
 from mpdiffuser.controller import Acting
 from mpdiffuser.errors import InputError
-from mpdiffuser.evaluation import evaluate
 from mpdiffuser.files import write_whole
 from mpdiffuser.machine import available_cores, cpu_name
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import matplotlib
 import torch
+from mpdiffuser.record import folder_fingerprint
+from mpdiffuser.rivals import require_models
 
 from evaluate import controllers, resolve_engines
 from experiments.ablation import describe
 from experiments.measuring import closed_loop, kept, machine
 from mpdiffuser.config import load
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import folder_fingerprint
-from mpdiffuser.rivals import require_models
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

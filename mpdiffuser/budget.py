@@ -1,4 +1,4 @@
-"""Cost budgets at run time: what may still be spent, and how much of it to keep back."""
+"""Cost budgets at run time: the cost that is left, and the safety margin."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,29 +15,29 @@ PROBABILITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Allowance:
-    """What each of B episodes may still spend: cost (B,), over its next steps (B,)."""
+    """The cost (B,) that each of B episodes has left for its next steps (B,)."""
 
     cost: torch.Tensor
     steps: torch.Tensor
 
     @property
     def rate(self) -> torch.Tensor:
-        """Cost a step, (B,)."""
+        """Cost per step, (B,)."""
         return self.cost.clamp(min=0) / self.steps.clamp(min=1)
 
 
 class Budget:
-    """The budgets of a batch of episodes, which shrink by the costs that were paid.
+    """The budgets of a batch of episodes; each step's cost reduces them.
 
     Args:
-        limit: the most that an episode may cost, undiscounted.
-        steps: the most decisions an episode has.
-        margins: of `calibrate`; None keeps nothing back.
-        probability: wanted, of staying within the limit; what the ranker's cost predictions were short by on held-out
-            data, at most, with this probability, is kept back, and the dearest step besides: its cost comes whole.
+        limit: largest undiscounted cost of an episode.
+        steps: largest number of decisions of an episode.
+        margins: from `calibrate`; None: no safety margin.
+        probability: target probability of an episode within the limit. The safety margin is this quantile of the
+            ranker's cost prediction errors on held-out data, plus the cost of the most expensive step.
 
     Raises:
-        InputError: for a limit, a probability or margins that cannot be, or a probability without margins.
+        InputError: for a limit, a probability or margins that are not allowed, or a probability without margins.
     """
 
     def __init__(
@@ -59,44 +59,45 @@ class Budget:
         """Begin `count` episodes."""
         self.spent, self.taken = np.zeros(count), np.zeros(count, int)
 
-    def pay(self, costs: np.ndarray) -> None:
-        """Costs (B,) of the step that was taken."""
+    def record_costs(self, costs: np.ndarray) -> None:
+        """Costs (B,) of the step that was executed."""
         self.spent += costs
         self.taken += 1
 
     def allowance(self, device: torch.device) -> Allowance:
+        """What is left of the budgets, less the safety margin."""
         left = np.maximum(self.steps - self.taken, 1)
         cost = self.limit - self.spent - self.margin(left)
         return Allowance(*(torch.as_tensor(x, dtype=torch.float32, device=device) for x in (cost, left)))
 
     def margin(self, steps: np.ndarray) -> np.ndarray:
-        """What to keep back for the next steps (B,): (B,)."""
+        """The safety margin (B,) for the next steps (B,)."""
         return np.zeros(len(steps)) if self.margins is None else np.interp(steps, *self.margins)
 
 
 def _margins(found: Any, probability: float) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (n,) and what to keep back over as many (n,), from what `calibrate` gave."""
+    """Numbers of steps (n,) and their safety margins (n,), from the result of `calibrate`."""
     try:
-        steps, levels, table, dearest = (
-            np.asarray(found[key], np.float64) for key in ("steps", "probabilities", "margins", "dearest")
+        steps, levels, table, largest_step = (
+            np.asarray(found[key], np.float64) for key in ("steps", "probabilities", "margins", "largest_step")
         )
         rising = all((np.diff(axis) > 0).all() and axis.ndim == 1 for axis in (steps, levels))
-        sound = rising and table.shape == (len(steps), len(levels)) and len(steps) > 0 and dearest.shape == ()
-        sound = sound and bool(np.isfinite(table).all() and np.isfinite(dearest))
+        sound = rising and table.shape == (len(steps), len(levels)) and len(steps) > 0 and largest_step.shape == ()
+        sound = sound and bool(np.isfinite(table).all() and np.isfinite(largest_step))
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
         raise InputError(f"the pipeline's info.cost_margins: not what training writes ({found!r:.200}); train it again")
-    return steps, np.array([np.interp(probability, levels, row) for row in table]) + dearest
+    return steps, np.array([np.interp(probability, levels, row) for row in table]) + largest_step
 
 
 @torch.inference_mode()
 def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
-    """How far costs came out above the ranker's predictions, over n steps on end of held-out episodes: quantiles of the
-    sums, at least 0, for n = 1, 2, 4, ... up to the longest episode; and the cost of the dearest step.
+    """Quantiles, at least 0, of cost minus predicted cost, summed over n consecutive steps of held-out episodes, for
+    n = 1, 2, 4, ... up to the longest episode; and the largest cost of a step.
 
-    Of all such stretches those count that were expected to cost at least half of what a step may cost: most of the data
-    is far from any cost, and says nothing of how predictions err where a budget is spent.
+    Only stretches whose predicted cost is at least half of the largest cost of a step count. Most of the data is far
+    from any cost, and does not show how predictions err where a budget is spent.
     """
     tensors = [torch.from_numpy(np.array(episodes[key], np.float32)) for key in ("observations", "actions")]
     predicted = ranker(*tensors)["cost"].clamp(min=0).numpy().astype(np.float64)
@@ -109,12 +110,12 @@ def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
         sums, expected = (_sums(each, episodes, n) for each in (short, predicted))
         some = sums[expected >= least] if (expected >= least).any() else sums
         margins.append(np.maximum(np.quantile(some, PROBABILITIES), 0).round(4).tolist())
-    dearest = round(float(episodes["costs"].max()), 4)
-    return {"steps": steps, "probabilities": list(PROBABILITIES), "margins": margins, "dearest": dearest}
+    largest_step = round(float(episodes["costs"].max()), 4)
+    return {"steps": steps, "probabilities": list(PROBABILITIES), "margins": margins, "largest_step": largest_step}
 
 
 def _sums(values: np.ndarray, episodes: Episodes, n: int) -> np.ndarray:
-    """Of values (M,) at each row, the sums over all n steps on end within an episode."""
+    """Sums of values (M,) over all n consecutive steps within an episode."""
     found = []
     for e in range(len(episodes)):
         rows = episodes.rows(e)

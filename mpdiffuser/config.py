@@ -1,41 +1,88 @@
-"""Configuration: Hydra files in `configs/`, checked before anything runs, with errors that a user can act on."""
+"""Configuration: Hydra files in `configs/` and defaults declared in code, checked before anything runs.
+
+A default stands once: options of a class (`SamplerConfig`, `Planner`, `Dynamics`, `Ranker`) and of a method
+(`mpdiffuser.methods`) in the code, all others in the files.
+"""
 
 import contextlib
 import difflib
+import fnmatch
+import importlib.resources
+import inspect
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
+from mpdiffuser.methods import METHODS, recipes_of
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.sampler import SamplerConfig
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
-UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "task_name"), str)
-UNSET |= {"rendering": str, "processes": int, "size": int, "action_repeat": int, "camera": int}  # null, or of this type
-UNSET |= {"episode_seconds": float, "evaluation.shares": int}
-UNSET |= {"sampler.solver": str, "sampler.temperature": float}
+# types of the options whose default is null
+UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat"), str)
+UNSET |= {"processes": int, "episode_seconds": float, "evaluation.parallel_controllers": int}
+UNSET |= {
+    f"sampler.{name}": next((kind for kind in KINDS if kind in (hint, *getattr(hint, "__args__", ()))), ListConfig)
+    for name, hint in get_type_hints(SamplerConfig).items()
+}
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
 REFERENCES = 20  # ${...} in all files together: each can stand for several others, so what they grow to is exponential
-TASKS = ({"suite", "name"}, {"name", "action_repeat", "size", "camera"})  # a task has all options of one of these
+
+
+def _register() -> None:
+    """Tell Hydra the defaults that the code declares, as if they were files of configs/."""
+    store = ConfigStore.instance().store
+    store(group="sampler", name="default", node=asdict(SamplerConfig()))
+    store(group="sampler", name="saved", node=dict.fromkeys(asdict(SamplerConfig())))
+    set_by_data = ("self", "latent_dim", "action_dim", "horizon", "condition_dim", "discount", "costs")
+    for group, name, kind in (
+        ("planner", "small", Planner),
+        ("dynamics", "small", Dynamics),
+        ("ranker", "default", Ranker),
+    ):
+        parameters = inspect.signature(kind).parameters.items()
+        node = {key: each.default for key, each in parameters if key not in set_by_data}
+        store(group=group, name=name, node=node)
+    sections = {name: dict(method.settings) for name, method in METHODS.items() if method.settings}
+    store(group="baselines", name="default", node=sections)
+    recipes = recipes_of(METHODS).values()
+    training = {r.section or r.name: dict(r.train) for r in recipes if r.train is not None}
+    store(group="train", name="methods", node=training)
+    for name, method in METHODS.items():
+        methods = [each for each in METHODS if each in (name, *method.evaluated_with)]
+        node = {"evaluation": {"methods": methods}, "suffix": "" if method.evaluated_with else f"-{name}"}
+        store(group="method", name=name, node=node, package="_global_")
+    node = {"evaluation": {"methods": list(METHODS)}, "suffix": "-all"}
+    store(group="method", name="all", node=node, package="_global_")
+
+
+_register()
 
 
 def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Decorator for an entry point: configuration `name` with the command line's overrides, and errors in one line.
 
-    `--help` prints the whole configuration; `debug=true` shrinks everything to seconds (the list `debug_overrides`);
-    `--config-dir=FOLDER` has configuration files of one's own, which come before those of configs/.
+    `--help` prints the whole configuration. `debug=true` applies the list `debug_rules`, for a run of seconds.
+    `--config-dir=FOLDER` gives a folder of the user's own files, searched before configs/.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @quiet_pipes()
         def run() -> None:
             try:
                 if {"-h", "--help"} & set(sys.argv[1:]):
@@ -44,7 +91,9 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
                 given = [word for word in sys.argv[1:] if word.startswith(OWN)]
                 overrides = [word for word in sys.argv[1:] if word not in given]
                 main(load(name, overrides, Path(given[-1].removeprefix(OWN)) if given else None))
-            except (InputError, OSError) as error:  # the system's errors say what is wrong with which file
+            except BrokenPipeError:  # stdout is closed: quiet_pipes ends the program
+                raise
+            except (InputError, OSError) as error:  # the system's errors name the file and the fault
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
 
@@ -57,7 +106,7 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     """Compose configuration `name` with overrides such as `sampler.steps=6`.
 
     Args:
-        folder: of the user's own files, laid out as configs/ is and looked at first. Options and types are as there.
+        folder: of the user's own files, laid out as configs/ is and searched first. Options and types are as there.
 
     Raises:
         InputError: for an unknown or missing option or a value of the wrong type, naming the option, what was found,
@@ -74,12 +123,12 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     overrides = [part for override in overrides for part in _suite(override)]
     config = _resolved(_compose(name, overrides, base, folder))
     if config.get("debug"):
-        config = _resolved(_compose(name, [*base.debug_overrides, *overrides], base, folder))
+        config = _resolved(_compose(name, [*_debug_overrides(config), *overrides], base, folder))
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves, usual = dict(_leaves(config)), dict(_leaves(base))
     task = set(config.task) if isinstance(config.get("task"), DictConfig) else set()
-    if "task" in base and task != set(base.task) and task in TASKS:  # of the other kind
+    if "task" in base and task != set(base.task) and task in _kinds_of_task():  # of the other kind
         usual = {key: value for key, value in usual.items() if not key.startswith("task.") or key == "task.name"}
         own = {f"task.{name}" for name in task}
         usual |= {key: value for key, value in leaves.items() if key in own - set(usual)}
@@ -96,8 +145,27 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     return config
 
 
+def _debug_overrides(config: DictConfig) -> Iterator[str]:
+    """An override for each option that matches the pattern of a rule, such as train.*.steps=20."""
+    leaves = dict(_leaves(config))
+    for rule in OmegaConf.to_container(config, resolve=False)["debug_rules"]:  # type: ignore[index,call-overload]
+        pattern, _, value = str(rule).partition("=")
+        yield from (f"{key}={value}" for key in fnmatch.filter(leaves, pattern))
+
+
+def _kinds_of_task() -> list[set[str]]:
+    """The options of each kind of task: a task has all options of one kind."""
+    files = importlib.resources.files("configs").joinpath("task").iterdir()
+    found: list[set[str]] = []
+    for file in files:
+        options = set(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.name.endswith(".yaml") else set()
+        if options and options not in found:
+            found.append(options)
+    return found
+
+
 def _check_files(folder: Path) -> None:
-    """Raise InputError for what Hydra would never come to an end with."""
+    """Raise InputError for files that would keep Hydra busy without end."""
     if not folder.is_dir():
         raise InputError(f"{OWN}{folder}: no such folder")
     references = 0

@@ -1,12 +1,16 @@
-"""What a pipeline folder may hold. Checked before diffusers sees it, which would fetch a folder that is not there from
-its hub, import the modules that model_index.json names, run .py files that it finds, and unpickle .bin files.
+"""What a pipeline folder may hold, checked before diffusers opens it. Without the check diffusers would fetch a missing
+folder from its hub, import the modules that model_index.json names, run .py files and unpickle .bin files.
 
     python -m mpdiffuser.safe_loading FOLDER     write the manifest of a folder that you trust
+
+A pipeline folder holds the components that model_index.json names, and beside them the models of other methods, a
+folder each (see `load_model`).
 """
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, read_json, write_manifest
+from mpdiffuser.sampler import SamplerConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULE = ("mpdiffuser.schedule", "NoiseSchedule")
@@ -31,54 +36,57 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "schedule": {SCHEDULE},
 }
 OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
-CLONING = ("mpdiffuser.models.cloning", "BehaviourCloning")
-# models of other methods, which lie beside the components; besides cloning_within_..., for a cost limit
-BESIDE: dict[str, tuple[str, str]] = {
-    "cloning": CLONING,
-    "iql": ("mpdiffuser.models.iql", "IQL"),
-    "student": ("mpdiffuser.distillation", "Student"),
-    "trajectory_planner": ("mpdiffuser.models.denoisers", "Planner"),
-    "state_planner": ("mpdiffuser.models.denoisers", "StatePlanner"),
-    "action_planner": ("mpdiffuser.models.denoisers", "ActionPlanner"),
-    "clean_dynamics": ("mpdiffuser.models.denoisers", "CleanDynamics"),
-    "inverse": ("mpdiffuser.models.inverse", "InverseDynamics"),
-    "return_model": ("mpdiffuser.models.return_model", "ReturnModel"),
-    "critic": ("mpdiffuser.models.ranker", "Ranker"),
-    "logged_returns": ("mpdiffuser.models.normalizer", "Marginals"),
-}
+FORMAT_VERSION = 2  # of a pipeline folder
 SAME = (
-    "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim "
-    "cloning.latent_dim student.latent_dim",
-    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim cloning.action_dim "
-    "student.action_dim",
-    "planner.horizon dynamics.horizon student.horizon",
-    "planner.condition_dim condition.dim student.condition_dim",
+    "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim",
+    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim",
+    "planner.horizon dynamics.horizon",
+    "planner.condition_dim condition.dim",
 )
-LARGEST = 100_000  # of any number in a configuration: no width, level or horizon of ours comes near
-LONGEST = 100  # of any list or text in it
-REMEDY = "get it anew; for a folder that you made and trust: python -m mpdiffuser.safe_loading FOLDER"
+LARGEST = 100_000  # allowed for any number in a configuration; real widths, levels and horizons are far smaller
+LONGEST = 100  # allowed length of any list or text in it
+REMEDY = "get it again; for a folder that you made and trust: python -m mpdiffuser.safe_loading FOLDER"
 
 
 def check_pipeline(folder: Path) -> None:
-    """That a folder is a whole pipeline of ours and nothing in it can execute, lead elsewhere, or fill the memory.
+    """Raises InputError unless a folder is a whole pipeline folder of this format version.
 
-    Raises:
-        InputError: naming the file or field, what was found and what is allowed.
+    Nothing in such a folder can execute, lead elsewhere, or fill the memory. The error names the file or field, the
+    value found and what is allowed.
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: not a pipeline folder (no model_index.json in it)")
     check_manifest(folder, REMEDY)
     classes = _components(folder / "model_index.json")
-    beside = BESIDE | {path.name: CLONING for path in folder.glob("cloning_within_*")}
-    classes |= {name: kind for name, kind in beside.items() if (folder / name).is_dir()}
     files = {f"{name}/{file}" for name, kind in classes.items() for file in _files(kind)}
+    others = {path.name for path in folder.iterdir() if path.is_dir() and path.name not in ALLOWED}
+    files |= {f"{name}/{file}" for name in others for file in ("config.json", WEIGHTS)}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     found -= {"model_index.json", MANIFEST}
     for name in sorted(files ^ found):
         raise InputError(
-            f"{folder / name}: {'missing' if name in files else 'no file of a pipeline of ours; remove it'}; {REMEDY}"
+            f"{folder / name}: {'missing' if name in files else 'not a file of a pipeline; remove it'}; {REMEDY}"
         )
     _check_agreement(folder, {name: check_component(folder / name, kind) for name, kind in classes.items()})
+
+
+def load_model(folder: Path, kind: type[Any], dims: Mapping[str, int]) -> Any:
+    """A method's own model from its folder, in eval mode.
+
+    Args:
+        kind: its class.
+        dims: what its configuration must say where it says anything of that name (latent_dim, action_dim, ...).
+
+    Raises:
+        InputError: if the folder is missing, or holds something else or a model of other dimensions.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model; train the method that needs it")
+    config = check_component(folder, (kind.__module__, kind.__name__))
+    for key, value in dims.items():
+        if config.get(key, value) != value:
+            raise InputError(f"{folder}: {key} must be {value}, as in the pipeline, found {config[key]}; {REMEDY}")
+    return kind.from_pretrained(folder, use_safetensors=True).eval()
 
 
 def _files(kind: tuple[str, str]) -> tuple[str, ...]:
@@ -86,10 +94,17 @@ def _files(kind: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _components(file: Path) -> dict[str, tuple[str, str]]:
-    """Component -> (module, class) in model_index.json, all of them allowed."""
+    """Component -> (module, class) in model_index.json; only allowed ones."""
     index = {key: value for key, value in read_json(file).items() if key != "_diffusers_version"}
     if index.pop("_class_name", None) != "MPDiffuserPipeline":
         raise InputError(f"{file}: _class_name must be MPDiffuserPipeline; {REMEDY}")
+    version = index.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{file}: format_version {str(version)[:80]} found, this program reads {FORMAT_VERSION}; train the pipeline "
+            "again, or use the version of mpdiffuser that wrote it (info.versions)"
+        )
+    _check_sampler(file, index.pop("sampler_defaults", None))
     _check_info(file, index.pop("info", None))
     classes = {}
     for name in sorted({*index, *ALLOWED}):
@@ -98,10 +113,21 @@ def _components(file: Path) -> dict[str, tuple[str, str]]:
             continue
         kind = tuple(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else ()
         if kind not in allowed:
-            named = " or ".join(sorted(" ".join(pair) for pair in allowed)) or "no component of ours"
+            named = " or ".join(sorted(" ".join(pair) for pair in allowed)) or "no component of a pipeline"
             raise InputError(f"{file}: {name[:80]}: must be {named}, found {str(value)[:80]}; {REMEDY}")
         classes[name] = (kind[0], kind[1])
     return classes
+
+
+def _check_sampler(file: Path, settings: Any) -> None:
+    _check_sizes(file, settings)
+    try:
+        for name, usual in asdict(SamplerConfig()).items():
+            if isinstance(usual, int | str) and type(settings.get(name, usual)) is not type(usual):
+                raise TypeError(f"{name} must be like {usual!r}, found {settings[name]!r}")
+        SamplerConfig(**settings)
+    except (InputError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: sampler_defaults: {error}; {REMEDY}") from error
 
 
 def _check_info(file: Path, info: Any) -> None:
@@ -114,7 +140,7 @@ def _check_info(file: Path, info: Any) -> None:
 
 
 def _check_agreement(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """That all components are of the same latents, actions, targets and horizon."""
+    """Raises InputError unless all components have the same dimensions and horizon."""
     for names in SAME:
         found = {}
         for name in names.split():
@@ -126,7 +152,7 @@ def _check_agreement(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
 
 
 def check_component(folder: Path, kind: tuple[str, str]) -> dict[str, Any]:
-    """That the configuration builds what the weights are weights of, tried without memory for a single weight.
+    """Check that a folder's configuration and weights are of one model, without allocating its weights.
 
     Args:
         kind: the (module, class) that it must be.

@@ -1,8 +1,8 @@
-"""The noise schedule: how much of the clean trajectory is left at each noise level.
+"""The noise schedule: the share of the clean trajectory at each noise level.
 
 Forward process (Ho et al. 2020): x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 = alpha-bar_t = 1 - sigma_t^2.
 Level 0 is the least noisy trained level, level T - 1 the noisiest; level -1 stands for clean data.
-A `Move` leads from one visited level to the next.
+A `Move` holds the update from one visited level to the next.
 """
 
 import math
@@ -65,7 +65,7 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
     def training_target(
         self, prediction: str, clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor
     ) -> torch.Tensor:
-        """What a network of this prediction type is asked for; v = alpha epsilon - sigma x_0 (Salimans and Ho 2022)."""
+        """The training target of a prediction type; v = alpha epsilon - sigma x_0 (Salimans and Ho 2022)."""
         if prediction == "epsilon":
             return noise
         if prediction == "sample":
@@ -76,7 +76,7 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
     def to_clean(
         self, prediction: str, output: torch.Tensor, noisy: torch.Tensor, levels: torch.Tensor
     ) -> torch.Tensor:
-        """The estimate of x_0 that a network's output stands for; the inverse of `training_target`."""
+        """The x_0 estimate that follows from a network's output; the inverse of `training_target`."""
         if prediction == "sample":
             return output
         alpha, sigma = self.coefficients(levels, noisy.dim())
@@ -85,7 +85,7 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
         return alpha * noisy - sigma * output
 
     def grid(self, steps: int, kind: str = "logsnr") -> list[int]:
-        """Noise levels to visit, falling from T - 1, without the final clean level.
+        """Noise levels to visit, decreasing from T - 1, without the final clean level.
 
         Args:
             steps: how many, 1..T.
@@ -114,7 +114,7 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
 
 
 def _distinct(levels: Sequence[int], total: int) -> list[int]:
-    """Strictly falling levels in 0..total-1, moved as little as a sweep from either end allows."""
+    """Strictly decreasing levels in 0..total-1, as close to the given ones as two sweeps allow."""
     result = list(levels)
     for i in range(1, len(result)):
         result[i] = min(result[i], result[i - 1] - 1)
@@ -126,33 +126,33 @@ def _distinct(levels: Sequence[int], total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Move:
-    """x_n = carry x_t + pull D + spread noise; D = x0 + extrapolation (x0 - previous x0)."""
+    """x_n = x_coef x_t + x0_coef D + noise_std noise, with D = x0 + extrapolation (x0 - previous x0)."""
 
     level: int
-    carry: float
-    pull: float
-    spread: float
+    x_coef: float
+    x0_coef: float
+    noise_std: float
     extrapolation: float
 
 
 def moves(schedule: NoiseSchedule, levels: list[int], solver: str, eta: float = 0.0) -> list[Move]:
-    """The update's coefficients from each level to the next, the last landing on clean data.
+    """The coefficients of the update from each level to the next. The last move ends on clean data.
 
     Args:
-        levels: visited, falling.
-        solver: "ddim" with `eta` (Song et al. 2021, equation 16: 0 draws no noise, 1 is ddpm), "ddpm", or "dpmpp_2m".
+        levels: visited, decreasing.
+        solver: "ddim" with `eta` (Song et al. 2021, equation 16: eta = 0 draws no noise, eta = 1 is ddpm), "ddpm", or "dpmpp_2m".
     """
     eta = {"ddpm": 1.0, "ddim": eta, "dpmpp_2m": 0.0}[solver]
     alpha_bar = [*schedule.alpha_bar[levels].tolist(), 1.0]
     result: list[Move] = []
     last_step = None
     for level, a, b in zip(levels, alpha_bar[:-1], alpha_bar[1:]):
-        spread = eta * ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5
-        carry = max(1 - b - spread**2, 0.0) ** 0.5 / (1 - a) ** 0.5
-        pull = b**0.5 - carry * a**0.5
-        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # onto clean data the move is first order
+        noise_std = eta * ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5
+        x_coef = max(1 - b - noise_std**2, 0.0) ** 0.5 / (1 - a) ** 0.5
+        x0_coef = b**0.5 - x_coef * a**0.5
+        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # the move onto clean data is first order
         extrapolation = step / (2 * last_step) if solver == "dpmpp_2m" and last_step else 0.0
-        result.append(Move(level, carry, pull, spread, extrapolation))
+        result.append(Move(level, x_coef, x0_coef, noise_std, extrapolation))
         last_step = step
     return result
 

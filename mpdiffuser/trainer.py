@@ -1,12 +1,12 @@
 """One training loop for every model.
 
-Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. They are
-drawn for the whole batch and each process takes its share. So a resumed run continues exactly, and several processes
-give the losses of one process with the same total batch.
+Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. Random numbers
+are drawn for the whole batch, and each process takes its share. A resumed run therefore continues exactly, and several
+processes give the losses of one process with the same total batch.
 
     <folder>/log.jsonl
-    <folder>/step_00002000/model/         EMA weights, what users load
-    <folder>/step_00002000/state/         raw weights, optimiser, step: what a resume needs
+    <folder>/step_00002000/model/         EMA weights, for users
+    <folder>/step_00002000/state/         raw weights, optimiser, step: for a resume
     <folder>/step_00002000/manifest.json  sizes and checksums, which a resume verifies
     <folder>/last                         name of the newest whole checkpoint
 """
@@ -28,16 +28,19 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm.auto import tqdm
 
+from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import check_manifest, publish, read_json, write_manifest, write_whole, writing
+from mpdiffuser.identity import plain, refuse_other
 from mpdiffuser.schedule import NoiseSchedule
+
+MAY_CHANGE = ("skip_bad_steps",)  # settings that may differ when a run is resumed
 
 
 class Data(Protocol):
-    """Examples drawn by index: `batch(indices)` gives named tensors with the batch first, `sources(indices)` the
-    episodes of the dataset that they come from."""
+    """Examples drawn by index: `batch(indices)` gives named tensors (B, ...), `sources(indices)` the numbers of the
+    dataset's episodes that they come from."""
 
     def __len__(self) -> int: ...
 
@@ -48,9 +51,21 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Args: steps, batch_size (over all processes), learning_rate (cosine decay to a tenth after `warmup` steps),
-    weight_decay, clip (gradient norm), ema_decay, seed, every how many steps to log, validate and checkpoint, and
-    skip_bad_steps: how many steps whose loss or gradient is not finite to leave out before giving up."""
+    """How long and how fast a model is trained.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: examples of a step, over all processes.
+        learning_rate: after `warmup` steps; then it decays by a cosine to a tenth.
+        weight_decay, clip: of AdamW; the largest norm of the gradient.
+        ema_decay: of the averaged weights.
+        seed: of all random choices.
+        log_every, validate_every, checkpoint_every: intervals in steps.
+        skip_bad_steps: number of steps with a non-finite loss or gradient to leave out before the training stops.
+
+    Raises:
+        InputError: for a value that is not allowed.
+    """
 
     steps: int = 5000
     batch_size: int = 64
@@ -73,7 +88,7 @@ class TrainConfig:
 
 
 def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
-    """Positions start : start + count of the endless stream that is epoch after epoch, each its own permutation."""
+    """Indices start : start + count of an infinite stream of per-epoch permutations."""
     parts = []
     while count:
         epoch, offset = divmod(start, size)
@@ -83,7 +98,7 @@ def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@functools.lru_cache(8)  # of a million windows it takes longer than a batch does
+@functools.lru_cache(8)  # for a million windows it takes longer than a batch
 def _permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(size, generator=_generator(seed, epoch, 1))
 
@@ -107,15 +122,14 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """Trains `model` (with `draw`, `loss` and, where it has one, `after_step`) on `data`, watches `validation`,
-    checkpoints under `folder`.
+    """Trains a model (`mpdiffuser.models.base.Model`) on `data`, validates it on `validation`, checkpoints under `folder`.
 
     Args:
-        identity: what the run is made of besides the configuration (e.g. the dataset's name); a folder that holds a
-            run of something else is refused.
+        identity: what the run depends on besides `config` and the model's configuration, such as the dataset. A folder
+            that holds a run of another identity is refused.
 
     Raises:
-        InputError: if the folder holds another run, or the batch cannot be shared among the processes.
+        InputError: if the folder holds another run, or the batch cannot be split among the processes.
     """
 
     def __init__(
@@ -133,11 +147,11 @@ class Trainer:
         self.name, self.model, self.data, self.validation = name, model, data, validation
         self.config, self.folder, self.accelerator = config, Path(folder), accelerator
         self.schedule = schedule or NoiseSchedule()
-        train = {key: value for key, value in asdict(config).items() if key != "skip_bad_steps"}  # may be set later
-        self.identity = {"train": train, "model": _plain(dict(model.config)), **(identity or {})}
+        train = {key: value for key, value in asdict(config).items() if key not in MAY_CHANGE}
+        self.identity = {"train": train, "model": plain(dict(model.config)), **plain(identity or {})}
         processes = accelerator.num_processes
         if config.batch_size % processes:
-            raise InputError(f"{name}.batch_size: {config.batch_size} cannot be shared among {processes} processes")
+            raise InputError(f"{name}.batch_size: {config.batch_size} cannot be split among {processes} processes")
         self.share = config.batch_size // processes
         self.model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -167,7 +181,7 @@ class Trainer:
         loss_module, self.optimizer = self.accelerator.prepare(_Loss(self.model, self.schedule), self.optimizer)
         self.model.train()
         label = f"{self.name}{' (resumed)' if resumed else ''}"
-        bar = tqdm(total=config.steps, initial=self.step, desc=label, disable=not main, mininterval=1, unit="step")
+        bar = progress(total=config.steps, initial=self.step, desc=label, disable=not main, unit="step")
         clock = {"data_s": 0.0, "update_s": 0.0, "core_s": 0.0}
         with ThreadPoolExecutor(1) as background:
             upcoming = background.submit(self._batch, self.step)
@@ -197,17 +211,16 @@ class Trainer:
         self.accelerator.backward(values["loss"])
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
         finite = self._finite(values["loss"], norm)
-        if finite or self.accelerator.scaler is not None:  # which leaves such a step out itself, and learns from it
+        if finite or self.accelerator.scaler is not None:  # the scaler leaves such a step out by itself
             self.optimizer.step()
         if finite:
             self.ema.step(self.parameters)
         self.optimizer.zero_grad()
-        if hasattr(self.model, "after_step"):
-            self.model.after_step()
+        self.model.after_step()
         self.step += 1
         clock["data_s"] += ready - began
         clock["update_s"] += time.perf_counter() - ready
-        clock["core_s"] += time.thread_time() - began_core  # what other work on the machine does not stretch
+        clock["core_s"] += time.thread_time() - began_core  # independent of other work on the machine
         return {**values, "gradient_norm": norm}
 
     def _finite(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
@@ -258,7 +271,7 @@ class Trainer:
     def _to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in tensors.items()}
 
-    def _log(self, values: dict[str, torch.Tensor], clock: dict[str, float], bar: tqdm) -> None:
+    def _log(self, values: dict[str, torch.Tensor], clock: dict[str, float], bar: Any) -> None:
         reduced = {key: self.accelerator.reduce(v.detach().float(), "mean").item() for key, v in values.items()}
         since = max(1, self.step % self.config.log_every or self.config.log_every)
         times = {key: value / since for key, value in clock.items()}
@@ -340,11 +353,7 @@ class Trainer:
         checkpoint = self.folder / name
         check_manifest(checkpoint, f"to train anew remove {self.folder}, or choose another output_dir=")
         state = read_json(checkpoint / "state" / "trainer.json")
-        different = _differences(state["identity"], self.identity)
-        if different:
-            raise InputError(
-                f"{self.folder}: holds a run with other settings ({'; '.join(different)}); choose another output_dir="
-            )
+        refuse_other(self.folder, state["identity"], self.identity)
         device = str(self.accelerator.device)
         self.model.load_state_dict(load_file(checkpoint / "state" / "weights.safetensors", device))
         moments = _nested(load_file(checkpoint / "state" / "optimizer.safetensors", device))
@@ -382,19 +391,3 @@ def _nested(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]
         index, _, key = name.partition(".")
         moments.setdefault(int(index), {})[key] = value
     return moments
-
-
-def _plain(value: Any) -> Any:
-    """As it will look after a round trip through JSON, without diffusers' own entries."""
-    return {k: v for k, v in json.loads(json.dumps(value)).items() if not k.startswith("_")}
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    result = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            result += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            result.append(f"{prefix}{key}: {a} there, {b} now")
-    return result

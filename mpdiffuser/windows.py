@@ -1,7 +1,7 @@
-"""Windows: what the models are trained on.
+"""Windows: the training examples of the models.
 
-Episode of T = 5 steps (rows z_0..z_5), horizon H = 4; starts run over every step, rows past the end repeat the final
-row and do not count in the loss:
+Episode of T = 5 steps (rows z_0..z_5), horizon H = 4; a window starts at every step. Rows past the end repeat the
+final row and do not count in the loss:
 
     start 0:  z0 z1 z2 z3      mask 1 1 1 1      action_mask 1 1 1 1
     start 2:  z2 z3 z4 z5      mask 1 1 1 1      action_mask 1 1 1 0      (no action is taken at the final observation)
@@ -21,32 +21,32 @@ def to_go(
     episodes: Episodes,
     discount: float,
     values: np.ndarray | None = None,
-    trace: float = 1.0,
+    td_lambda: float = 1.0,
 ) -> np.ndarray:
-    """Discounted mean of what is still to come at each row: (1 - g) sum_k g^k amount_k, (M,) float32.
+    """Discounted mean of the future amounts at each row, (1 - g) sum_k g^k amount_k: (M,) float32.
 
-    After a termination nothing more comes. After a truncation the episode would have gone on: the sum over what was
-    seen is scaled by (1 - g) / (1 - g^n), n the number of steps seen, as if the rest had the same mean. So a target
-    means the same early and late in an episode. The final row takes over the value of the last step.
+    After a termination the amounts are 0. A truncated episode would have continued, so the sum over its n remaining
+    steps is scaled by (1 - g) / (1 - g^n), as if the rest had the same mean. A target then means the same early and
+    late in an episode. The final row takes the value of the last step.
 
-    With values V (M,) the TD(lambda) return (Sutton 1988), with lambda = trace,
-    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1): what was logged for some 1 / (1 - lambda) steps,
-    then what the place that was reached is worth. A truncated episode goes on with V of its final row.
+    With values V (M,), this is the TD(lambda) return (Sutton 1988), lambda = td_lambda,
+    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1): logged amounts for about 1 / (1 - lambda) steps, then
+    the value of the state that was reached. A truncated episode continues with V of its final row.
     """
     if values is None:
-        trace = 1.0
+        td_lambda = 1.0
     result = np.zeros(len(amounts), np.float64)
     for e in range(len(episodes)):
         rows, last = episodes.rows(e), episodes.offsets[e + 1] - 1
         terminated = episodes["terminations"][last - 1]
         logged = (1 - discount) * np.asarray(amounts[rows.start : last], np.float64)
         if values is not None:
-            worth = np.array(values[rows], np.float64)
-            worth[-1] *= not terminated
-            logged += discount * (1 - trace) * worth[1:]
-            result[last] = worth[-1]
-        # R_t = logged_t + g trace R_t+1 is a linear filter run backwards
-        carry = discount * trace
+            value = np.array(values[rows], np.float64)
+            value[-1] *= not terminated
+            logged += discount * (1 - td_lambda) * value[1:]
+            result[last] = value[-1]
+        # R_t = logged_t + g lambda R_t+1 is a linear filter, run backwards
+        carry = discount * td_lambda
         result[rows.start : last] = lfilter([1], [1, -carry], logged[::-1], zi=[carry * result[last]])[0][::-1]
         if values is None and not terminated:
             seen = np.arange(last - rows.start, 0, -1)
@@ -60,9 +60,9 @@ class Windows:
 
     Args:
         episodes: with `observations` = latents (M, d).
-        targets: what the planner is to be asked for, at each row: return_to_go, cost_to_go (M, c).
+        targets: the planner's target at each row: return_to_go, cost_to_go (M, c).
         horizon: H.
-        weights: of the windows that start at each row, (M,): a window of twice the weight is there twice as often.
+        weights: of the windows that start at each row, (M,); a window of twice the weight occurs twice as often.
         latents, actions: fitted normalisers; condition: the targets' fitted marginals.
     """
 
@@ -110,8 +110,8 @@ class Windows:
 
 
 def resample(weights: np.ndarray) -> np.ndarray:
-    """Indices (n,) of n items drawn in proportion to their weights (n,), each within one of its due (systematic
-    resampling, Kitagawa 1996)."""
+    """Indices (n,) of n items in proportion to their weights (n,). Each item occurs the floor or the ceiling of its
+    expected count (systematic resampling, Kitagawa 1996)."""
     shares = np.cumsum(weights, dtype=np.float64)
     return np.searchsorted(shares, (np.arange(len(weights)) + 0.5) / len(weights) * shares[-1])
 
@@ -121,7 +121,7 @@ class Steps:
 
     Args:
         episodes: with `observations` = latents (M, d).
-        return_to_go: (M,). cost_to_go: (M,), where the data has costs. weights: how often each row is wanted, (M,).
+        return_to_go: (M,). cost_to_go: (M,), where the data have costs. weights: relative frequency of each row, (M,).
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class Steps:
         return self.owners[indices]
 
 
-class Transitions(Steps):
-    """Steps with the decoded latents that they lead to, `next_latents` (B, d). Arguments as `Steps`."""
+class NextSteps(Steps):
+    """Steps with the decoded latents after them, `next_latents` (B, d). Arguments as `Steps`."""
 
     def __init__(self, episodes: Episodes, return_to_go: np.ndarray) -> None:
         super().__init__(episodes, return_to_go)
@@ -166,7 +166,7 @@ class Transitions(Steps):
 
 
 def step_rows(episodes: Episodes) -> np.ndarray:
-    """The rows that hold a step, which is all but each episode's final one."""
+    """The rows that hold a step: all but the final row of each episode."""
     keep = np.ones(episodes.offsets[-1], bool)
     keep[episodes.offsets[1:] - 1] = False
     return np.flatnonzero(keep)
@@ -183,3 +183,15 @@ def split(episodes: Episodes, validation: float, seed: int) -> tuple[Episodes, E
     """Training and held-out episodes, as `split_indices`."""
     train, held_out = split_indices(len(episodes), validation, seed)
     return episodes.select(train), episodes.select(held_out)
+
+
+def occupancy(episodes: Episodes, discount: float, share: float) -> np.ndarray:
+    """Relative frequencies of the rows, (M,), 1 on average: `share` of them discounted occupancy, the rest even.
+
+    Discounted occupancy is g^t, t the steps since the episode's start: a row's weight in a discounted return, and the
+    weight of states in the policy gradient (Sutton et al. 2000). Every episode passes its first rows, but they make few
+    of the rows of long episodes.
+    """
+    rows = np.arange(len(episodes.episode_of_row))
+    weights = discount ** (rows - episodes.offsets[episodes.episode_of_row]).astype(np.float64)
+    return 1 - share + share * weights / weights[step_rows(episodes)].mean()

@@ -8,12 +8,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from mpdiffuser.evaluation import Outcome
 
 import evaluate
 from experiments.reliability.fuzz import make_pipeline
 from mpdiffuser.config import load
 from mpdiffuser.errors import InputError
-from mpdiffuser.evaluation import Outcome
 
 METHODS = ["random", "cloning", "planner", "ours"]
 

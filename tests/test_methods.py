@@ -8,13 +8,13 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+from mpdiffuser.rivals import MODELS, RIVALS
 from omegaconf import OmegaConf
 
 import evaluate
 import train_state
 from experiments import offline_table
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.rivals import MODELS, RIVALS
 
 METHODS = ["random", "cloning", "iql", *RIVALS, "planner", "ours", "distilled"]
 TINY = ["task=d4rl/hopper-medium-v2", "debug=true", "processes=1", "trackers=[]", "rounds=1", "horizon=8"]

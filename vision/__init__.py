@@ -1,4 +1,4 @@
-"""Pixels to latents and back. Importing it makes its classes known to saved pipelines."""
+"""Pixels to latents and back."""
 
 from vision.decoder import Decoder
 from vision.encoder import IdentityEncoder, PixelEncoder, Representation

@@ -1,4 +1,4 @@
-"""Training data for the encoder and the decoder, and the caches of what a frozen backbone says."""
+"""Training data for the encoder and the decoder, and the cache of a frozen backbone's features."""
 
 import functools
 import hashlib
@@ -8,19 +8,20 @@ from typing import Literal
 import numpy as np
 import torch
 from filelock import FileLock
-from tqdm.auto import tqdm
 
+from mpdiffuser.console import progress
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import create_array, write_whole, writing
-from mpdiffuser.machine import side_by_side
+from mpdiffuser.parallel import run_parallel
 from mpdiffuser.windows import step_rows
 from vision.encoder import PixelEncoder
 
-KEEP_EVERY = 32  # batches between two notes of how far the features are
+KEEP_EVERY = 32  # batches between two records of the progress
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
+    """A name for the weights of a module."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -28,10 +29,10 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
 
 
 def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> np.ndarray:
-    """Features (M, F) float16 of every frame, computed once and memory-mapped; a killed computation is gone on with.
+    """Features (M, F) float16 of every frame, computed once and memory-mapped. A killed computation is resumed.
 
-    The file's name holds all they depend on: the frames, the backbone's kind and its weights. Another process that
-    computes features for this folder is waited for.
+    The file's name holds all that the features depend on: the frames, the backbone's kind and its weights. If another
+    process computes features for this folder, this one waits.
 
     Raises:
         InputError: if the file cannot be written, or is damaged.
@@ -51,7 +52,7 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
             _compute(encoder, episodes["frames"], file, shape, batch)
     features = _open_features(file)
     if features is None or (features.shape, features.dtype) != (shape, np.float16):
-        raise InputError(f"{file}: damaged; remove it, it will be computed again")
+        raise InputError(f"{file}: damaged; remove it, then it is computed again")
     return features
 
 
@@ -65,10 +66,10 @@ def _compute(encoder: PixelEncoder, frames: np.ndarray, file: Path, shape: tuple
         out[start : start + batch] = _features(encoder, frames[start : start + batch])
         bar.update(min(batch, shape[0] - start))
 
-    with writing(file), tqdm(total=shape[0], initial=done, desc="features", unit="frame") as bar:
+    with writing(file), progress(total=shape[0], initial=done, desc="features", unit="frame") as bar:
         for first in range(done, shape[0], batch * KEEP_EVERY):
             end = min(first + batch * KEEP_EVERY, shape[0])
-            side_by_side([functools.partial(compute, start) for start in range(first, end, batch)], encoder.device)
+            run_parallel([functools.partial(compute, start) for start in range(first, end, batch)], encoder.device)
             out.flush()
             write_whole(kept, str(end))
         partial.rename(file)
@@ -89,13 +90,13 @@ def _features(encoder: PixelEncoder, frames: np.ndarray) -> np.ndarray:
 
 
 def history_rows(episodes: Episodes, rows: np.ndarray, history: int) -> np.ndarray:
-    """Rows (B,) -> (B, history): each row and those before it, the episode's first row standing in for the missing."""
+    """Rows (B,) -> (B, history): each row and those before it; the episode's first row stands for missing ones."""
     first = episodes.offsets[:-1][episodes.episode_of_row[rows]]
     return np.maximum(rows[:, None] + np.arange(1 - history, 1), first[:, None])
 
 
 def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
-    """The actions (B, history - 1, m) between the frames of `history_rows` (B, history); 0 where a frame stands in."""
+    """The actions (B, history - 1, m) between the frames of `history_rows` (B, history); 0 before an episode's start."""
     between = rows[:, :-1]
     return np.where((between < rows[:, 1:])[..., None], episodes["actions"][between], np.float32(0))
 
@@ -113,12 +114,12 @@ def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batc
 
 
 def encode_frames(encoder: PixelEncoder, episodes: Episodes) -> np.ndarray:
-    """Latents (M, d) float32 of every row, straight from the frames (for a backbone that was trained here)."""
+    """Latents (M, d) float32 of every row, computed from the frames (for a backbone that was trained here)."""
     features = [_features(encoder, episodes["frames"][i : i + 64]) for i in range(0, len(episodes["frames"]), 64)]
     return encode(encoder, episodes, np.concatenate(features).astype(np.float16))
 
 
-class Transitions:
+class FrameSteps:
     """Consecutive steps for `Representation`: features if given, else frames.
 
     Args:

@@ -1,18 +1,19 @@
-"""The decoder: latents to pictures, for looking at plans. It does not shape the latents."""
+"""The decoder: latents to pictures, to look at plans. The latents do not depend on it."""
 
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch import nn
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.models.base import Model
 from mpdiffuser.models.normalizer import Normalizer
 
 
-class Decoder(ModelMixin, ConfigMixin):
+class Decoder(Model):
     """Latents (B, d) -> frames (B, size, size, 3) uint8.
 
     Args:
@@ -48,9 +49,6 @@ class Decoder(ModelMixin, ConfigMixin):
     def frames(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, d) -> (B, size, size, 3) uint8."""
         return (self(latents).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
-
-    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        return {}
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any

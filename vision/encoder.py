@@ -3,23 +3,23 @@
 from typing import Any, Self
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Normalizer
 from vision.augment import random_shift
 from vision.backbones import DEFAULT, Backbone, load_pretrained
 
 
-class PixelEncoder(ModelMixin, ConfigMixin):
-    """A backbone on each frame, and a trained head over the last `history` frames and the actions taken between them.
+class PixelEncoder(Model):
+    """A backbone on each frame, and a trained head over the last `history` frames and the actions between them.
 
-    One frame has no velocity; two have the mean velocity between them, and what the last action made of it no frame
-    shows yet.
+    One frame shows no velocity. Two frames show their mean velocity, but not yet the effect of the last action.
 
     Args:
         backbone, stride, pool: see `Backbone`.
@@ -30,6 +30,8 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         trainable: whether the backbone is fine-tuned; a frozen one's features are computed once and cached.
     """
 
+    sees_pixels = True
+
     @register_to_config
     def __init__(
         self,
@@ -38,7 +40,7 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         pool: int = 4,
         action_dim: int = 1,
         latent_dim: int = 16,
-        history: int = 3,
+        history: int = 5,
         projection: int = 128,
         hidden: int = 256,
         trainable: bool = False,
@@ -83,7 +85,7 @@ class PixelEncoder(ModelMixin, ConfigMixin):
         return self
 
 
-class IdentityEncoder(ModelMixin, ConfigMixin):
+class IdentityEncoder(Model):
     """States are their own latents.
 
     Args:
@@ -92,6 +94,7 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
     """
 
     history = 1
+    sees_pixels = False
 
     @register_to_config
     def __init__(self, latent_dim: int, action_dim: int = 1) -> None:
@@ -108,18 +111,18 @@ class IdentityEncoder(ModelMixin, ConfigMixin):
         return features[..., -1, :]
 
 
-class Representation(ModelMixin, ConfigMixin):
-    """What trains the encoder: latents must tell the next latent, the reward, and the true state or else the action.
+class Representation(Model):
+    """Trains the encoder: from the latents it predicts the next latent, the reward, and the true state or the action.
 
-    They are told through noise, each dimension with its own learnt amount, and pay for every nat they carry (a
-    variational bottleneck, Alemi et al. 2017), which also keeps their scale.
-    The action taken must be told from the frames, so it is hidden from the latents that tell it; even so they come to
-    hold what foretells it, the actions before, which is habit and not state. So it is asked for only where the data
-    hold no true states.
+    Predictions see the latents through noise, with a learned amount for each dimension, and each nat of information has
+    a price (a variational bottleneck, Alemi et al. 2017). This also fixes the latents' scale.
+    The action is predicted from the frames around it, so it is hidden from the latents. The latents still come to hold
+    the earlier actions, which predict it by habit and are not state. Therefore the action is predicted only where the
+    data hold no true states.
 
     Args:
         encoder_config: of a `PixelEncoder`.
-        state_dim: of the true states, 0 where the data has none; they are to be linear in the latents.
+        state_dim: of the true states, 0 where the data have none; a linear map predicts them from the latents.
         state_weight: of the true states among the targets.
         information_weight: price of a nat.
         shift: pixels of random shift, used where the backbone is trained (Yarats et al. 2022).
@@ -155,8 +158,8 @@ class Representation(ModelMixin, ConfigMixin):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch of `Transitions`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3); the
-        actions between them (B, history, m), the last of them the one to tell; rewards (B,), states (B, s),
+        """Batch of `FrameSteps`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3); the
+        actions between them (B, history, m), the last of them the one to predict; rewards (B,), states (B, s),
         standardised."""
         features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
         frames, actions = self.encoder.frames(features), batch["actions"]
@@ -177,7 +180,7 @@ class Representation(ModelMixin, ConfigMixin):
             blind = self.encoder.join(frames[:, 1:], hidden) + noise[:, 1]
             parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
         if self.state is not None:
-            # absolute beyond 0.05 deviations: what no frame shows (a pole out of view) must not drown what frames show
+            # absolute beyond 0.05 deviations, so that states which no frame shows (a pole out of view) do not dominate
             error = smooth_l1_loss(self.state(now), batch["states"], beta=0.05)
             parts["state"] = self.config["state_weight"] * error
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
@@ -188,5 +191,5 @@ class Representation(ModelMixin, ConfigMixin):
 
 
 def information(mean: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
-    """Nats in latents (B, d) told through noise of deviation exp(log_noise) (d,): KL(N(mean, noise^2) || N(0, 1))."""
+    """Nats in latents (B, d) with noise of deviation exp(log_noise) (d,): KL(N(mean, noise^2) || N(0, 1))."""
     return 0.5 * (mean.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(-1).mean()

@@ -1,5 +1,6 @@
 """From frames to latent episodes: the encoder's head (or all of it), the latents of every row, the decoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +12,75 @@ from omegaconf import DictConfig
 from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.launch import Clock, train_config
 from mpdiffuser.trainer import Trainer
-from mpdiffuser.training import Clock, train_config
+from mpdiffuser.training import common_options
 from mpdiffuser.windows import split_indices
-from vision.data import Pictures, Transitions, cached_features, encode, encode_frames
+from vision.data import FrameSteps, Pictures, cached_features, encode, encode_frames, weights_fingerprint
 from vision.decoder import Decoder
 from vision.encoder import PixelEncoder, Representation
 
 
-def train_encoder(
-    cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock
-) -> tuple[PixelEncoder, Decoder, Episodes]:
-    """Train the encoder and the decoder under cfg.output_dir.
-
-    Returns:
-        the encoder, the decoder, and the episodes with `observations` replaced by latents.
+def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
+    """The untrained encoder with its training heads; a pretrained backbone has its weights.
 
     Raises:
         InputError: if the dataset has no frames, or the backbone's weights are not on this machine.
     """
     if "frames" not in episodes:
         raise InputError(f"{episodes.path}: holds no frames; for states use train_state.py")
-    output, cache = Path(cfg.output_dir), Path(cfg.data_root) / "cache"
     options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1]}
     pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
-    encoder.to(accelerator.device)
+    has_states = "observations" in episodes and cfg.true_states
+    representation = Representation(options, episodes["observations"].shape[1] if has_states else 0)
+    representation.encoder.load_state_dict(encoder.state_dict())
+    return representation.eval()
+
+
+def encoder_identity(cfg: DictConfig, data: str, representation: Representation) -> dict[str, Any]:
+    """What the latents depend on: the dataset's checksum, the options, and the pretrained weights."""
+    encoder = settings(cfg.encoder)
+    weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
+    options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
+    return {"data": data, "encoder": {**options, "backbone_weights": weights}}
+
+
+def train_encoder(
+    cfg: DictConfig,
+    episodes: Episodes,
+    representation: Representation,
+    identity: Mapping[str, Any],
+    accelerator: Accelerator,
+    clock: Clock,
+) -> tuple[PixelEncoder, Decoder, Episodes]:
+    """Train the encoder and the decoder under cfg.output_dir.
+
+    Args:
+        representation, identity: of `build_representation` and `encoder_identity`.
+
+    Returns:
+        The encoder, the decoder, and the episodes with `observations` replaced by latents.
+
+    Raises:
+        InputError: if the folder holds another run.
+    """
+    output, cache = Path(cfg.output_dir), Path(cfg.data_root) / "cache"
+    encoder = representation.to(accelerator.device).encoder
     features = None
-    if not options["trainable"]:
+    if not encoder.config["trainable"]:
         with clock("features"), accelerator.main_process_first():
             features = cached_features(encoder, episodes, cache)
         encoder.standard.fit(features[:: max(1, len(features) // 4096)].astype(np.float32))
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
-    known = "observations" in episodes and cfg.true_states
-    representation = Representation(options, episodes["observations"].shape[1] if known else 0)
-    representation.encoder.load_state_dict(encoder.state_dict())
-    data = Transitions(episodes, train, encoder.history, features)
-    validation = Transitions(episodes, held_out, encoder.history, features, data.statistics)
-    identity = {"data": episodes.checksum()}
+    data = FrameSteps(episodes, train, encoder.history, features)
+    validation = FrameSteps(episodes, held_out, encoder.history, features, data.statistics)
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
-        config = train_config(cfg, name)
+        config, own = train_config(cfg, name), dict(identity)
         with clock(name):
-            return Trainer(name, model, data, validation, config, output / name, accelerator, identity=identity).train()
+            return Trainer(name, model, data, validation, config, output / name, accelerator, identity=own).train()
 
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):

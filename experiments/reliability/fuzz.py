@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from envs.readers.lerobot import read_lerobot
+from mpdiffuser.models.cloning import BehaviourCloning
 from omegaconf import OmegaConf
 
 import evaluate
 from envs.datasets import open_dataset
-from envs.readers.lerobot import read_lerobot
 from experiments.reliability import layouts
 from experiments.reliability.kills import episodes_of
 from experiments.reliability.spoil import spoil
@@ -34,7 +35,6 @@ from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import KINDS, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, write_manifest
-from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker

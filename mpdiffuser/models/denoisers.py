@@ -1,23 +1,24 @@
 """The two diffusion models: the planner and the dynamics model.
 
 A trajectory x is (B, H, d + m): row k holds the normalised latent z_k and the action u_k that is taken there.
-The present latent z_0 is known: it is held clean at every noise level (`hold`) in training and in sampling, and also
+The present latent z_0 is known. It stays clean at every noise level (`hold`), in training and in sampling. It also
 modulates every layer, since the first action must follow small differences of z_0.
 
-A forward pass is `denoise` with the `modulation` of all layers, which depends on the level, z_0 and the target alone:
-whoever draws plans can have it computed before.
+A forward pass is `denoise` with the `modulation` of all layers. The modulation depends only on the level, z_0 and the
+target, so a sampler can compute it once for all levels and candidates.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch import nn
 from torch.nn.functional import pad
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.models.base import Model
 from mpdiffuser.models.unet import LevelEmbedding, TemporalUNet, check_horizon
 from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 
@@ -25,12 +26,12 @@ from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 def hold(
     x: torch.Tensor, present: torch.Tensor, goal: torch.Tensor | None = None, committed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """In-painting: x (B, H, d + m) with all that is known in its place.
+    """In-painting: x (B, H, d + m) with all known parts in place.
 
     Args:
         present: z_0, (B, d).
         goal: the last latent z_{H-1}, (B, d).
-        committed: the first actions u_0..u_{K-1}, (B, K, m), decided already.
+        committed: the first actions u_0..u_{K-1}, (B, K, m), fixed already.
     """
     d = present.shape[-1]
     held = x.clone()
@@ -42,8 +43,8 @@ def hold(
     return held
 
 
-class Planner(ModelMixin, ConfigMixin):
-    """Joint diffusion of states and actions, conditioned on the target: draws what a good episode looks like from z_0.
+class Planner(Model):
+    """Joint diffusion of states and actions, conditioned on the target: draws good trajectories from z_0.
 
     Args:
         latent_dim, action_dim, horizon: d, m, H.
@@ -51,11 +52,11 @@ class Planner(ModelMixin, ConfigMixin):
         prediction: "epsilon", "sample" or "v_prediction".
         dropout: probability of dropping the condition in training, for classifier-free guidance (Ho and Salimans 2022).
         first_action_weight: weight of the loss on u_0, the action that will be executed.
-        level_draws: a training step's noise level is the highest of so many draws: the noisiest levels, where a plan
-            begins, decide on its first action.
+        level_draws: a training step's noise level is the highest of so many draws. More draws train the noisiest
+            levels more often: they decide the first action.
 
     Raises:
-        InputError: for a horizon or a prediction type that cannot be.
+        InputError: for a horizon or a prediction type that is not allowed.
     """
 
     @register_to_config
@@ -66,7 +67,7 @@ class Planner(ModelMixin, ConfigMixin):
         horizon: int = 32,
         condition_dim: int = 1,
         width: int = 32,
-        multipliers: Sequence[int] = (1, 2, 4),
+        multipliers: Sequence[int] = (1, 2),
         embedding: int = 64,
         prediction: str = "v_prediction",
         dropout: float = 0.1,
@@ -85,7 +86,7 @@ class Planner(ModelMixin, ConfigMixin):
 
     @staticmethod
     def columns(latent_dim: int) -> slice:
-        """Of a trajectory's d + m columns, those that are drawn; the others are neither seen nor learnt."""
+        """The columns, of a trajectory's d + m, that the planner sees and draws."""
         return slice(None)
 
     def forward(
@@ -96,8 +97,8 @@ class Planner(ModelMixin, ConfigMixin):
         keep: torch.Tensor,
         modulation: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x; the modulation
-        (B, F) of these, if it is known already."""
+        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x. A known
+        modulation (B, F) is used as it is."""
         if modulation is None:
             modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]], condition, keep)
         return self.denoise(x, modulation)
@@ -147,27 +148,11 @@ class Planner(ModelMixin, ConfigMixin):
         return {"loss": weighted_error(output[..., drawn], target[..., drawn], weight[..., drawn])}
 
 
-class StatePlanner(Planner):
-    """A planner of the states alone (Ajay et al. 2023). Arguments and errors as `Planner`."""
+class Dynamics(Model):
+    """Diffusion of the states given the actions: draws the system's response. It never sees the target.
 
-    @staticmethod
-    def columns(latent_dim: int) -> slice:
-        return slice(0, latent_dim)
-
-
-class ActionPlanner(Planner):
-    """A planner of the actions alone (Chi et al. 2023). Arguments and errors as `Planner`."""
-
-    @staticmethod
-    def columns(latent_dim: int) -> slice:
-        return slice(latent_dim, None)
-
-
-class Dynamics(ModelMixin, ConfigMixin):
-    """Diffusion of the states given the actions: draws what the system does. It never sees the wish.
-
-    In training the actions carry noise of the same level as the states, drawn independently, since that is what it is
-    shown inside the alternating sampler. Arguments and errors as `Planner`.
+    In training the actions carry independent noise of the same level as the states, as in the alternating sampler.
+    Arguments and errors as `Planner`.
     """
 
     noisy_actions = True
@@ -179,7 +164,7 @@ class Dynamics(ModelMixin, ConfigMixin):
         action_dim: int,
         horizon: int = 32,
         width: int = 32,
-        multipliers: Sequence[int] = (1, 2, 4),
+        multipliers: Sequence[int] = (1, 2),
         embedding: int = 64,
         prediction: str = "v_prediction",
     ) -> None:
@@ -232,12 +217,6 @@ class Dynamics(ModelMixin, ConfigMixin):
         weight = batch["mask"][..., None].expand_as(latents).clone()
         weight[:, 0] = 0
         return {"loss": weighted_error(output, target, weight)}
-
-
-class CleanDynamics(Dynamics):
-    """A dynamics model that is given the actions as they are (Zhou et al. 2024). Arguments and errors as `Dynamics`."""
-
-    noisy_actions = False
 
 
 def _example(config: Any) -> tuple[torch.Tensor, torch.Tensor]:

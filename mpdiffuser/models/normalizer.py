@@ -49,10 +49,10 @@ class Normalizer(ModelMixin, ConfigMixin):
 
 
 class Marginals(ModelMixin, ConfigMixin):
-    """Maps each dimension to how it ranks among the data: uniform, with mean 0 and standard deviation 1.
+    """Maps each dimension to its rank among the data: uniform, with mean 0 and standard deviation 1.
 
-    For targets: returns of a well-balanced pole differ by hundredths and those of a falling one by tenths, and a
-    planner must tell both apart. Always float32.
+    Used for targets. Returns can differ by hundredths in one part of the data and by tenths in another, and the planner
+    must tell both apart. Always float32.
 
     Args:
         dim: number of dimensions.
@@ -102,7 +102,7 @@ class Marginals(ModelMixin, ConfigMixin):
 
 
 def _move_only(module, fn):  # type: ignore[no-untyped-def]
-    """Follows the pipeline between devices, but stays float32: half precision would round large means away."""
+    """Moves between devices with the pipeline but stays float32, since half precision rounds large means."""
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.to(fn(parameter.data).device)
     return module

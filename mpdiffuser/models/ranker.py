@@ -1,34 +1,35 @@
-"""The ranker: what a decoded rollout is worth."""
+"""The ranker: scores decoded rollouts by predicted rewards and terminal value."""
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.schedule import NoiseSchedule
 
 
-class Ranker(ModelMixin, ConfigMixin):
-    """Reward, continuation and cost of each step, and the value of where a rollout ends.
+class Ranker(Model):
+    """Predicts the reward, continuation and cost of each step, and the value of a rollout's last state.
 
-    It works on decoded rollouts, in the encoder's own space. Returns are means: (1 - g) sum_k g^k r_k, so a value has
-    the unit of a reward whatever the discount g; costs likewise. Where the data have costs, values are those of a state
-    and of the cost_to_go that goes with it: what can be got from there at that price.
+    It works on decoded rollouts, in the encoder's own space. Returns are discounted means, (1 - g) sum_k g^k r_k, so a
+    value has the unit of a reward for any discount g. Costs likewise. Where the data have costs, the value also depends
+    on a cost_to_go: V(s, c) is the return that the data reach from s at cost c.
 
     Args:
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers.
         discount: g.
-        expectiles: of the returns seen from a state, how many are learnt (Newey and Powell 1987): 0.5 is their mean,
-            towards 1 the best of them, towards 0 the worst. Quantiles, their like for absolute errors, come out wrong
-            where there are few rows, as at the starts of episodes.
-        optimism: a state's value is this expectile (Kostrikov et al. 2022); and the quantile 1 - optimism of the costs
-            is what the careful spent.
-        costs: whether the data has costs.
+        expectiles: number of expectiles of the returns to learn (Newey and Powell 1987). The expectile 0.5 is the mean;
+            towards 1 it approaches the best return, towards 0 the worst. Quantiles are less accurate where data are
+            few, as at the starts of episodes.
+        optimism: V(s) is this expectile (Kostrikov et al. 2022). The low-cost value is the quantile 1 - optimism of the
+            costs.
+        costs: whether the data have costs.
     """
 
     @register_to_config
@@ -52,7 +53,7 @@ class Ranker(ModelMixin, ConfigMixin):
         self.returns = Normalizer(1)
         self.step = mlp(latent_dim + action_dim, hidden, 3)
         self.outcomes = mlp(latent_dim + costs, hidden, expectiles)
-        self.prices = Marginals(1) if costs else None
+        self.cost_scale = Marginals(1) if costs else None
         self.cost_value = mlp(latent_dim, hidden, expectiles) if costs else None
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -66,46 +67,46 @@ class Ranker(ModelMixin, ConfigMixin):
         }
 
     def expectiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
-        """Of the mean return from decoded latents (..., d) on, at cost_to_go (...) where there are costs: (..., K), in
-        the network's order; the k-th has level (k + 1/2) / K."""
+        """Expectiles (..., K) of the mean return from decoded latents (..., d), at cost_to_go (...) where there are costs.
+        They come in the network's order; the k-th has level (k + 1/2) / K."""
         inputs = self.latents.normalize(latents)
-        if self.prices is not None:
+        if self.cost_scale is not None:
             if cost_to_go is None:
-                raise InputError("ranker: the data have costs, so a value needs the cost_to_go it is asked for")
-            inputs = torch.cat([inputs, self.prices.normalize(cost_to_go[..., None])], -1)
+                raise InputError("ranker: the data have costs, so a value needs a cost_to_go")
+            inputs = torch.cat([inputs, self.cost_scale.normalize(cost_to_go[..., None])], -1)
         return self.returns.denormalize(self.outcomes(inputs)[..., None])[..., 0]
 
     def expectile(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The expectile of `level`, one or (...), of the mean return from decoded latents (..., d) on: (...)."""
+        """The expectile of `level`, one or (...), of the mean return from decoded latents (..., d): (...)."""
         return _at_level(self.expectiles(latents, cost_to_go), level)
 
-    def worth(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
+    def value(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
         """The value of decoded latents (..., d), at cost_to_go (...) where there are costs: (...)."""
         return self.expectile(latents, self.config["optimism"], cost_to_go)
 
-    def careful_cost(self, latents: torch.Tensor) -> torch.Tensor:
-        """The mean cost a step from decoded latents (..., d) on, of the share 1 - optimism that spent least: (...)."""
-        assert self.prices is not None and self.cost_value is not None
+    def low_cost_value(self, latents: torch.Tensor) -> torch.Tensor:
+        """Mean cost per step from decoded latents (..., d), at the quantile 1 - optimism of the data's costs: (...)."""
+        assert self.cost_scale is not None and self.cost_value is not None
         known = self.cost_value(self.latents.normalize(latents))
-        return self.prices.denormalize(_at_level(known, 1 - self.config["optimism"])[..., None])[..., 0]
+        return self.cost_scale.denormalize(_at_level(known, 1 - self.config["optimism"])[..., None])[..., 0]
 
     @torch.inference_mode()
     def values(self, latents: np.ndarray, cost_to_go: np.ndarray | None = None) -> np.ndarray:
-        """The value of each of many decoded latents (M, d): (M,)."""
+        """Values (M,) of many decoded latents (M, d), at cost_to_go (M,) where there are costs."""
         split = lambda x: torch.from_numpy(np.array(x, np.float32)).to(self.device).split(16_384)  # noqa: E731
         rows = split(latents)
         costs = [None] * len(rows) if cost_to_go is None else split(cost_to_go)
-        return torch.cat([self.worth(*pair) for pair in zip(rows, costs)]).cpu().numpy()
+        return torch.cat([self.value(*pair) for pair in zip(rows, costs)]).cpu().numpy()
 
     def scores(
         self, latents: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.
 
-        (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), c_k the probability of having come to k;
-        V at cost_to_go (...), where there are costs.
+        (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), c_k the probability that the
+        episode reaches step k; V at cost_to_go (...), where there are costs.
         """
         out = self(latents, actions)
         g = self.config["discount"]
@@ -114,26 +115,23 @@ class Ranker(ModelMixin, ConfigMixin):
         alive[..., 0] = 1
         discounted = powers * alive
         running = (1 - g) * (discounted * out["reward"])[..., :-1].sum(-1)
-        value = self.worth(latents[..., -1, :], cost_to_go)
+        value = self.value(latents[..., -1, :], cost_to_go)
         score = running + discounted[..., -1] * value
         return torch.where(score.isfinite(), score, -torch.inf)
 
-    def expense(
+    def expected_cost(
         self, latents: torch.Tensor, actions: torch.Tensor, steps: torch.Tensor, rate: torch.Tensor
     ) -> torch.Tensor:
-        """Expected cost of rollouts (..., H, d), (..., H, m) and of what comes after, over the next steps (...): (...).
+        """Expected undiscounted cost (...) of rollouts (..., H, d), (..., H, m) and of the rest of the episode.
 
-        Undiscounted: sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ times what a step will cost after that: the
-        rate (...) that is left, as that will be asked for, or where even the careful spent more from z_{H - 1} on, as
-        they did. So what fits a budget spends it evenly.
+        sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ max(rate, low-cost value of z_{H - 1}), for episodes with
+        `steps` (...) left and a budget of `rate` (...) per step. The rate after the rollout is the one that later plans
+        will ask for, so a rollout that fits the budget spends it evenly.
         """
         ahead = latents.shape[-2] - 1
         counted = torch.arange(ahead, device=latents.device) < steps[..., None]
         planned = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
-        return planned + (steps - ahead).clamp(min=0) * self.careful_cost(latents[..., -1, :]).maximum(rate)
-
-    def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        return {}
+        return planned + (steps - ahead).clamp(min=0) * self.low_cost_value(latents[..., -1, :]).maximum(rate)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
@@ -151,10 +149,10 @@ class Ranker(ModelMixin, ConfigMixin):
             "continuation_loss": continuation,
         }
         loss = torch.stack(list(parts.values())).sum()
-        if self.prices is not None and self.cost_value is not None:
-            careful = self.cost_value(self.latents.normalize(batch["latents"]))
+        if self.cost_scale is not None and self.cost_value is not None:
+            low_cost = self.cost_value(self.latents.normalize(batch["latents"]))
             parts["cost_loss"] = (out["cost"] - batch["costs"]).square().mean()
-            parts["cost_value_loss"] = _quantile_loss(careful, self.prices.normalize(batch["cost_to_go"][:, None]))
+            parts["cost_value_loss"] = _quantile_loss(low_cost, self.cost_scale.normalize(batch["cost_to_go"][:, None]))
             loss = loss + parts["cost_loss"] + parts["cost_value_loss"]
         else:
             loss = loss + 0 * out["cost"].sum()  # every parameter takes part, as DistributedDataParallel asks
@@ -167,7 +165,7 @@ def _levels(known: torch.Tensor) -> torch.Tensor:
 
 
 def _at_level(known: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
-    """Between quantiles or expectiles (..., K), in any order, the one of `level`, one or (...): (...)."""
+    """The quantile or expectile of `level`, one or (...), interpolated between (..., K) in any order: (...)."""
     known = known.sort(-1).values
     count = known.shape[-1]
     place = (torch.as_tensor(level, dtype=known.dtype, device=known.device) * count - 0.5).clamp(0, count - 1)
@@ -177,6 +175,6 @@ def _at_level(known: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
 
 
 def _quantile_loss(quantiles: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Of quantiles (B, K) against what was seen (B, 1) (Koenker and Bassett 1978)."""
+    """Pinball loss of quantiles (B, K) against observed values (B, 1) (Koenker and Bassett 1978)."""
     gap, levels = seen - quantiles, _levels(quantiles)
     return torch.maximum(levels * gap, (levels - 1) * gap).mean()

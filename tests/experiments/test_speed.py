@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mpdiffuser.rivals import RIVALS, rival_config
 
 from experiments import speed
 from experiments.measuring import kept
 from mpdiffuser.config import load
 from mpdiffuser.config import settings as settings_of
 from mpdiffuser.errors import InputError
-from mpdiffuser.rivals import RIVALS, rival_config
 from mpdiffuser.training import sampler_config
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-
 from mpdiffuser.distillation import Student, distil, distilled, distilled_config, teaching, wish
+
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from mpdiffuser.evaluation import Outcome, evaluate
 
 from envs.vector import VectorEnv
 from mpdiffuser.controller import RandomController
-from mpdiffuser.evaluation import Outcome, evaluate
 
 SEEDS = [5, 6, 7, 8, 9]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mpdiffuser.models.cloning import BehaviourCloning
 from scipy.stats import kstest
 
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker

@@ -14,11 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mpdiffuser.models.cloning import BehaviourCloning
 
 from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.controller import CloningController, Controller, RandomController
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.cloning import BehaviourCloning
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker

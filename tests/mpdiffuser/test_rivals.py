@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from mpdiffuser.errors import InputError
-from mpdiffuser.models.denoisers import ActionPlanner, CleanDynamics, Dynamics, Planner, StatePlanner, hold
 from mpdiffuser.models.inverse import InverseDynamics
 from mpdiffuser.models.iql import IQL
-from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.models.return_model import ReturnModel
-from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.rivals import RIVALS, models_of, require_models, rival_config
 from mpdiffuser.rivals.base import PARTS
 from mpdiffuser.rivals.d_mpc import ProposalSampler
 from mpdiffuser.rivals.decision_diffuser import StateSampler
 from mpdiffuser.rivals.diffuser import GuidedSampler
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.denoisers import ActionPlanner, CleanDynamics, Dynamics, Planner, StatePlanner, hold
+from mpdiffuser.models.normalizer import Marginals, Normalizer
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from vision.encoder import IdentityEncoder

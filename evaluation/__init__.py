@@ -1,0 +1,1 @@
+"""Runs pipelines in environments, compares methods, and writes metrics, tables, reports and videos."""

@@ -1,0 +1,72 @@
+"""Checks of an evaluation, before any training and before any episode."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from omegaconf import DictConfig
+
+from envs.protocol import Environments
+from envs.record import check_record
+from envs.rendering import back_end
+from mpdiffuser.errors import InputError
+from mpdiffuser.methods import METHODS
+from mpdiffuser.pipeline import MPDiffuserPipeline
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """Raises InputError for settings that no evaluation can have."""
+    section = cfg.evaluation
+    if not section.methods or set(section.methods) - set(METHODS):
+        raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")
+    for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0), ("parallel_controllers", 1)):
+        if section[name] is not None and section[name] < least:
+            raise InputError(f"evaluation.{name}: must be at least {least}, found {section[name]}")
+    if not 0 <= (section.safety_probability or 0) < 1:
+        raise InputError(
+            f"evaluation.safety_probability: must be at least 0 and below 1, found {section.safety_probability}"
+        )
+
+
+def require_models(method: str, folder: Path) -> None:
+    """Raises InputError unless a pipeline folder holds the models that the method needs."""
+    missing = [recipe.name for recipe in METHODS[method].models if not (folder / recipe.name).is_dir()]
+    if missing:
+        raise InputError(
+            f"evaluation.methods: {method} needs {', '.join(missing)}, which {folder} does not hold; "
+            f"train with method={method}, or method=all"
+        )
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Raises InputError unless a pipeline's info says what evaluation needs. Another rendering back-end draws nearly the
+    same pictures, so it is only noted."""
+    missing = [key for key in ("task", "data", "environment") if key not in info]
+    if missing:
+        raise InputError(f"the pipeline's info: {missing[0]} is missing: it cannot be evaluated in an environment")
+    check_record(info["environment"], "the pipeline's info.environment")
+    if "back_end" in info and back_end() != info["back_end"].partition(":")[0]:
+        print(f"note: rendering with {back_end()}, the data with {info['back_end']}; pixels differ a little")
+
+
+def check_environments(environments: Environments, pipeline: MPDiffuserPipeline, states: bool) -> None:
+    """Raises InputError unless actions, and observations other than true states, are as in the training data."""
+    actions, seen = environments.single_action_space, environments.single_observation_space
+    assert isinstance(actions, gymnasium.spaces.Box)
+    info = pipeline.config["info"]
+    found: dict[str, Any] = {
+        "actions": actions.shape,
+        "low": float(actions.low.min()),
+        "high": float(actions.high.max()),
+    }
+    expected: dict[str, Any] = {"actions": (pipeline.actions.config["dim"],), "low": -1.0, "high": 1.0}
+    if not states and "observation" in info:
+        found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
+        expected |= {"observations": tuple(info["observation"]["shape"]), "dtype": info["observation"]["dtype"]}
+    if "decision_seconds" in info:
+        found["decision_seconds"] = environments.decision_seconds
+        expected["decision_seconds"] = info["decision_seconds"]
+    for key, value in expected.items():
+        if found[key] != value:
+            raise InputError(f"environment: {key} {found[key]}, but the pipeline was trained with {value}")

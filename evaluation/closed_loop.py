@@ -1,0 +1,195 @@
+"""Closed-loop evaluation: many environments at once, listed seeds, and a check of the plans against the simulator."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.protocol import Environments
+from evaluation.statistics import summary
+from mpdiffuser.console import progress
+from mpdiffuser.controller import Policy
+
+STEPS_AHEAD = (1, 2, 4, 8)
+
+
+@dataclass
+class Outcome:
+    """Results of B episodes.
+
+    returns, lengths, costs: (B,), undiscounted. batch: episodes stepped together: B, or those of one controller of
+    several. plan_ms: of each plan for a whole batch; plan_ms_single: of plans for one environment; action_ms_single: from
+    its observation to its action. distances: steps ahead -> squared distances of planned and real latents, one for each
+    probe and environment, mean over dimensions, in variances of the data. facts: `Policy.planning_facts`. film: of the
+    first environment, as `evaluation.video` shows it.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    costs: np.ndarray
+    seconds: float
+    batch: int
+    plan_ms: list[float] = field(default_factory=list)
+    plan_ms_single: list[float] = field(default_factory=list)
+    action_ms_single: list[float] = field(default_factory=list)
+    distances: dict[int, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    film: list[dict[str, Any]] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        """The results as JSON holds them."""
+        result = {
+            **summary(self.returns),
+            "returns": [round(float(r), 3) for r in self.returns],
+            "lengths": [int(n) for n in self.lengths],
+            "costs": [round(float(c), 3) for c in self.costs],
+            "seconds": round(self.seconds, 1),
+        }
+        result |= self.facts
+        for name, batch in (("plan_ms", self.batch), ("plan_ms_single", 1), ("action_ms_single", 1)):
+            times = getattr(self, name)
+            if times:
+                result[name] = {
+                    "median": round(float(np.median(times)), 2),
+                    "p95": round(float(np.percentile(times, 95)), 2),
+                    "batch": batch,
+                }
+        if self.distances:
+            result["feasibility"] = {
+                str(k): {
+                    "mean": float(np.mean(v)),
+                    "standard_error": float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0,
+                }
+                for k, v in self.distances.items()
+            }
+        return result
+
+
+def evaluate(
+    policies: Sequence[Policy],
+    environments: Sequence[Environments],
+    seeds: Sequence[int],
+    probe_every: int = 0,
+    film: bool = False,
+    label: str = "evaluate",
+) -> Outcome:
+    """One episode for each seed, distributed over policies of one method that act in parallel threads.
+
+    Args:
+        environments: a batch for each policy, as many environments in all as seeds, which go to them in this order.
+        seeds: one for each environment; they seed the policies too.
+        probe_every: decisions between two checks of the plans (0 = none). The simulator executes a plan's first steps
+            and is set back, so a check compares the plan itself, not the replanned future.
+        film: whether to keep frames and plans of the first environment.
+    """
+    ends = np.cumsum([batch.num_envs for batch in environments])
+    parts = [[int(seed) for seed in part] for part in np.split(np.asarray(seeds), ends[:-1])]
+    threads = torch.get_num_threads()
+
+    def run_part(index: int) -> tuple[Outcome, Any]:
+        torch.set_num_threads(threads)  # it holds for the thread that sets it
+        first = index == 0
+        pair = (policies[index], environments[index])
+        return _episodes(*pair, parts[index], probe_every, film and first, label if first else None)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        try:
+            outcomes, observations = zip(*pool.map(run_part, range(len(parts))))
+        except BaseException:  # one failed, or Ctrl-C: the others end at their next step
+            for batch in environments:
+                batch.close()
+            raise
+    outcome = _joined(outcomes)
+    if policies[0].plan is not None:
+        outcome.plan_ms_single, outcome.action_ms_single = _single_latency(policies[0], observations[0])
+    return outcome
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Those of several policies as one."""
+    first = outcomes[0]
+    facts = dict(first.facts)
+    if "fallbacks" in facts:
+        facts["fallbacks"] = sum(o.facts["fallbacks"] for o in outcomes)
+    return replace(
+        first,
+        returns=np.concatenate([o.returns for o in outcomes]),
+        lengths=np.concatenate([o.lengths for o in outcomes]),
+        costs=np.concatenate([o.costs for o in outcomes]),
+        seconds=max(o.seconds for o in outcomes),
+        plan_ms=[ms for o in outcomes for ms in o.plan_ms],
+        distances={k: [d for o in outcomes for d in o.distances.get(k, [])] for k in first.distances},
+        facts=facts,
+    )
+
+
+def _episodes(
+    policy: Policy,
+    environments: Environments,
+    seeds: Sequence[int],
+    probe_every: int,
+    film: bool,
+    label: str | None,
+) -> tuple[Outcome, Any]:
+    """One policy's episodes, and the first environment's last observation, (1, ...)."""
+    began = time.perf_counter()
+    observations, _ = environments.reset(seed=list(seeds))
+    policy.reset(seeds)
+    count = environments.num_envs
+    outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0, count)
+    alive = np.ones(count, bool)
+    decision, probe_due = 0, 0
+    with progress(desc=label, unit="step", disable=label is None) as bar:
+        while alive.any():
+            actions = policy.act(observations, alive)
+            if policy.plan is not None and policy.planned_now:
+                if alive.all():  # later plans are for fewer episodes
+                    outcome.plan_ms.append(policy.plan.plan_ms)
+                if probe_every and decision >= probe_due:
+                    _probe(policy, environments, alive, outcome)
+                    probe_due = decision + probe_every
+            if film:
+                outcome.film.append(_scene(policy, observations, outcome.returns[0]))
+            observations, rewards, terminations, truncations, infos = environments.step(actions)
+            outcome.returns += rewards * alive
+            costs = infos.get("cost", np.zeros(count)) * alive
+            outcome.costs += costs
+            policy.record_costs(costs)
+            outcome.lengths += alive
+            alive &= ~(terminations | truncations)
+            decision += 1
+            bar.update()
+            bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
+    outcome.facts = policy.planning_facts()
+    outcome.seconds = time.perf_counter() - began
+    return outcome, observations[:1]
+
+
+def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcome: Outcome) -> None:
+    """Let the simulator execute the plans, and note how far the real latents are from the planned ones."""
+    errors = policy.plan_errors(environments.peek, max(STEPS_AHEAD))
+    for k in (k for k in STEPS_AHEAD if k <= errors.shape[1]):
+        outcome.distances.setdefault(k, []).extend(errors[alive, k - 1].tolist())
+
+
+def _scene(policy: Policy, observations: np.ndarray, return_so_far: float) -> dict[str, Any]:
+    """One moment of the film; `plan` holds the rest of the plan, (K, d), empty without planning."""
+    return {"return": float(return_so_far), "frame": observations[0].copy(), "plan": policy.upcoming_latents()}
+
+
+def _single_latency(policy: Policy, observation: Any, repeats: int = 30) -> tuple[list[float], list[float]]:
+    """Milliseconds of a plan, and from an observation to its action, for one environment alone, as on a robot. The first
+    two are warm-up."""
+    plans, actions = [], []
+    for _ in range(repeats + 2):
+        policy.reset([0])  # so that the action needs a plan, for any chunk
+        began = time.perf_counter()
+        policy.act(observation)
+        actions.append(1e3 * (time.perf_counter() - began))
+        assert policy.plan is not None
+        plans.append(policy.plan.plan_ms)
+    return plans[2:], actions[2:]

@@ -1,0 +1,40 @@
+"""The command `python evaluate.py` or `mpdiffuser evaluate`."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from evaluation.check import check_info
+from evaluation.compare import compare, prepare, use_saved_settings
+from evaluation.record import changed_results, load_record
+from evaluation.report import write_report
+from evaluation.table import table
+from mpdiffuser.config import configured
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import claim
+from mpdiffuser.pipeline import MPDiffuserPipeline
+
+
+@configured("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Evaluate a saved pipeline in closed loop, or repeat a recorded evaluation and compare every digit."""
+    folder = Path(cfg.pipeline)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")
+    pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    check_info(pipeline.config["info"])
+    earlier = load_record(Path(cfg.repeat), cfg, folder) if cfg.repeat else None
+    output = Path(cfg.output_dir or folder.parent / ("repeated" if earlier else "evaluation"))
+    use_saved_settings(cfg, pipeline)
+    prepare(cfg, pipeline.config["info"]["environment"], output)
+    torch.set_num_threads(cfg.threads)
+    claim(output, "wait for it, or choose another output_dir=")
+    metrics = compare(cfg, folder, output, pipeline=pipeline)
+    print(table(metrics))
+    print(f"Metrics: {output / 'metrics.json'}\nReport: {write_report(output)}")
+    if earlier:
+        differ = changed_results(earlier, metrics)
+        if differ:
+            raise InputError(f"repeat: the results differ from {cfg.repeat}: {'; '.join(differ)[:1000]}")
+        print(f"Repeated: returns, lengths, costs and feasibility errors equal those of {cfg.repeat}, digit for digit")

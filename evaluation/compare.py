@@ -1,0 +1,239 @@
+"""Evaluate a pipeline's methods on the same episodes, and write metrics.json and video.mp4."""
+
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from envs.datasets.tasks import find_offline_task
+from envs.doctor import versions
+from envs.experts import load_policy
+from envs.experts import tasks as tasks_with_experts
+from envs.record import whole_episodes
+from envs.vector import VectorEnv
+from evaluation.check import check_environments, check_evaluation, check_info, require_models
+from evaluation.closed_loop import Outcome, evaluate
+from evaluation.record import PartialResults, evaluation_settings, folder_fingerprint
+from evaluation.statistics import standard_error, summary
+from evaluation.video import write_video
+from mpdiffuser.config import settings
+from mpdiffuser.controller import Policy
+from mpdiffuser.engines import libraries, resolved
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import read_json, write_whole, writing
+from mpdiffuser.identity import differences
+from mpdiffuser.machine import available_cores, cpu_name, git_commit
+from mpdiffuser.methods import METHODS, Setup
+from mpdiffuser.methods.mpdiffuser import MPDiffuser
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import SamplerConfig
+
+FILM_STEPS_AHEAD = (2, 4, 8, 12)
+
+
+def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path) -> None:
+    """Check an evaluation before any training, and set in cfg what depends on the machine or on the environment.
+
+    The engine and the number of parallel controllers decide the last digits of plans, so a repetition must know them.
+    Methods that need the data's expert are left out where there is none.
+
+    Args:
+        environment: its record; None: there is none, and nothing will be evaluated.
+
+    Raises:
+        InputError: for settings that no evaluation can have, or other ones than in the output folder's metrics.json.
+    """
+    check_evaluation(cfg)
+    if environment is not None:
+        left_out = [
+            each for each in cfg.evaluation.methods if METHODS[each].needs_expert and not find_expert(environment)
+        ]
+        if left_out:
+            cfg.evaluation.methods = [each for each in cfg.evaluation.methods if each not in left_out]
+            print(f"note: {', '.join(left_out)} left out: there is no expert of this environment")
+        if not cfg.evaluation.methods:
+            raise InputError(f"evaluation.methods: there is no expert of {dict(environment)}; choose other methods")
+    sections = [section for section in cfg.baselines.values() if "engine" in section]
+    for section in (cfg.sampler, *sections):
+        section.engine = resolved(section.engine, torch.device("cpu"))
+    cfg.evaluation.parallel_controllers = min(
+        cfg.evaluation.parallel_controllers or available_cores(), cfg.evaluation.episodes
+    )
+    check_metrics(output / "metrics.json", {"settings": evaluation_settings(cfg)})
+
+
+def check_metrics(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The metrics of this very evaluation, where the file holds them.
+
+    Raises:
+        InputError: if the file holds another evaluation.
+    """
+    if not file.exists():
+        return None
+    found = read_json(file)
+    differ = differences({key: found.get(key) for key in identity}, dict(identity))
+    if differ:
+        raise InputError(
+            f"{file}: of another evaluation ({'; '.join(differ)}); choose another output_dir= or remove it"
+        )
+    return found
+
+
+def find_expert(environment: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The data's expert in an environment, states (B, o) -> actions (B, m); None where there is none."""
+    task = environment.get("task")
+    return load_policy(task) if task in tasks_with_experts() else None
+
+
+def use_saved_settings(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> None:
+    """Fill the options of the section `sampler` that are null with the pipeline's own settings."""
+    saved = dict(pipeline.config["sampler_defaults"])
+    cfg.sampler.merge_with(saved | {key: value for key, value in settings(cfg.sampler).items() if value is not None})
+
+
+def compare(
+    cfg: DictConfig,
+    folder: Path,
+    output: Path,
+    stages: Mapping[str, float] | None = None,
+    pipeline: MPDiffuserPipeline | None = None,
+) -> dict[str, Any]:
+    """Evaluate the methods on the same seeds; write metrics.json and video.mp4 into `output`.
+
+    A folder that holds this very evaluation of these very weights already is reused.
+
+    Args:
+        cfg: as `prepare` left it.
+        stages: seconds of each stage of the training.
+        pipeline: that of the folder, if it is loaded already.
+
+    Raises:
+        InputError: for a folder with another evaluation, or of another pipeline; for models that are missing.
+    """
+    identity = {"settings": evaluation_settings(cfg), "pipeline": folder_fingerprint(folder)}
+    metrics_file = output / "metrics.json"
+    found = check_metrics(metrics_file, identity)
+    if found:
+        print(f"Evaluation: reusing {metrics_file}")
+        return found
+    for name in cfg.evaluation.methods:
+        require_models(name, folder)
+    pipeline = pipeline or MPDiffuserPipeline.from_pretrained(folder)
+    info = pipeline.config["info"]
+    check_info(info)
+    seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        partial = PartialResults(output / "metrics.partial.json", identity)
+        results = run_methods(cfg, pipeline, folder, output, seeds, partial)
+    metrics = {
+        "task": info["task"],
+        **{key: info[key] for key in ("suite", "stand_in") if key in info},
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **identity,
+        "data": info["data"],
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": available_cores(),
+            "threads": torch.get_num_threads(),
+            "versions": versions() | libraries(cfg.sampler.engine),
+            "commit": git_commit(),
+        },
+        "seeds": seeds,
+        "stages": stages or {},
+        "methods": results,
+    }
+    with writing(metrics_file):
+        write_whole(metrics_file, json.dumps(metrics, indent=1))
+        (output / "metrics.partial.json").unlink(missing_ok=True)
+    return metrics
+
+
+def policies(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> Iterator[tuple[str, str, Setup]]:
+    """(row of the table, method, setup of its policy) for each method, and for each cost limit that it is given."""
+    info = pipeline.config["info"]
+    sampler, sections = SamplerConfig(**settings(cfg.sampler)), settings(cfg.baselines)
+    probability, expert = cfg.evaluation.safety_probability, find_expert(info["environment"])
+    for limit in (None, *info.get("cost_limits", ())):
+        for name in (name for name in METHODS if name in cfg.evaluation.methods):
+            if limit is None or METHODS[name].takes_limits:
+                row = name if limit is None else f"{name} within {limit:g}"
+                yield row, name, Setup(pipeline, folder, sampler, sections.get(name, {}), limit, probability, expert)
+
+
+def run_methods(
+    cfg: DictConfig,
+    pipeline: MPDiffuserPipeline,
+    folder: Path,
+    output: Path,
+    seeds: list[int],
+    partial: PartialResults,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each row of the table; rows in `partial` are reused. Methods that need no pixels run without rendering."""
+    info = pipeline.config["info"]
+    rows = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder)}
+    if partial.methods:
+        print(f"Evaluation: resuming after {', '.join(partial.methods)}")
+    for states in (True, False):
+        left = {row: pair for row, pair in rows.items() if pair[0].sees_states == states and row not in partial.methods}
+        if not left:
+            continue
+        observation = "frames" if pipeline.sees_pixels and not states else "states"
+        counts = [len(part) for part in np.array_split(seeds, cfg.evaluation.parallel_controllers)]
+        processes = max(1, (cfg.processes or available_cores()) // len(counts))
+        environments: list[VectorEnv] = []
+        try:
+            for count in counts:
+                environments.append(VectorEnv(whole_episodes(info["environment"]), count, processes, observation))
+            check_environments(environments[0], pipeline, states)
+            for row, (method, setup) in left.items():
+                film = row == MPDiffuser.name and pipeline.decoder is not None
+                probe_every = cfg.evaluation.probe_every if method.plans_states else 0
+                batch: list[Policy] = [method.policy(setup) for _ in counts]
+                outcome = evaluate(batch, environments, seeds, probe_every, film, label=row)
+                if film:
+                    write_film(output / "video.mp4", outcome, pipeline.decoder)
+                partial.add(row, outcome.metrics() | scores(info, outcome, setup.limit))
+        finally:
+            for each in environments:
+                each.close()
+    return {row: partial.methods[row] for row in rows}
+
+
+def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> dict[str, Any]:
+    """The suite's normalised score and its constants. Where there are costs: the mean cost, its ratio to each limit, the
+    share of episodes within each limit, and the limit that the method was given."""
+    if "suite" not in info:
+        return {}
+    task = find_offline_task(info["task"], info["suite"])
+    values = [task.score(float(value)) for value in outcome.returns]
+    if None in values:
+        return {}
+    found: dict[str, Any] = {"score": summary(np.array(values)) | {"low": task.low, "high": task.high}}
+    if task.limits:
+        cost = outcome.costs.mean()
+        found["cost"] = {"mean": float(cost), "standard_error": standard_error(outcome.costs)}
+        found["normalised_cost"] = {f"{each:g}": float(cost / each) for each in task.limits}
+        found["share_within_limit"] = {f"{each:g}": float((outcome.costs <= each).mean()) for each in task.limits}
+        found["limit"] = limit
+    return found
+
+
+def write_film(file: Path, outcome: Outcome, decoder: Any) -> Path:
+    """The first episode: real frames beside the decoded plan."""
+    length = min(len(scene["plan"]) for scene in outcome.film)
+    ahead = [k for k in FILM_STEPS_AHEAD if k < length]
+    plans = np.stack([scene["plan"][ahead] for scene in outcome.film])
+    flat = torch.from_numpy(plans).flatten(0, 1).to(decoder.device)
+    frames = np.stack([scene["frame"] for scene in outcome.film])
+    imagined = decoder.frames(flat).cpu().numpy().reshape(*plans.shape[:2], *frames.shape[1:])
+    captions = [f"decision {i}, return so far {scene['return']:.0f}" for i, scene in enumerate(outcome.film)]
+    return write_video(file, frames, imagined, ahead, captions, 25)

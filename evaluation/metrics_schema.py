@@ -1,0 +1,101 @@
+"""Reads metrics.json, checks what it holds, and explains its numbers."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mpdiffuser.errors import InputError
+
+
+def read_metrics(file: Path) -> dict[str, Any]:
+    """The metrics of an evaluation.
+
+    Raises:
+        InputError: if the file is missing, is not JSON, or a field is of the wrong kind; names file and field.
+    """
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; evaluate first (evaluate.py writes it)") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); evaluate again") from error
+    try:
+        _check(metrics)
+    except InputError as error:
+        raise InputError(f"{file}: {error}; evaluate again") from None
+    return metrics
+
+
+def limit_key(method: dict[str, Any]) -> str:
+    """The cost limit that the method was told, as the key of `normalised_cost` and `share_within_limit`; "" if none."""
+    return "" if method.get("limit") is None else f"{method['limit']:g}"
+
+
+def explanations(metrics: dict[str, Any]) -> Iterator[str]:
+    """Sentences on how a suite's numbers are computed; none without a suite."""
+    suite, methods = metrics.get("suite"), metrics["methods"].values()
+    if metrics.get("stand_in"):
+        yield f"The data are a stand-in for the suite's: no number here is a {str(suite).upper()} result."
+    score = next((m["score"] for m in methods if {"low", "high"} <= set(m.get("score", ()))), None)
+    if score:
+        times = "100 " if suite == "d4rl" else ""
+        low, high = score["low"], score["high"]
+        yield f"Normalised score: {times}(return - low) / (high - low), low {low}, high {high}."
+    probability = metrics.get("settings", {}).get("safety_probability")
+    if probability and any(map(limit_key, methods)):
+        yield f"Target: {probability:.0%} of the episodes within the limit that the method was told."
+
+
+def _check(metrics: Any) -> None:
+    """Only methods, each with its returns and mean, must be there; what else is there must be of its kind."""
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("methods"), dict) or not metrics["methods"]:
+        raise InputError("must be an object with `methods`, at least one")
+    for key in ("settings", "machine", "stages"):
+        if not isinstance(metrics.get(key, {}), dict):
+            raise InputError(f"{key} must be an object, found {metrics[key]!r}")
+    _check_numbers("stages", metrics.get("stages", {}))
+    for name, method in metrics["methods"].items():
+        _check_method(f"methods.{name}", method)
+
+
+def _check_method(where: str, method: Any) -> None:
+    if not isinstance(method, dict) or not {"returns", "mean"} <= set(method):
+        raise InputError(f"{where} must be an object with returns and mean")
+    returns = method["returns"]
+    if not isinstance(returns, list) or not returns:
+        raise InputError(f"{where}.returns must be a list of numbers, found {returns!r}")
+    _check_numbers(f"{where}.returns", dict(enumerate(returns)))
+    _check_numbers(where, {key: method[key] for key in ("mean", "standard_error", "iqm") if key in method})
+    interval = method.get("iqm_interval", [0.0, 0.0])
+    if not isinstance(interval, list) or len(interval) != 2:
+        raise InputError(f"{where}.iqm_interval must be two numbers, found {interval!r}")
+    _check_numbers(f"{where}.iqm_interval", dict(enumerate(interval)))
+    for key in ("score", "cost"):
+        _check_fields(f"{where}.{key}", method.get(key, {"mean": 0}), ("mean",))
+    if method.get("limit") is not None:
+        _check_numbers(where, {"limit": method["limit"]})
+        for key in ("normalised_cost", "share_within_limit"):
+            _check_fields(f"{where}.{key}", method.get(key), (limit_key(method),))
+    for key in ("plan_ms", "plan_ms_single", "action_ms_single"):
+        _check_fields(f"{where}.{key}", method.get(key, {"median": 0, "p95": 0}), ("median", "p95"))
+    feasibility = method.get("feasibility", {})
+    if not isinstance(feasibility, dict) or not all(k.isdecimal() and int(k) > 0 for k in feasibility):
+        raise InputError(f"{where}.feasibility must map steps ahead to distances, found {feasibility!r}")
+    for steps, value in feasibility.items():
+        _check_fields(f"{where}.feasibility.{steps}", value, ("mean",))
+        _check_numbers(f"{where}.feasibility.{steps}", value)
+
+
+def _check_fields(where: str, value: Any, fields: tuple[str, ...]) -> None:
+    """An object that holds these fields, each a number."""
+    if not isinstance(value, dict) or not set(fields) <= set(value):
+        raise InputError(f"{where} must be an object with {' and '.join(fields)}, found {value!r}")
+    _check_numbers(where, {key: value[key] for key in fields})
+
+
+def _check_numbers(where: str, values: Mapping[Any, Any]) -> None:
+    for key, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise InputError(f"{where}.{key} must be a finite number, found {value!r}")

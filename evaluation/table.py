@@ -1,0 +1,56 @@
+"""The table of a comparison for terminals, in ASCII."""
+
+from collections.abc import Callable
+from typing import Any
+
+from evaluation.metrics_schema import explanations, limit_key
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """A line a method with what `COLUMNS` lists, and below it how the numbers of a suite are computed.
+
+    Each column has one width and is aligned to the right; "-" stands for what a method has not. The columns of a suite
+    are there where any method has a score or a cost.
+    """
+    methods = metrics["methods"]
+    suite = any("score" in method or "cost" in method for method in methods.values())
+    columns = [[title, *map(cell, methods.values())] for title, cell in (COLUMNS | (SUITE if suite else {})).items()]
+    widths = [max(map(len, column)) for column in columns]
+    names = ["method", *methods]
+    first = max(map(len, names))
+    lines = [
+        name.ljust(first) + "".join(f"  {column[i] or '-':>{width}}" for column, width in zip(columns, widths))
+        for i, name in enumerate(names)
+    ]
+    return "\n".join([*lines, *explanations(metrics)])
+
+
+def _interval(method: dict[str, Any]) -> str:
+    low, high = method["iqm_interval"]
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def _median(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda method: f"{method[key]['median']:.1f}" if key in method else ""
+
+
+def _error(method: dict[str, Any]) -> str:
+    return f"{method['feasibility']['1']['mean']:.4f}" if "1" in method.get("feasibility", {}) else ""
+
+
+# title -> a method's cell; plan ms: a plan for all environments at once, one: for one, action: an action for one
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "return": lambda method: f"{method['mean']:.1f}",
+    "+-se": lambda method: f"{method['standard_error']:.1f}",
+    "IQM": lambda method: f"{method['iqm']:.1f}",
+    "95 % interval": _interval,
+    "plan ms": _median("plan_ms"),
+    "one": _median("plan_ms_single"),
+    "action": _median("action_ms_single"),
+    "1-step error": _error,
+}
+SUITE: dict[str, Callable[[dict[str, Any]], str]] = {
+    "score": lambda method: f"{method['score']['mean']:.3f}" if "score" in method else "",
+    "cost": lambda method: f"{method['cost']['mean']:.1f}" if "cost" in method else "",
+    "within": lambda method: f"{method['share_within_limit'][limit_key(method)]:.0%}" if limit_key(method) else "",
+}

@@ -1,0 +1,145 @@
+"""Start-up of a training: checks before anything runs, processes, threads, seeds, trackers."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from omegaconf import DictConfig, OmegaConf
+
+from mpdiffuser.config import settings
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import claim
+from mpdiffuser.machine import git_commit
+from mpdiffuser.methods import METHODS
+from mpdiffuser.models.unet import check_horizon
+from mpdiffuser.sampler import SamplerConfig
+from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.trainer import TrainConfig
+
+RANGES = {
+    "discount": (0, 0.9999),
+    "td_lambda": (0, 1),
+    "rounds": (1, 100),
+    "validation": (0, 1),
+    "occupancy": (0, 1),
+    "seed": (0, 2**32 - 1),
+    "threads": (1, 1024),
+}
+
+
+class Clock:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began, 1)
+
+
+def start(cfg: DictConfig) -> Accelerator:
+    """Check every section, then set up threads, seeds, precision and processes; the run's folder is claimed.
+
+    Raises:
+        InputError: for a value that is not allowed, or a folder that another process works in.
+    """
+    check_training(cfg)
+    torch.set_num_threads(cfg.threads)
+    set_seed(cfg.seed)
+    precision = cfg.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    output = Path(cfg.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=not torch.accelerator.is_available(),  # without it several processes on a CPU would not find each other
+        log_with=list(cfg.trackers) or None,
+        project_dir=output / "tensorboard",
+    )
+    if accelerator.is_main_process:
+        claim(output, "wait for it, or choose another output_dir=")
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, cfg: DictConfig) -> None:
+    """Open the trackers' logs, once the run is known to fit its folder."""
+    if cfg.trackers:
+        accelerator.init_trackers("mpdiffuser", {"configuration": OmegaConf.to_yaml(cfg)})
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Raises InputError for settings that no training can have."""
+    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+    if launched_on_cpu and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; for several on CPUs use "
+            "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
+        )
+    if cfg.mixed_precision not in ("auto", "no", "fp16", "bf16"):
+        raise InputError(f"mixed_precision: must be auto, no, fp16 or bf16, found {cfg.mixed_precision!r}")
+    unknown = set(cfg.trackers) - {"tensorboard", "wandb"}
+    if unknown:
+        raise InputError(f"trackers: must be of tensorboard, wandb; found {sorted(unknown)}")
+    if Path(os.path.abspath(cfg.output_dir)).is_file():
+        raise InputError(f"output_dir: {cfg.output_dir} is a file")
+    _check_samplers(cfg)
+    if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.gae_lambda <= 1:
+        raise InputError(
+            "advantage: temperature must be positive and gae_lambda lie in 0..1, "
+            f"found temperature={cfg.advantage.temperature}, gae_lambda={cfg.advantage.gae_lambda}"
+        )
+    for name, (least, most) in RANGES.items():
+        if not least <= cfg[name] <= most:
+            raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
+    for part in cfg.train:
+        train_config(cfg, part)
+    for model in ("planner", "dynamics"):
+        check_horizon(cfg.horizon, cfg[model].multipliers)
+
+
+def _check_samplers(cfg: DictConfig) -> None:
+    configs = {"sampler": SamplerConfig(**settings(cfg.sampler))}
+    for name in cfg.evaluation.methods:
+        config = METHODS[name].sampler_config(settings(cfg.baselines).get(name, {}))
+        if config is not None:
+            configs[f"baselines.{name}"] = config
+    for name, config in configs.items():
+        try:
+            NoiseSchedule().grid(config.steps, config.grid)
+        except InputError as error:
+            raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
+        if not config.chunk < cfg.horizon:
+            raise InputError(
+                f"{name}.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {config.chunk}"
+            )
+
+
+def origin(cfg: DictConfig) -> dict[str, Any]:
+    """What a pipeline's info says of its making: seed, commit, versions."""
+    packages = ("mpdiffuser", "torch", "diffusers", "accelerate", "numpy", "safetensors")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return {"seed": cfg.seed, "commit": git_commit(), "versions": versions}
+
+
+def train_config(cfg: DictConfig, name: str) -> TrainConfig:
+    """The settings of the section `train.NAME`, with the run's seed and intervals unless it has its own.
+
+    Raises:
+        InputError: for a value that is not allowed.
+    """
+    try:
+        common = {key: cfg[key] for key in ("seed", "checkpoint_every", "skip_bad_steps")}
+        return TrainConfig(**common | settings(cfg.train[name]))
+    except InputError as error:
+        raise InputError(str(error).replace("train.", f"train.{name}.", 1)) from error

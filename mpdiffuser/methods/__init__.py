@@ -1,0 +1,32 @@
+"""All methods. Each is one class in one file of this folder (`mpdiffuser.methods.base`); a new file adds a method."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Sequence
+
+from mpdiffuser.methods.base import Baseline, Method, Planning, Recipe, Setup, TrainingData
+
+
+def _found() -> dict[str, type[Method]]:
+    """Name -> class of all methods in this folder, in the order of tables."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    classes = {
+        each
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, Method) and "name" in vars(each)
+    }
+    return {each.name: each for each in sorted(classes, key=lambda each: (each.order, each.name))}
+
+
+METHODS = _found()
+
+
+def recipes_of(methods: Iterable[str], limits: Sequence[float] = ()) -> dict[str, Recipe]:
+    """Name -> recipe of all models that the methods need, MPDiffuser's first; others, such as random, need none."""
+    wanted = set(methods)
+    chosen = [method for name, method in reversed(METHODS.items()) if name in wanted]
+    return {recipe.name: recipe for method in chosen for recipe in method.recipes(limits)}
+
+
+__all__ = ["METHODS", "Baseline", "Method", "Planning", "Recipe", "Setup", "TrainingData", "recipes_of"]

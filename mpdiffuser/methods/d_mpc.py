@@ -1,0 +1,78 @@
+"""Diffusion MPC (Zhou et al. 2024): action proposals, then the states that they lead to, then a ranking."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.diffusion_policy import ACTION_PLANNER
+from mpdiffuser.models.denoisers import Dynamics
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.sampler import Sampler
+from mpdiffuser.schedule import Move
+from mpdiffuser.windows import Steps, step_rows
+
+
+class CleanDynamics(Dynamics):
+    """A dynamics model that is given actions without noise. Arguments and errors as `Dynamics`."""
+
+    noisy_actions = False
+
+
+class ProposalSampler(Sampler):
+    """Draws actions, then all states at once from the dynamics model, which is given these actions without noise."""
+
+    def resample_states(
+        self,
+        x: torch.Tensor,
+        todo: Sequence[Move],
+        noise: Callable[[], torch.Tensor],
+        fix: Callable[..., torch.Tensor],
+    ) -> torch.Tensor:
+        actions = x[..., self.planner.config["latent_dim"] :]
+        # all levels, also after a warm start: the proposals hold no states to start from
+        return super().resample_states(x, self.moves, noise, partial(fix, committed=actions))
+
+
+def build_critic(data: TrainingData) -> Ranker:
+    discount, sizes = data.settings["discount"], {**data.settings["ranker"], "optimism": 0.5}
+    critic, rows = Ranker(**data.dims, discount=discount, **sizes), step_rows(data.parts[0])
+    critic.latents.fit(data.parts[0]["observations"])
+    critic.rewards.fit(data.parts[0]["rewards"][rows])
+    critic.returns.fit(data.logged_targets[0][rows, :1])
+    return critic
+
+
+CRITIC = Recipe(
+    "critic",
+    Ranker,
+    build_critic,
+    {"steps": 1000, "batch_size": 256, "learning_rate": 1e-3},
+    lambda data, part: Steps(data.parts[part], data.logged_targets[part][:, 0]),
+    sections=("ranker",),
+)
+
+
+class DMPC(Baseline):
+    """Sample, score, rank."""
+
+    name = "d_mpc"
+    label = "D-MPC"
+    color = ("#5b7f2b", "#a3c76f")
+    summary = "Action proposals from one diffusion model, their states from another; a critic ranks them."
+    models = (
+        ACTION_PLANNER,
+        Recipe(
+            "clean_dynamics",
+            CleanDynamics,
+            lambda data: CleanDynamics(**data.dims, horizon=data.settings["horizon"], **data.settings["dynamics"]),
+            {"steps": 5000, "batch_size": 64, "learning_rate": 1e-3},
+            sections=("dynamics",),
+        ),
+        CRITIC,
+    )
+    roles = {"planner": "action_planner", "dynamics": "clean_dynamics", "ranker": "critic"}  # noqa: RUF012
+    fixed = {"composition": "sequential", "guidance": 0.0}  # noqa: RUF012
+    settings = drawing(candidates=16)
+    sampler_class = ProposalSampler

@@ -1,0 +1,136 @@
+"""Implicit Q-learning (Kostrikov et al. 2022): values of the data's own actions only."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.distributions import Normal
+
+from mpdiffuser.controller import NetworkPolicy, Policy
+from mpdiffuser.errors import InputError
+from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
+from mpdiffuser.models.base import Model
+from mpdiffuser.models.mlp import mlp
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.windows import NextSteps
+
+EPISODE_RETURN = 1000.0  # the rewards are scaled to this span of returns (Kostrikov et al. 2022, appendix B)
+LARGEST_WEIGHT = 100.0
+
+
+class ImplicitQ(Model):
+    """Twin Q, the expectile V of Q over the data's actions, and a Gaussian policy cloned with exp(beta (Q - V)).
+
+    Args:
+        latent_dim, action_dim: d, m.
+        hidden: width of the two hidden layers of each network.
+        discount: g.
+        expectile: tau, 0 to 1: V is the mean of Q at 0.5, and approaches its largest value towards 1.
+        inverse_temperature: beta; 0 = plain cloning.
+        target_rate: share of Q in the moving average that is its target, after each step.
+
+    Raises:
+        InputError: for an expectile that is not allowed.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        hidden: int,
+        discount: float,
+        expectile: float,
+        inverse_temperature: float,
+        target_rate: float,
+    ) -> None:
+        super().__init__()
+        if not 0 < expectile < 1:
+            raise InputError(f"baselines.iql.expectile: must lie between 0 and 1, found {expectile}")
+        self.latents = Normalizer(latent_dim)
+        self.reward_scale = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.q = nn.ModuleList([mlp(latent_dim + action_dim, hidden, 1) for _ in range(2)])
+        self.target = deepcopy(self.q).requires_grad_(False)
+        self.v = mlp(latent_dim, hidden, 1)
+        self.policy = mlp(latent_dim, hidden, action_dim)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decoded latents (B, d) -> the policy's mean actions (B, m) in [-1, 1]."""
+        return self.policy(self.latents.normalize(latents)).tanh()
+
+    def value(self, latents: torch.Tensor) -> torch.Tensor:
+        """V of decoded latents (B, d) -> (B,), in scaled rewards."""
+        return self.v(self.latents.normalize(latents))[:, 0]
+
+    def action_values(self, networks: nn.ModuleList, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """The twins' values (2, B) of decoded latents (B, d) and actions (B, m)."""
+        inputs = torch.cat([self.latents.normalize(latents), actions], -1)
+        return torch.stack([network(inputs)[:, 0] for network in networks])
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
+    ) -> dict[str, torch.Tensor]:
+        """Batch of `NextSteps`. Equations 5 to 7 of the paper; the three losses share no parameter."""
+        c, latents, actions = self.config, batch["latents"], batch["actions"]
+        with torch.no_grad():
+            known = self.action_values(self.target, latents, actions).amin(0)
+            following = c["discount"] * batch["continuations"] * self.value(batch["next_latents"])
+            q_target = self.reward_scale * batch["rewards"] + following
+        advantage = known - self.value(latents)
+        tilt = torch.where(advantage > 0, c["expectile"], 1 - c["expectile"])
+        value = (tilt * advantage.square()).mean()
+        q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
+        weight = (c["inverse_temperature"] * advantage.detach()).exp().clamp(max=LARGEST_WEIGHT)
+        density = Normal(self(latents), self.log_std.clamp(-5, 2).exp()).log_prob(actions).sum(-1)
+        policy = -(weight * density).mean()
+        return {"loss": value + q + policy, "value_loss": value, "q_loss": q, "policy_loss": policy}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The target takes its share of Q."""
+        for target, online in zip(self.target.parameters(), self.q.parameters()):
+            target.lerp_(online, self.config["target_rate"])
+
+
+def build(data: TrainingData) -> ImplicitQ:
+    model = ImplicitQ(**data.dims, discount=data.settings["discount"], **data.settings["baselines.iql"])
+    model.latents.fit(data.parts[0]["observations"])
+    span = max(float(np.ptp(data.parts[0].returns)), 1e-8)
+    model.reward_scale.data.fill_(EPISODE_RETURN / span)
+    return model
+
+
+class IQL(Method):
+    """Acts by the mean of its Gaussian policy."""
+
+    name = "iql"
+    label = "IQL"
+    color = ("#a23e6c", "#e08bb0")
+    summary = "Implicit Q-learning: a policy cloned in proportion to its actions' advantages, without planning."
+    order = 11
+    settings = {"hidden": 256, "expectile": 0.7, "inverse_temperature": 3.0, "target_rate": 0.005}  # noqa: RUF012
+    models = (
+        Recipe(
+            "iql",
+            ImplicitQ,
+            build,
+            {
+                "steps": 20000,
+                "batch_size": 256,
+                "learning_rate": 3e-4,
+                "weight_decay": 0.0,
+                "clip": 1e6,
+                "ema_decay": 0.995,
+            },
+            lambda data, part: NextSteps(data.parts[part], data.logged_targets[part][:, 0]),
+            sections=("baselines.iql",),
+        ),
+    )
+
+    @classmethod
+    def policy(cls, setup: Setup) -> Policy:
+        return NetworkPolicy(setup.pipeline.encoder, setup.model("iql", ImplicitQ))

@@ -1,0 +1,39 @@
+"""MPDiffuser (Balim, Li and Du 2025): a planner and a dynamics model, alternating at every noise level."""
+
+from mpdiffuser.methods.base import Planning, Recipe, TrainingData
+from mpdiffuser.methods.planner import PLANNER, RANKER
+from mpdiffuser.models.denoisers import Dynamics
+from mpdiffuser.windows import Windows
+
+
+def dynamics_windows(data: TrainingData, part: int) -> Windows:
+    """Windows in proportion to their row's frequency, whatever their return."""
+    shared = data.shared
+    return data.windows(part, shared["targets"][part], shared["condition"], shared["frequencies"][part])
+
+
+DYNAMICS = Recipe(
+    "dynamics",
+    Dynamics,
+    lambda data: Dynamics(**data.dims, horizon=data.settings["horizon"], **data.settings["dynamics"]),
+    {"steps": 5000, "batch_size": 64, "learning_rate": 1e-3},
+    dynamics_windows,
+    after=("ranker",),
+    sections=("dynamics",),
+    own_seed=False,
+)
+
+
+class MPDiffuser(Planning):
+    """Plans from both models, as the section `sampler` says."""
+
+    name = "mpdiffuser"
+    label = "MPDiffuser (planner + dynamics)"
+    color = ("#2563b0", "#6ea8f0")
+    summary = (
+        "Denoising alternates between a planner, which aims at high return, and a dynamics model, which keeps the states "
+        "consistent with the actions; a ranker then chooses among the candidates."
+    )
+    order = 91
+    models = (RANKER, PLANNER, DYNAMICS)
+    evaluated_with = ("random", "cloning", "planner", "expert")

@@ -1,0 +1,36 @@
+"""Uniform random actions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpdiffuser.controller import Policy
+from mpdiffuser.methods.base import Method, Setup
+
+
+class RandomPolicy(Policy):
+    """Uniform random actions (B, m) in [-1, 1]."""
+
+    def __init__(self, action_dim: int) -> None:
+        self.action_dim = action_dim
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        return np.stack([g.uniform(-1, 1, self.action_dim) for g in self.generators]).astype(np.float32)
+
+
+class RandomActions(Method):
+    """The lowest sensible score of every table."""
+
+    name = "random"
+    label = "random actions"
+    color = ("#8a8f98", "#9aa0a8")
+    summary = "Actions drawn uniformly from their range."
+    order = 0
+    sees_states = True
+
+    @classmethod
+    def policy(cls, setup: Setup) -> Policy:
+        return RandomPolicy(setup.pipeline.actions.config["dim"])

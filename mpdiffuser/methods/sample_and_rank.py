@@ -1,0 +1,18 @@
+"""Sample-and-rank, as in Diffusion Veteran (Lu et al. 2025): many unguided plans, of which a critic chooses."""
+
+from mpdiffuser.methods.base import Baseline, drawing
+from mpdiffuser.methods.d_mpc import CRITIC
+from mpdiffuser.methods.decision_diffuser import INVERSE, STATE_PLANNER, StateSampler
+
+
+class SampleAndRank(Baseline):
+    """Plans of the states, with the actions from inverse dynamics; the critic's best one is followed."""
+
+    name = "sample_and_rank"
+    label = "sample and rank (as Diffusion Veteran)"
+    color = ("#8c5a3c", "#cf9c7c")
+    summary = "Fifty unguided plans of the states, of which a critic chooses one; inverse dynamics gives the actions."
+    models = (STATE_PLANNER, INVERSE, CRITIC)
+    roles = {"planner": "state_planner", "inverse": "inverse", "ranker": "critic"}  # noqa: RUF012
+    settings = drawing(steps=5, candidates=50)
+    sampler_class = StateSampler

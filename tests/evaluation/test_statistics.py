@@ -1,0 +1,59 @@
+"""Summaries against closed forms and scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.statistics import summary
+from mpdiffuser.errors import InputError
+
+
+def test_closed_forms() -> None:
+    result = summary([1.0, 2.0, 3.0, 10.0])
+    assert result["mean"] == 4.0
+    assert result["standard_error"] == pytest.approx(np.sqrt(((9 + 4 + 1 + 36) / 3) / 4))
+    assert result["iqm"] == 2.5
+
+
+@pytest.mark.parametrize("count", [2, 7, 20])
+def test_iqm_is_the_trimmed_mean(count: int) -> None:
+    returns = np.random.default_rng(count).gamma(2.0, 100.0, count)
+    result = summary(returns)
+    assert result["iqm"] == pytest.approx(stats.trim_mean(returns, 0.25))
+    assert result["standard_error"] == pytest.approx(stats.sem(returns))
+    low, high = result["iqm_interval"]
+    assert returns.min() <= low < result["iqm"] < high <= returns.max()
+
+
+def test_interval_agrees_with_another_bootstrap() -> None:
+    returns = np.random.default_rng(0).normal(500, 50, 40)
+    reference = stats.bootstrap(
+        (returns,),
+        lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    np.testing.assert_allclose(summary(returns)["iqm_interval"], [reference.low, reference.high], atol=3)
+
+
+def test_one_episode_and_equal_episodes() -> None:
+    assert summary([3.5]) == {"mean": 3.5, "standard_error": 0.0, "iqm": 3.5, "iqm_interval": [3.5, 3.5]}
+    assert summary([2.0] * 5)["iqm_interval"] == [2.0, 2.0]
+
+
+def test_reproducible_and_leaves_the_global_generator_alone() -> None:
+    returns = np.random.default_rng(3).normal(size=12)
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    first = summary(returns)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.random.seed(2)
+    assert summary(returns) == first
+    assert summary(returns, seed=1)["iqm_interval"] != first["iqm_interval"]
+
+
+@pytest.mark.parametrize("returns", [[], [1.0, float("nan")]])
+def test_refused(returns: list[float]) -> None:
+    with pytest.raises(InputError, match="finite"):
+        summary(returns)
