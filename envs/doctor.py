@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import envs  # noqa: F401  chooses MUJOCO_GL
+from mpdiffuser.console import quiet_pipes
 
 PACKAGES = ["mujoco", "dm_control", "gymnasium", "torch", "torchvision", "timm", "diffusers", "accelerate"]
 BACK_ENDS = ("cgl", "glfw") if sys.platform == "darwin" else ("egl", "osmesa", "glfw")
@@ -124,5 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@quiet_pipes()
+def command() -> int:
+    """The command `python -m envs.doctor` or `mpdiffuser doctor`."""
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())
