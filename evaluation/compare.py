@@ -108,7 +108,7 @@ def compare(
     Raises:
         InputError: for a folder with another evaluation, or of another pipeline; for models that are missing.
     """
-    identity = {"settings": evaluation_settings(cfg), "pipeline": folder_fingerprint(folder)}
+    identity: dict[str, Any] = {"settings": evaluation_settings(cfg), "pipeline": folder_fingerprint(folder)}
     metrics_file = output / "metrics.json"
     found = check_metrics(metrics_file, identity)
     if found:
