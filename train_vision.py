@@ -18,7 +18,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, origin, start, start_trackers
 from mpdiffuser.training import check_folder, identities, train_pipeline
-from vision.training import build_representation, encoder_identity, train_encoder
+from vision.training import build_representation, encoder_identities, train_encoder
 
 # of the dataset's info, what the pipeline's info keeps
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
@@ -40,12 +40,13 @@ def main(cfg: DictConfig) -> None:
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     info["data"] = episodes.checksum()
     representation = build_representation(cfg, episodes)
-    identity = encoder_identity(cfg, info["data"], representation)
-    check_folder(output, {"representation": identity, **identities(cfg, identity, methods)})
+    encoder_stages = encoder_identities(cfg, info["data"], representation)
+    latents_identity = encoder_stages["representation"]
+    check_folder(output, encoder_stages | identities(cfg, latents_identity, methods))
     start_trackers(accelerator, cfg)
-    encoder, decoder, latents = train_encoder(cfg, episodes, representation, identity, accelerator, clock)
+    encoder, decoder, latents = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
     info["observation"] = {"shape": list(episodes["frames"].shape[1:]), "dtype": "uint8"}
-    train_pipeline(cfg, latents, encoder, decoder, accelerator, clock, info, methods, identity)
+    train_pipeline(cfg, latents, encoder, decoder, accelerator, clock, info, methods, latents_identity)
     if accelerator.is_main_process:
         evaluate_run(cfg, output, clock)
     accelerator.end_training()
