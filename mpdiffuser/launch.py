@@ -1,4 +1,4 @@
-"""Start-up of a training: checks before anything runs, processes, threads, seeds, trackers."""
+"""Start-up of a training run: checks, processes, threads, seeds and trackers."""
 
 import importlib.metadata
 import os
@@ -36,23 +36,24 @@ RANGES = {
 
 
 class Clock:
-    """Seconds spent in each stage."""
+    """Measures the seconds of each stage, as `with clock("stage"):`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to `seconds[stage]`."""
         began = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began, 1)
 
 
 def start(cfg: DictConfig) -> Accelerator:
-    """Check every section, then set up threads, seeds, precision and processes; the run's folder is claimed.
+    """Check the configuration, set up threads, seeds, precision and processes, and lock the run's folder.
 
     Raises:
-        InputError: for a value that is not allowed, or a folder that another process works in.
+        InputError: for a value that is not allowed, or a folder that another process has locked.
     """
     check_training(cfg)
     torch.set_num_threads(cfg.threads)
@@ -63,7 +64,7 @@ def start(cfg: DictConfig) -> Accelerator:
     output = Path(cfg.output_dir)
     accelerator = Accelerator(
         mixed_precision=precision,
-        cpu=not torch.accelerator.is_available(),  # without it several processes on a CPU would not find each other
+        cpu=not torch.accelerator.is_available(),  # several processes on a CPU need it to communicate
         log_with=list(cfg.trackers) or None,
         project_dir=output / "tensorboard",
     )
@@ -73,13 +74,13 @@ def start(cfg: DictConfig) -> Accelerator:
 
 
 def start_trackers(accelerator: Accelerator, cfg: DictConfig) -> None:
-    """Open the trackers' logs, once the run is known to fit its folder."""
+    """Open the logs of the trackers. Call this after `check_folder`, since it writes into the run's folder."""
     if cfg.trackers:
         accelerator.init_trackers("mpdiffuser", {"configuration": OmegaConf.to_yaml(cfg)})
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Raises InputError for settings that no training can have."""
+    """Raise InputError for a value of the configuration that training does not allow."""
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if launched_on_cpu and "WORLD_SIZE" not in os.environ:
         raise InputError(
@@ -126,14 +127,14 @@ def _check_samplers(cfg: DictConfig) -> None:
 
 
 def origin(cfg: DictConfig) -> dict[str, Any]:
-    """What a pipeline's info says of its making: seed, commit, versions."""
+    """Return the entries of a pipeline's info that describe its training: seed, commit, versions."""
     packages = ("mpdiffuser", "torch", "diffusers", "accelerate", "numpy", "safetensors")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     return {"seed": cfg.seed, "commit": git_commit(), "versions": versions}
 
 
 def train_config(cfg: DictConfig, name: str) -> TrainConfig:
-    """The settings of the section `train.NAME`, with the run's seed and intervals unless it has its own.
+    """Return the settings of the section `train.NAME`. The run's options are its defaults for seed and intervals.
 
     Raises:
         InputError: for a value that is not allowed.
