@@ -93,7 +93,7 @@ class TrainConfig:
 
 
 def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
-    """Return entries start : start + count, (count,), of the infinite sequence of the epochs' permutations of `size`."""
+    """Return indices start : start + count, (count,), of an infinite stream of per-epoch permutations of `size`."""
     parts = []
     while count:
         epoch, offset = divmod(start, size)

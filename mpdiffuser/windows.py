@@ -25,9 +25,9 @@ def to_go(
 ) -> np.ndarray:
     """Return the discounted mean of the future amounts at each row, (1 - g) sum_k g^k amount_k: (M,) float32.
 
-    After a termination the amounts are 0. A truncated episode would continue, so the sum over its n remaining steps is
-    normalised: its factor is 1 / (sum of the n weights g^k) instead of 1 - g. Targets early and late in an episode then
-    have the same meaning. The final row gets the result of the last step.
+    After a termination the amounts are 0. A truncated episode would continue, so the factor of the sum over its n
+    remaining steps is (1 - g) / (1 - g^n) instead of 1 - g, as if later steps had the same mean. Targets early and late
+    in an episode then have the same meaning. The final row of a truncated episode gets the result of its last step.
 
     With values V, the result is the TD(lambda) return (Sutton 1988) with lambda = td_lambda:
     R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1). It uses logged amounts for about 1 / (1 - lambda)

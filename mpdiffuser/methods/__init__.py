@@ -1,4 +1,7 @@
-"""All methods. Each is one class in one file of this folder (`mpdiffuser.methods.base`); a new file adds a method."""
+"""All methods. A method is one class in one file of this folder (`mpdiffuser.methods.base`).
+
+A new file adds a method.
+"""
 
 import importlib
 import pkgutil
@@ -8,7 +11,7 @@ from mpdiffuser.methods.base import Baseline, Method, Planning, Recipe, Setup, T
 
 
 def _found() -> dict[str, type[Method]]:
-    """Name -> class of all methods in this folder, in the order of tables."""
+    """Return name -> class of all methods in this folder, in the order of tables."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     classes = {
         each
@@ -23,7 +26,12 @@ METHODS = _found()
 
 
 def recipes_of(methods: Iterable[str], limits: Sequence[float] = ()) -> dict[str, Recipe]:
-    """Name -> recipe of all models that the methods need, MPDiffuser's first; others, such as random, need none."""
+    """Return name -> recipe of all models that the methods need, with MPDiffuser's models first.
+
+    Args:
+        methods: names of the methods.
+        limits: the cost limits of an episode that the methods get.
+    """
     wanted = set(methods)
     chosen = [method for name, method in reversed(METHODS.items()) if name in wanted]
     return {recipe.name: recipe for method in chosen for recipe in method.recipes(limits)}

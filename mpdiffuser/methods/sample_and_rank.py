@@ -1,4 +1,4 @@
-"""Sample-and-rank, as in Diffusion Veteran (Lu et al. 2025): many unguided plans, of which a critic chooses."""
+"""Sample and rank, as in Diffusion Veteran (Lu et al. 2025): a critic chooses among many unguided plans."""
 
 from mpdiffuser.methods.base import Baseline, drawing
 from mpdiffuser.methods.d_mpc import CRITIC
@@ -6,7 +6,7 @@ from mpdiffuser.methods.decision_diffuser import INVERSE, STATE_PLANNER, StateSa
 
 
 class SampleAndRank(Baseline):
-    """Plans of the states, with the actions from inverse dynamics; the critic's best one is followed."""
+    """Plans only states; an inverse dynamics model gives the actions. The critic chooses the plan."""
 
     name = "sample_and_rank"
     label = "sample and rank (as Diffusion Veteran)"
