@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `mpdiffuser --help` prints."""
+    """Return the text of `mpdiffuser --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, _, summary) in COMMANDS.items()]
     return "\n".join(["usage: mpdiffuser COMMAND ..., where COMMAND --help tells its options\n", *lines])

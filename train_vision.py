@@ -1,8 +1,8 @@
-"""From pixels to a controlled robot: accelerate launch train_vision.py
+"""Train from pixels and evaluate: accelerate launch train_vision.py
 
-Collects pixel episodes (or opens `dataset=`), trains the encoder and the models of the method (method=mpdiffuser by
-default, or a baseline of docs/methods.md, or all), controls the task from pixels, and writes metrics.json, video.mp4
-and report.html under output_dir.
+The script collects episodes with pixels (or opens `dataset=`) and trains the encoder and the models of the method. The
+default is method=mpdiffuser; other values are the baselines in docs/methods.md, and all. It then evaluates the method
+from pixels and writes metrics.json, video.mp4 and report.html into output_dir.
 """
 
 from pathlib import Path
@@ -20,12 +20,13 @@ from mpdiffuser.launch import Clock, origin, start, start_trackers
 from mpdiffuser.training import check_folder, identities, train_pipeline
 from vision.training import build_representation, encoder_identities, train_encoder
 
-# of the dataset's info, what the pipeline's info keeps
+# entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
 
 
 @configured("vision")
 def main(cfg: DictConfig) -> None:
+    """Train and evaluate on a task from pixels."""
     if "suite" in cfg.task:
         raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: a task from states, for train_state.py")
     output, clock, methods = Path(cfg.output_dir), Clock(), cfg.evaluation.methods
