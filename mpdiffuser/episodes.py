@@ -3,10 +3,10 @@
 Layout of the rows of an episode of T steps (T + 1 rows):
 
     row            0     1     ...   T-1    T
-    observations   o_0   o_1   ...   o_T-1  o_T      frames and physics likewise, each stored once
+    observations   o_0   o_1   ...   o_T-1  o_T      also frames and physics; each is stored once
     actions        a_0   a_1   ...   a_T-1  0        a_t leads from o_t to o_t+1
     rewards        r_0   r_1   ...   r_T-1  0        r_t is the reward of a_t
-    terminations   0     0     ...   end?   0        truncations likewise
+    terminations   0     0     ...   end?   0        also truncations
 
 Episode e has the rows offsets[e] : offsets[e + 1] of every array. An Episodes folder has one .npy file for each array,
 `offsets.npy` and `meta.json`. The writer writes `meta.json` last, so a folder without it is not a dataset.

@@ -49,7 +49,7 @@ def common_options(cfg: DictConfig) -> dict[str, Any]:
 def identities(
     cfg: DictConfig, data: Mapping[str, Any], methods: Sequence[str], limits: Sequence[float] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Return model's name -> identity for all models of the methods (see `mpdiffuser.identity`).
+    """Return name -> identity of all models of the methods (see `mpdiffuser.identity`).
 
     Args:
         cfg: the whole configuration.

@@ -106,7 +106,7 @@ def fit_student(fit: Fit, student: Student, data: TrainingData) -> Student:
     own = {name: data.trained[name] for name in ("planner", "dynamics", "ranker")}
     device = own["planner"].device
     pipeline = MPDiffuserPipeline(
-        None,  # type: ignore[arg-type]  # plans are drawn from latents
+        None,  # type: ignore[arg-type]  # plans start from latents
         data.latents,
         data.actions,
         data.shared["condition"],
