@@ -63,9 +63,9 @@ def rewrite(file: Path, changed: list[tuple[str, bytes]], how: int = zipfile.ZIP
     [
         ([(NAME, header((12, 3)) + bytes(10**8))], zipfile.ZIP_DEFLATED, r"holds more than its shape \(12, 3\) says"),
         ([(NAME, header((12, 3)) + bytes(100))], zipfile.ZIP_DEFLATED, r"damaged or truncated \(ValueError"),
-        ([(NAME, npy(np.ones((12, 3))))] * 2, zipfile.ZIP_DEFLATED, r"must be a .npy, there once"),
-        ([(KEY, npy(np.ones((12, 3))))], zipfile.ZIP_DEFLATED, r"must be a .npy, there once"),
-        ([(NAME, npy(np.ones((12, 3))))], zipfile.ZIP_LZMA, r"must be a .npy, there once, stored or deflated"),
+        ([(NAME, npy(np.ones((12, 3))))] * 2, zipfile.ZIP_DEFLATED, r"must be a .npy as numpy writes it"),
+        ([(KEY, npy(np.ones((12, 3))))], zipfile.ZIP_DEFLATED, r"must be a .npy as numpy writes it"),
+        ([(NAME, npy(np.ones((12, 3))))], zipfile.ZIP_LZMA, r"must be a .npy as numpy writes it, stored or deflated"),
         ([(NAME, b"\x93NUMPY\x01\x00\x08\x00((((((((")], zipfile.ZIP_STORED, r"damaged or truncated"),
     ],
 )
