@@ -21,7 +21,7 @@ quick: install
 	$(BIN)/python -m pytest -m "not slow"
 
 docs: install
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: install
 	$(BIN)/ruff check .

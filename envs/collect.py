@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from envs.doctor import versions
 from envs.experts import ladder, load_policy, policy_names
 from envs.record import check_record
 from envs.simulator import DMControlEnv
 from envs.vector import VectorEnv
+from mpdiffuser.console import progress
 from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
 
@@ -248,7 +248,7 @@ def _fill(
     if done:
         print(f"continuing after {done} episodes")
     dimension, rewards = arrays["actions"].shape[1], arrays["rewards"]
-    with tqdm(total=len(rewards), initial=done * (steps + 1), unit=" frames", dynamic_ncols=True) as bar:
+    with progress(len(rewards), "collect", done * (steps + 1), unit="frames") as bar:
         for first in range(done, len(actors), vector.num_envs):
             batch = actors[first : first + vector.num_envs]
             count, padding = len(batch), vector.num_envs - len(batch)

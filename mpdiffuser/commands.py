@@ -20,12 +20,10 @@ def entry_point(main: Callable[P, int | None]) -> Callable[P, int]:
     """
 
     @functools.wraps(main)
-    @quiet_pipes()
     def run(*arguments: P.args, **options: P.kwargs) -> int:
         try:
-            return main(*arguments, **options) or 0
-        except BrokenPipeError:  # stdout is closed: quiet_pipes ends the program
-            raise
+            with quiet_pipes():
+                return main(*arguments, **options) or 0
         except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
