@@ -143,7 +143,7 @@ def models_of(methods: Sequence[str], latent_dim: int = 3, action_dim: int = 2) 
 def folder_of(
     folder: Path, methods: Sequence[str] = ("cloning",), pipeline: "MPDiffuserPipeline | None" = None, **models: Any
 ) -> Path:
-    """A pipeline folder with the models of these methods beside the pipeline (None: a tiny one); `models` replace some."""
+    """A folder of a pipeline (None: a tiny one) and the models of these methods; `models` replace some, by name."""
     from mpdiffuser.training import save_whole
 
     pipeline = pipeline or pipeline_of()
