@@ -1,10 +1,14 @@
 """Behaviour cloning: its network, and the episodes within a limit on costs."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mpdiffuser.methods.cloning import CloningPolicy, within_limit
+from mpdiffuser.errors import InputError
+from mpdiffuser.methods.cloning import Cloning, CloningPolicy, within_limit
 from mpdiffuser.schedule import NoiseSchedule
 
 D, M = 3, 2
@@ -32,3 +36,20 @@ def test_the_episodes_within_a_cost_limit(make_episodes) -> None:
     (some,), (least,) = within_limit([episodes], middle + 1e-4), within_limit([episodes], 0.0)
     assert len(some) == 2 and len(least) == 1
     np.testing.assert_array_equal(least["costs"], episodes["costs"][episodes.rows(int(np.argmin(totals)))])
+
+
+def test_it_has_a_network_for_each_limit(whole_folder, setup_of, randomize, tmp_path) -> None:
+    """Cloned from the episodes within that limit."""
+    names = [recipe.name for recipe in Cloning.recipes([20, 12.5])]
+    assert names == ["cloning", "cloning_within_20", "cloning_within_12.5"]
+    folder = shutil.copytree(whole_folder, tmp_path / "pipeline")
+    within = randomize(CloningPolicy(D, M, hidden=16), seed=9)
+    within.save_pretrained(folder / "cloning_within_20")
+    observations = normal(4, D).numpy()
+    for limit, network in ((None, CloningPolicy.from_pretrained(folder / "cloning")), (20.0, within)):
+        policy = Cloning.policy(replace(setup_of("cloning"), folder=folder, limit=limit))
+        policy.reset(range(4))
+        with torch.no_grad():
+            np.testing.assert_array_equal(policy.act(observations), network(torch.from_numpy(observations)))
+    with pytest.raises(InputError, match=r"cloning_within_40: no such model; train the method that needs it"):
+        Cloning.policy(replace(setup_of("cloning"), folder=folder, limit=40))
