@@ -79,6 +79,7 @@ print(json.dumps([controller.act(np.full((2, 3), t, np.float32)).tolist() for t 
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_acts_the_same(pipeline: MPDiffuserPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "pipeline")
     controller = Controller(MPDiffuserPipeline.from_pretrained(tmp_path / "pipeline"), CONFIG)
