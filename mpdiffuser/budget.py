@@ -100,8 +100,8 @@ def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
     nearby, so their errors do not represent the states in which a budget is spent.
 
     Returns:
-        `steps`: n = 1, 2, 4, ... and the length of the longest episode. `probabilities`: levels of the quantiles.
-        `margins`: the quantiles of the errors for each n, at least 0. `largest_step`: the largest cost of a step.
+        `steps` (n = 1, 2, 4, ... and the length of the longest episode), `probabilities` (levels of the quantiles),
+        `margins` (the quantiles of the errors for each n, at least 0), and `largest_step` (the largest cost of a step).
     """
     tensors = [torch.from_numpy(np.array(episodes[key], np.float32)) for key in ("observations", "actions")]
     predicted = ranker(*tensors)["cost"].clamp(min=0).numpy().astype(np.float64)

@@ -39,7 +39,7 @@ for _name, _hint in get_type_hints(SamplerConfig).items():
     _kinds = [ListConfig] if get_origin(_hint) is Sequence else [k for k in KINDS if k in (_hint, *get_args(_hint))]
     UNSET[f"sampler.{_name}"] = _kinds[0]
 OWN = "--config-dir="
-LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
+LARGEST, BRACKETS = 100_000, 1000  # limits for a file: bytes, and opening brackets
 REFERENCES = 20  # ${...} in all files together; each can contain several others, so the resolved size is exponential
 
 

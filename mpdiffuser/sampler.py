@@ -29,7 +29,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.schedule import GRIDS, SOLVERS, Move, NoiseSchedule, moves
 
-Field = Callable[[torch.Tensor], torch.Tensor]  # of trajectories (B, H, d + m), like them
+Field = Callable[[torch.Tensor], torch.Tensor]  # trajectories (B, H, d + m) -> like the trajectories
 COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint")
 TEMPERATURE, BUDGET_TEMPERATURE = 0.5, 1.0  # defaults without and with a budget; more noise gives cheaper candidates
 

@@ -99,6 +99,7 @@ def report(encoder: PixelEncoder, episodes: Episodes, cache: Path, validation: f
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the R2 of an encoder on each dataset, one JSON object in each line."""
     description = (__doc__ or "").split("\n\n")[1]
     parser = argparse.ArgumentParser(prog=program("vision.probe"), description=description)
     parser.add_argument("pipeline", type=Path, help="a pipeline folder, or a folder with an encoder/ in it")

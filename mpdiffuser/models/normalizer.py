@@ -65,7 +65,7 @@ class Marginals(ModelMixin, ConfigMixin):
     def __init__(self, dim: int, knots: int = 257) -> None:
         super().__init__()
         line = torch.linspace(-1, 1, knots).expand(dim, knots).clone()
-        self.points = torch.nn.Parameter(line, requires_grad=False)  # rising, (dim, knots)
+        self.points = torch.nn.Parameter(line, requires_grad=False)  # ascending, (dim, knots)
 
     def fit(self, rows: np.ndarray) -> Self:
         """Fit the distributions to rows (M, dim) or (M,)."""
