@@ -113,7 +113,7 @@ class Recipe:
         sections: names of the configuration's sections that the recipe uses.
         section: name of the section `train.SECTION`; None: the model's name.
         options: returns further settings from the whole configuration, for a model that uses only a part of a section.
-        own_seed: whether the model's initial weights depend only on the seed, and not on the order of the models.
+        own_seed: whether the model's initial weights depend only on the seed, not on models built before.
         fit_with: replaces the standard training; called with (fit, model, data).
     """
 
