@@ -40,8 +40,8 @@ def require_models(method: str, folder: Path) -> None:
 
 
 def check_info(info: Mapping[str, Any]) -> None:
-    """Raises InputError unless a pipeline's info says what evaluation needs. Another rendering back-end draws nearly the
-    same pictures, so it is only noted."""
+    """Raises InputError unless a pipeline's info says what evaluation needs. Another rendering back-end draws nearly
+    the same pictures, so it is only noted."""
     missing = [key for key in ("task", "data", "environment") if key not in info]
     if missing:
         raise InputError(f"the pipeline's info: {missing[0]} is missing: it cannot be evaluated in an environment")

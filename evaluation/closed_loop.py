@@ -22,10 +22,10 @@ class Outcome:
     """Results of B episodes.
 
     returns, lengths, costs: (B,), undiscounted. batch: episodes stepped together: B, or those of one controller of
-    several. plan_ms: of each plan for a whole batch; plan_ms_single: of plans for one environment; action_ms_single: from
-    its observation to its action. distances: steps ahead -> squared distances of planned and real latents, one for each
-    probe and environment, mean over dimensions, in variances of the data. facts: `Policy.planning_facts`. film: of the
-    first environment, as `evaluation.video` shows it.
+    several. plan_ms: of each plan for a whole batch; plan_ms_single: of plans for one environment; action_ms_single:
+    from its observation to its action. distances: steps ahead -> squared distances of planned and real latents, one for
+    each probe and environment, mean over dimensions, in variances of the data. facts: `Policy.planning_facts`. film: of
+    the first environment, as `evaluation.video` shows it.
     """
 
     returns: np.ndarray
@@ -182,8 +182,8 @@ def _scene(policy: Policy, observations: np.ndarray, return_so_far: float) -> di
 
 
 def _single_latency(policy: Policy, observation: Any, repeats: int = 30) -> tuple[list[float], list[float]]:
-    """Milliseconds of a plan, and from an observation to its action, for one environment alone, as on a robot. The first
-    two are warm-up."""
+    """Milliseconds of a plan, and from an observation to its action, for one environment alone, as on a robot. The
+    first two are warm-up."""
     plans, actions = [], []
     for _ in range(repeats + 2):
         policy.reset([0])  # so that the action needs a plan, for any chunk

@@ -75,7 +75,8 @@ dd { margin: .1rem 0 0; max-width: 44rem; }
 <div class="scroll"><table class="wide">
 <tr><th>method</th>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
-<tr><td><span class="named">{{ dot(row.color) }}{{ row.label }}</span></td>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr><td><span class="named">{{ dot(row.color) }}{{ row.label }}</span></td>
+{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 {% endmacro %}

@@ -1,4 +1,4 @@
-"""Robust summaries of few episodes."""
+"""Mean, interquartile mean and their uncertainty, from few episodes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +57,7 @@ def _interval(values: np.ndarray, seed: int) -> np.ndarray:
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """rliable resamples with numpy's global generator whatever its `random_state`: seed that one and put it back."""
+    """Seed numpy's global generator, and restore it: rliable resamples with it, whatever its `random_state`."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""Videos of an episode: what happened, beside what the plan imagined."""
+"""Videos of an episode: the simulator's frames beside pictures decoded from the plans."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +28,8 @@ def write_video(
     """Write an H.264 MP4 that browsers play; `file` appears only when it is whole.
 
     Args:
-        frames: (T, s, s, 3) uint8, what the simulator showed.
-        imagined: (T, K, s', s', 3) uint8, decoded latents of the plan held at each time, or None.
+        frames: (T, s, s, 3) uint8, from the simulator.
+        imagined: (T, K, s', s', 3) uint8, decoded latents of the plan at each time, or None.
         ahead: (K,) steps ahead of each imagined picture; 0 = now.
         captions: (T,) a line above each frame, or None.
         fps: frames a second.

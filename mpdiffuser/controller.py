@@ -35,7 +35,7 @@ class Policy(ABC):
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """Observations (B, ...) -> actions (B, m) in [-1, 1]. Episodes where active (B,) is false are over."""
 
-    def record_costs(self, costs: np.ndarray) -> None:
+    def record_costs(self, costs: np.ndarray) -> None:  # noqa: B027  most methods ignore costs
         """Costs (B,) of the step that the last actions led to."""
 
     def upcoming_latents(self) -> np.ndarray:
@@ -199,9 +199,9 @@ class Controller(Policy):
         steps = min(steps, self.plan.actions.shape[2] - 1)
         actions = self.plan.best_actions[:, :steps].clamp(-1, 1).cpu().numpy()
         real = self.history.encode_future(peek(actions), actions)
-        planned = self.plan.best_latents[:, 1 : steps + 1]
-        planned, real, std = (part.cpu().numpy() for part in (planned, real, self.pipeline.latents.std.detach()))
-        return (((planned - real) / std) ** 2).mean(-1)
+        tensors = (self.plan.best_latents[:, 1 : steps + 1], real, self.pipeline.latents.std.detach())
+        expected, reached, std = (part.cpu().numpy() for part in tensors)
+        return (((expected - reached) / std) ** 2).mean(-1)
 
     def planning_facts(self) -> dict[str, Any]:
         """Unusable plans so far, noise levels of a plan, and what computed the networks."""
@@ -254,8 +254,8 @@ class Controller(Policy):
         return self.pipeline(latents, self.sampler, [self.generators[row] for row in rows], last, **more)
 
     def _rest_of_plan(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rest of the last plan, (B, H, d) and (B, H, m), padded with its last latent and the safe action. Without a
-        plan: the present latents (B, d) and the safe action."""
+        """The rest of the last plan, (B, H, d) and (B, H, m), padded with its last latent and the safe action. Without
+        a plan: the present latents (B, d) and the safe action."""
         horizon = self.pipeline.planner.config["horizon"]
         safe = self.safe.expand(len(latents), horizon, -1)
         if self.plan is None:

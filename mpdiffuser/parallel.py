@@ -12,8 +12,8 @@ from mpdiffuser.machine import available_cores
 
 
 def run_parallel(jobs: Sequence[Callable[[], Any]], device: torch.device, processes: int = 1) -> list[Any]:
-    """Results of independent jobs. On a CPU with a single process, the jobs run in threads, one for each free core, with
-    the caller's number of torch threads.
+    """Results of independent jobs. On a CPU with a single process, the jobs run in threads, one for each free core,
+    with the caller's number of torch threads.
 
     The threads are daemons: a failed job, or Ctrl-C, ends the program without waiting for the other jobs.
     """

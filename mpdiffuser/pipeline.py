@@ -148,8 +148,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return Prepared(model, levels, None if config.engine == "torch" else self.network(name, config.engine))
 
     def frame_encoder(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The encoder's `features`. An encoder of pixels runs on the engine, where that supports its network, and always
-        in float32: no level of noise corrects an error in the present latent."""
+        """The encoder's `features`. An encoder of pixels runs on the engine, where that supports its network, and
+        always in float32: no level of noise corrects an error in the present latent."""
         if not self.sees_pixels:
             return self.encoder.features
         try:
@@ -189,8 +189,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The condition (B, c) at latents (B, d): the expectile of `level`, one or (B,), of the data's returns from there,
-        and the cost_to_go (B,) where there are costs.
+        """The condition (B, c) at latents (B, d): the expectile of `level`, one or (B,), of the data's returns from
+        there, and the cost_to_go (B,) where there are costs.
 
         One fixed target would be out of reach in most states, and the planner has never seen such targets there.
         """
@@ -219,8 +219,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return self.ranker.scores(states, actions, cost_to_go)
 
     def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
-        """`config` with the largest number of levels, 1 to config.steps, whose plans for a batch like latents (B, d) meet
-        config.deadline_ms. Plans with one level and with all levels are timed now; medians of `repeats`."""
+        """`config` with the largest number of levels, 1 to config.steps, whose plans for a batch like latents (B, d)
+        meet config.deadline_ms. Plans with one level and with all levels are timed now; medians of `repeats`."""
 
         def milliseconds(levels: int) -> float:
             sampler = self.sampler(replace(config, steps=levels, warm_start=0))
@@ -340,8 +340,9 @@ def choose(
     """Index (B,) of the candidate to follow, of N with scores (B, N) and first actions (B, N, m).
 
     The candidate whose first action is nearest to the others', each weighted by exp(score / temperature) with scores in
-    standard deviations of the row (minimum Bayes risk: Kumar and Byrne 2004). The best of a few scores is often an error
-    of the ranker; an action that many good candidates share is not. At temperature 0, the candidate of the best score.
+    standard deviations of the row (minimum Bayes risk: Kumar and Byrne 2004). The best of a few scores is often an
+    error of the ranker; an action that many good candidates share is not. At temperature 0, the candidate of the best
+    score.
 
     With costs (B, N), only candidates that cost at most the budget (B,), or the cheapest if there is none. A candidate
     with a non-finite score or cost is chosen only if all are such.

@@ -101,8 +101,8 @@ def _components(file: Path) -> dict[str, tuple[str, str]]:
     version = index.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{file}: format_version {str(version)[:80]} found, this program reads {FORMAT_VERSION}; train the pipeline "
-            "again, or use the version of mpdiffuser that wrote it (info.versions)"
+            f"{file}: format_version {str(version)[:80]} found, this program reads {FORMAT_VERSION}; train the "
+            "pipeline again, or use the version of mpdiffuser that wrote it (info.versions)"
         )
     _check_sampler(file, index.pop("sampler_defaults", None))
     _check_info(file, index.pop("info", None))

@@ -8,7 +8,8 @@ At each noise level the models estimate the clean trajectory, D. One update then
     release     the states take a posterior step with the dynamics model's D, then states and actions take one with the
                 planner's D (the update of Balim, Li and Du 2025)
     planner     the planner alone
-    sequential  the planner alone, then the dynamics model draws the states again, given the planned actions. The actions
+    sequential  the planner alone, then the dynamics model draws the states again, given the planned actions. The
+    actions
                 carry the noise of the level, as in its training (the order of D-MPC: Zhou et al. 2024)
 
 Solvers move x from level t to level n by x_n = x_coef x_t + x0_coef D + noise_std noise. For dpmpp_2m, D is

@@ -140,7 +140,8 @@ def moves(schedule: NoiseSchedule, levels: list[int], solver: str, eta: float = 
 
     Args:
         levels: visited, decreasing.
-        solver: "ddim" with `eta` (Song et al. 2021, equation 16: eta = 0 draws no noise, eta = 1 is ddpm), "ddpm", or "dpmpp_2m".
+        solver: "ddim" with `eta` (Song et al. 2021, equation 16: eta = 0 draws no noise, eta = 1 is ddpm), "ddpm", or
+        "dpmpp_2m".
     """
     eta = {"ddpm": 1.0, "ddim": eta, "dpmpp_2m": 0.0}[solver]
     alpha_bar = [*schedule.alpha_bar[levels].tolist(), 1.0]

@@ -1,8 +1,8 @@
 """One training loop for every model.
 
-Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. Random numbers
-are drawn for the whole batch, and each process takes its share. A resumed run therefore continues exactly, and several
-processes give the losses of one process with the same total batch.
+Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. Random
+numbers are drawn for the whole batch, and each process takes its share. A resumed run therefore continues exactly, and
+several processes give the losses of one process with the same total batch.
 
     <folder>/log.jsonl
     <folder>/step_00002000/model/         EMA weights, for users
@@ -122,7 +122,8 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """Trains a model (`mpdiffuser.models.base.Model`) on `data`, validates it on `validation`, checkpoints under `folder`.
+    """Trains a model (`mpdiffuser.models.base.Model`) on `data`, validates it on `validation`, checkpoints under
+    `folder`.
 
     Args:
         identity: what the run depends on besides `config` and the model's configuration, such as the dataset. A folder
@@ -224,13 +225,13 @@ class Trainer:
         return {**values, "gradient_norm": norm}
 
     def _finite(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Whether this step may change the weights; the same on every process.
+        """Whether this step may change the weights. The answer is the same in every process.
 
         Raises:
             InputError: if it may not, and no more steps may be skipped.
         """
         accelerator = self.accelerator
-        scaled = accelerator.scaler is not None  # fp16 looks for its scale by gradients that are not finite
+        scaled = accelerator.scaler is not None  # fp16 finds its scale through non-finite gradients
         watched = torch.stack([loss.detach().float(), loss.detach().float() if scaled else norm.detach().float()])
         found = accelerator.reduce(watched, "mean").tolist()
         if all(math.isfinite(value) for value in found):

@@ -28,8 +28,8 @@ from mpdiffuser.windows import split, step_rows
 
 COMPONENTS = ("planner", "dynamics", "ranker")  # models that are parts of the pipeline; others lie beside them
 ORIGIN = ("commit", "versions")  # of a pipeline's info: they say who made it, not what it is
-# Options that no model depends on. The first group chooses the dataset, whose checksum stands for it. Every other option
-# is part of each model's identity, a new one too.
+# Options that no model depends on. The first group chooses the dataset, whose checksum stands for it. Every other
+# option is part of each model's identity, a new one too.
 WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
     *("output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers", "debug", "debug_rules"),
@@ -98,16 +98,14 @@ def train_pipeline(
     check_folder(output, expected)
     data = training_data(cfg, episodes)
 
-    def fit(recipe: Recipe, name: str, model: Any, *examples: Any) -> Any:
+    def fit(recipe: Recipe, name: str, model: Any, train: Any, held_out: Any) -> Any:
         config = train_config(cfg, recipe.section or recipe.name)
         with clock(name):
-            trainer = Trainer(
-                name, model, *examples, config, output / name, accelerator, data.schedule, expected[recipe.name]
-            )
-            return trainer.train()
+            where = (config, output / name, accelerator, data.schedule, expected[recipe.name])
+            return Trainer(name, model, train, held_out, *where).train()
 
     train_recipes(cfg, recipes, data, fit, accelerator)
-    parts = {name: data.trained.get(name) for name in COMPONENTS}
+    parts: dict[str, Any] = {name: data.trained.get(name) for name in COMPONENTS}
     if parts["ranker"] is not None and "costs" in data.parts[0]:
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])
     pipeline = MPDiffuserPipeline(

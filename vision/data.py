@@ -96,7 +96,7 @@ def history_rows(episodes: Episodes, rows: np.ndarray, history: int) -> np.ndarr
 
 
 def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
-    """The actions (B, history - 1, m) between the frames of `history_rows` (B, history); 0 before an episode's start."""
+    """Actions (B, history - 1, m) between the frames of `history_rows` (B, history); 0 before an episode's start."""
     between = rows[:, :-1]
     return np.where((between < rows[:, 1:])[..., None], episodes["actions"][between], np.float32(0))
 

@@ -61,6 +61,7 @@ class DMPC(Baseline):
     label = "D-MPC"
     color = ("#5b7f2b", "#a3c76f")
     summary = "Action proposals from one diffusion model, their states from another; a critic ranks them."
+    order = 23
     models = (
         ACTION_PLANNER,
         Recipe(

@@ -80,6 +80,7 @@ class DecisionDiffuser(Baseline):
     label = "Decision Diffuser"
     color = ("#2f7d8c", "#74c0cf")
     summary = "A diffusion model of the states, given a high return; inverse dynamics gives the actions."
+    order = 22
     models = (STATE_PLANNER, INVERSE, LOGGED_RETURNS)
     roles = {"condition": "logged_returns", "planner": "state_planner", "inverse": "inverse"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012

@@ -51,6 +51,7 @@ class DiffusionPolicy(Baseline):
     summary = (
         "A diffusion model of the actions alone, given the present state; several actions of each plan are executed."
     )
+    order = 20
     models = (ACTION_PLANNER,)
     roles = {"planner": "action_planner"}  # noqa: RUF012
     settings = drawing(chunk=8)

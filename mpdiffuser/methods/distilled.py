@@ -1,8 +1,9 @@
 """One network pass in place of the alternating sampler: a student learns the plans that the sampler draws.
 
 With a solver that draws no noise, a plan is a function of its initial noise, the present state and the target. The
-student, a copy of the planner, learns that function: all levels, both models and the guidance in one pass at the noisiest
-level (knowledge distillation: Luhman and Luhman 2021). Its candidates differ by their initial noise, as the teacher's do.
+student, a copy of the planner, learns that function: all levels, both models and the guidance in one pass at the
+noisiest level (knowledge distillation: Luhman and Luhman 2021). Its candidates differ by their initial noise, as the
+teacher's do.
 """
 
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def fit_student(fit: Fit, student: Student, data: TrainingData) -> Student:
     own = {name: data.trained[name] for name in ("planner", "dynamics", "ranker")}
     device = own["planner"].device
     pipeline = MPDiffuserPipeline(
-        None,  # type: ignore[arg-type]  plans are drawn from latents
+        None,  # type: ignore[arg-type]  # plans are drawn from latents
         data.latents,
         data.actions,
         data.shared["condition"],
@@ -112,8 +113,8 @@ def fit_student(fit: Fit, student: Student, data: TrainingData) -> Student:
     student.teacher = pipeline.to(device).sampler(SamplerConfig(**settings, engine="torch"))
     if any(move.noise_std for move in student.teacher.moves) or settings["composition"] == "sequential":
         raise InputError(
-            "sampler: a student needs a teacher that draws no noise between levels: solver=ddim (eta=0) or dpmpp_2m, and "
-            "no sequential composition"
+            "sampler: a student needs a teacher that draws no noise between levels: solver=ddim (eta=0) or dpmpp_2m, "
+            "and no sequential composition"
         )
     return fit("student", student, *windows)
 

@@ -57,9 +57,9 @@ def advantage_weights(
 ) -> list[np.ndarray]:
     """Weights (M,) of the windows that start at each row, for each part: exp(A / temperature), at most exp(bound).
 
-    A is the generalised advantage estimate (Schulman et al. 2016), the TD(lambda) return less the value at the row's own
-    cost_to_go, in standard deviations of the training data. Weighting data by its exponential is the policy improvement
-    of Peters and Schaal (2007) and Peng et al. (2019).
+    A is the generalised advantage estimate (Schulman et al. 2016), the TD(lambda) return less the value at the row's
+    own cost_to_go, in standard deviations of the training data. Weighting data by its exponential is the policy
+    improvement of Peters and Schaal (2007) and Peng et al. (2019).
     """
     values = [ranker.values(part["observations"], cost) for part, cost in zip(data.parts, data.costs)]
     returns = returns_from_values(ranker, data, gae_lambda)

@@ -67,8 +67,8 @@ class Ranker(Model):
         }
 
     def expectiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
-        """Expectiles (..., K) of the mean return from decoded latents (..., d), at cost_to_go (...) where there are costs.
-        They come in the network's order; the k-th has level (k + 1/2) / K."""
+        """Expectiles (..., K) of the mean return from decoded latents (..., d), at cost_to_go (...) where there are
+        costs. They come in the network's order; the k-th has level (k + 1/2) / K."""
         inputs = self.latents.normalize(latents)
         if self.cost_scale is not None:
             if cost_to_go is None:
@@ -130,8 +130,8 @@ class Ranker(Model):
         """
         ahead = latents.shape[-2] - 1
         counted = torch.arange(ahead, device=latents.device) < steps[..., None]
-        planned = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
-        return planned + (steps - ahead).clamp(min=0) * self.low_cost_value(latents[..., -1, :]).maximum(rate)
+        rollout_cost = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
+        return rollout_cost + (steps - ahead).clamp(min=0) * self.low_cost_value(latents[..., -1, :]).maximum(rate)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.report import write_report
+from evaluation.report import main, write_report
 from evaluation.statistics import summary
 from evaluation.video import write_video
 from mpdiffuser.errors import InputError
@@ -321,22 +321,23 @@ def test_broken_log(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_names_that_ascii_lacks(tmp_path: Path) -> None:
-    folder = tmp_path / "versuch-±-é"
+def test_command_line(tmp_path: Path) -> None:
+    """Also on a terminal that has only ASCII."""
+    folder = tmp_path / "run-±-é"
     folder.mkdir()
     write_metrics(folder, FULL)
-    command = [sys.executable, "-m", "evaluation.report", str(folder)]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "evaluation.report", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == str(tmp_path / "versuch-+--?" / "report.html")
+    assert done.stdout.strip() == str(tmp_path / "run-+--?" / "report.html") and not done.stderr
+    assert Page(folder / "report.html").count("svg") == 2
 
 
-def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "evaluation.report", str(tmp_path)]
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
-    write_metrics(tmp_path, FULL)
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(tmp_path / "report.html")
-    assert Page(tmp_path / "report.html").count("svg") == 2
+def test_an_error_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
