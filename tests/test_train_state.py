@@ -88,6 +88,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     assert list(metrics["methods"]) == ["mpdiffuser"] and metrics["seeds"] == [1000, 1001] and metrics["stand_in"]
@@ -101,6 +102,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     assert {"mpdiffuser", "torch", "python"} <= set(info["versions"])
 
 
+@pytest.mark.slow
 def test_the_sampler_is_saved_with_the_pipeline(trained: Path) -> None:
     found = MPDiffuserPipeline.from_pretrained(trained / "pipeline").sampler_defaults
     wanted = {"solver": "ddpm", "steps": 3, "candidates": 2, "chunk": 4, "temperature": None}
@@ -108,6 +110,7 @@ def test_the_sampler_is_saved_with_the_pipeline(trained: Path) -> None:
     assert found.solver != SamplerConfig().solver  # so that a default in code would be noticed
 
 
+@pytest.mark.slow
 def test_the_pipeline_leaves_the_engine_open(trained: Path) -> None:
     """Another machine may have another."""
     assert MPDiffuserPipeline.from_pretrained(trained / "pipeline").sampler_defaults.engine == "auto"
@@ -159,6 +162,7 @@ def test_one_option_of_the_sampler_changes_one_setting(trained: Path, tmp_path: 
     assert after == before | {"guidance": 0.5} and before["guidance"] != 0.5
 
 
+@pytest.mark.slow
 def test_a_rerun_reuses_everything(trained: Path, data: Path, tmp_path: Path, run: Run) -> None:
     output = shutil.copytree(trained, tmp_path / "out")
     before = contents(output)
@@ -172,6 +176,7 @@ def test_a_rerun_reuses_everything(trained: Path, data: Path, tmp_path: Path, ru
     assert {name: before[name] for name in kept} == {name: after.get(name) for name in kept}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -201,6 +206,7 @@ def test_a_rerun_that_does_not_fit_is_refused(
     assert "trained already" not in out
 
 
+@pytest.mark.slow
 def test_a_rerun_with_other_data_is_refused(trained: Path, tmp_path: Path, run: Run) -> None:
     output = shutil.copytree(trained, tmp_path / "out")
     before = contents(output)
@@ -212,6 +218,7 @@ def test_a_rerun_with_other_data_is_refused(trained: Path, tmp_path: Path, run: 
     assert contents(output) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "words"),
     [

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from evaluation.compare import find_expert, policies, prepare, scores, use_saved_settings
-from evaluation.record import evaluation_settings
 from mpdiffuser.config import settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS as REGISTRY
@@ -88,12 +87,6 @@ def test_methods_that_need_the_expert_are_left_out_where_there_is_none(stage: Si
     assert find_expert(CARTPOLE) is not None
 
 
-def test_parallel_controllers_have_an_episode_each(stage: SimpleNamespace) -> None:
-    cfg = stage.configuration("evaluation.episodes=3", "evaluation.parallel_controllers=8")
-    prepare(cfg, HOPPER, stage.output)
-    assert cfg.evaluation.parallel_controllers == 3
-
-
 def test_a_row_for_each_method_and_limit(stage: SimpleNamespace, make_pipeline: Any) -> None:
     info = {"task": "none", "data": "none", "environment": HOPPER, "cost_limits": [20.0, 40.0]}
     pipeline = make_pipeline(costs=True, info=info)
@@ -112,10 +105,3 @@ def test_scores_of_a_suite_without_score(stage: SimpleNamespace) -> None:
     outcome: Any = SimpleNamespace(returns=[1.0], costs=[0.0])
     assert scores({"suite": "d4rl", "task": "maze2d-umaze-dense-v1"}, outcome, None) == {}
     assert scores({"task": "none"}, outcome, None) == {}
-
-
-def test_settings_hold_those_of_the_methods_that_take_part(stage: SimpleNamespace) -> None:
-    cfg = stage.configuration("evaluation.methods=[random,d_mpc]")
-    found = evaluation_settings(cfg)
-    assert set(found["baselines"]) == {"d_mpc"}
-    assert found["episodes"] == 2 and found["sampler"] == settings(cfg.sampler)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.record import PartialResults, changed_results, folder_fingerprint, load_record
+from evaluation.record import PartialResults, changed_results, evaluation_settings, folder_fingerprint, load_record
+from mpdiffuser.config import settings
 from mpdiffuser.errors import InputError
+from mpdiffuser.machine import available_cores
 
 METHODS = ["random", "cloning", "planner", "mpdiffuser"]
 
@@ -67,3 +69,18 @@ def test_a_fingerprint_is_of_the_content(stage: SimpleNamespace, tmp_path: Any) 
     assert folder_fingerprint(moved) == before
     stage.edit_info(moved, data="other")
     assert folder_fingerprint(moved) != before
+
+
+def test_settings_say_what_a_repetition_must_know(stage: SimpleNamespace) -> None:
+    """Those of the methods that take part, and what this machine makes of open ones. The configuration stays open."""
+    cfg = stage.configuration("evaluation.methods=[random,d_mpc]", "sampler.engine=auto")
+    before = settings(cfg)
+    found = evaluation_settings(cfg)
+    assert settings(cfg) == before
+    assert set(found["baselines"]) == {"d_mpc"} and found["episodes"] == 2
+    assert found["sampler"] == before["sampler"] | {"engine": "torch"}
+    assert found["baselines"]["d_mpc"] == before["baselines"]["d_mpc"] | {"engine": "torch"}
+    cfg = stage.configuration("evaluation.episodes=3", "evaluation.parallel_controllers=8", "sampler.engine=auto")
+    assert evaluation_settings(cfg)["parallel_controllers"] == 3  # each has an episode
+    cfg = stage.configuration("evaluation.episodes=100", "sampler.engine=auto")
+    assert evaluation_settings(cfg)["parallel_controllers"] == min(available_cores(), 100)
