@@ -162,7 +162,6 @@ def trained_by(method: str) -> list[str]:
 def test_every_method_can_be_asked_for(method: str) -> None:
     methods = load("vision", [f"method={method}"]).evaluation.methods
     assert list(methods) == list(METHODS) if method == "all" else method in methods
-    assert load("state", [f"method={method}"]).evaluation.methods == methods
 
 
 # a task of dm_control for which there is no expert
