@@ -20,6 +20,7 @@ SMALL = ["debug=true", "episodes=2", "quality=random", "processes=1", "data_root
 MODELS = ("representation", "decoder", "planner", "dynamics", "ranker", "cloning")
 METHODS = ["random", "cloning", "planner", "mpdiffuser", "expert"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -36,6 +37,8 @@ def trained(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     for name in METHODS:
         assert any(line.startswith(name) for line in done.stdout.splitlines())
+    for words in ("Video:  out/video.mp4", "Report: out/report.html"):
+        assert words in done.stdout.splitlines()
     return folder
 
 
@@ -71,15 +74,15 @@ def test_a_second_run_reuses_everything_and_says_so(trained: Path) -> None:
 
 
 def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp_path: Path) -> None:
-    """In another place, without the data, with the settings of the first evaluation."""
+    """In another place, without the data, with the sampler that is saved with it."""
     shutil.copytree(trained / "out" / "pipeline", tmp_path / "moved" / "pipeline")
-    config = ["sampler.steps=3", "sampler.candidates=2", "sampler.chunk=4", "evaluation.episodes=2"]
-    config += ["evaluation.methods=[mpdiffuser]", "evaluation.probe_every=50", "processes=1"]
+    config = ["evaluation.episodes=2", "evaluation.methods=[mpdiffuser]", "evaluation.probe_every=50", "processes=1"]
     done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "moved" / "evaluation" / "metrics.json").read_text())
     first = json.loads((trained / "out" / "metrics.json").read_text())
     assert list(found["methods"]) == ["mpdiffuser"]
+    assert found["settings"]["sampler"] == first["settings"]["sampler"] and found["settings"]["sampler"]["steps"] == 3
     assert found["methods"]["mpdiffuser"]["returns"] == pytest.approx(
         first["methods"]["mpdiffuser"]["returns"], rel=1e-3
     )
@@ -113,7 +116,7 @@ def test_two_processes(trained: Path, tmp_path: Path) -> None:
     """The whole flow on two processes: the losses of one process, to rounding."""
     launch = [word if word != "1" else "2" for word in LAUNCH[:5]] + [*LAUNCH[5:], "--multi_gpu"]
     shutil.copytree(trained / "data", tmp_path / "data")
-    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[mpdiffuser]")
+    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[cloning,mpdiffuser]")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Features: reusing") == 2 and done.stdout.count("Report:") == 1
     for name in MODELS:
