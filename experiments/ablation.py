@@ -130,8 +130,8 @@ HEAD = """# The sampler in closed loop
 {episodes} episodes a setting, seeds from {first} up, one training seed where no more are named. Each setting is
 {base},
 except for what its name says; the number is the number of levels; 2M is DPM-Solver++ 2M. With one candidate the ranker
-has nothing to choose; "ranked": several are drawn and the best score is executed; "agreed (t = ...)": the candidate that
-the others, weighted by rank, agree with most (`rank_temperature`).
+has nothing to choose; "ranked": several are drawn and the best score is executed; "agreed (t = ...)": the candidate
+that the others, weighted by rank, agree with most (`rank_temperature`).
 Feasibility: squared distance of the simulator from the plan, one and four decisions ahead, in variances of the data.
 Interval: 95 % interval of the interquartile mean (rliable).
 Plan ms: one plan for one environment, other jobs beside it.
@@ -163,8 +163,7 @@ def page(results: Results, episodes: int, names: dict[str, str]) -> str:
         base=", ".join(f"{key} {value}" for key, value in BASE.items()),
     )
     for task, found in ((task, found) for task, found in results.items() if "@" not in task):
-        done = [(sweep, name) for sweep, settings in SWEEPS.items() for name in settings if name in found]
-        rows = [cells(sweep, name, found[name]) for sweep, name in done]
+        rows = [cells(sweep, name, found[name]) for sweep, part in SWEEPS.items() for name in part if name in found]
         text += f"## {task}: {names[task]}\n\n{pages.table(COLUMNS, rows)}\n" + seeds(task, results)
     return text
 
@@ -213,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     folders = {name: Path(folder) for name, _, folder in (pair.partition("=") for pair in args.pipelines)}
     for task in args.only if args.only is not None else folders:
-        for sweep, name in ((sweep, name) for sweep in args.sweeps for name in SWEEPS[sweep]):
+        for sweep, name in [(part, name) for part in args.sweeps for name in SWEEPS[part]]:
             if SETTINGS[name].get("steps", 0) <= args.levels and name in args.settings:
                 m = measure(folders[task], name, args.episodes, args.folder / task)
                 print(f"{task:10} {pages.row(cells(sweep, name, m))}", end="", flush=True)

@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 
 from experiments import pages
-from experiments.figures import COLORS, STYLE, plt, save
+from experiments.figures import COLORS, plt, save, use_small_style
 from experiments.gaussian import Distance, Gaussian, Problem, System, problem
 
 LEVELS = (100, 50, 20, 10, 5, 3)
@@ -74,8 +74,8 @@ def power_sweep(one: Problem) -> Powers:
 
 
 def with_action_term(one: Problem) -> list[tuple[str, list[Distance], list[tuple[float, float]]]]:
-    """Fused with p = 2, without and with the dynamics model's action term (docs/theory.md, section 8): distances from the
-    product and last positions at each number of levels."""
+    """Fused with p = 2, without and with the dynamics model's action term (docs/theory.md, section 8): distances from
+    the product and last positions at each number of levels."""
     rows = []
     for action_term, name in ((False, "fused, p = 2"), (True, "with the action term")):
         each = replace(one, action_term=action_term)
@@ -95,7 +95,7 @@ def bias() -> Biases:
 
 def figure(runs: Runs, powers: Powers, biases: Biases, file: Path) -> None:
     """Two rows: against the number of levels; against the power of the dynamics' weight, and the release's bias."""
-    plt.rcParams.update(STYLE)
+    use_small_style()
     fig, axes = plt.subplots(2, 3, figsize=(11, 6.8))
     names = {"mean": "error of the mean", "covariance": "error of the covariance", "violation": "dynamics violation"}
     for axis, (measure, title) in zip(axes[0], names.items()):

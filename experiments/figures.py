@@ -10,7 +10,11 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 COLORS = {"planner": "C7", "fused": "C0", "release": "C3", "joint": "C1", "sequential": "C2"}
-STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+
+
+def use_small_style() -> None:
+    """Small letters and a light grid, for figures of many panels."""
+    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
 
 
 def save(figure: Figure, file: Path, **layout: Any) -> None:

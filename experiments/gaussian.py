@@ -244,8 +244,8 @@ class Problem:
 def problem(horizon: int = 8) -> Problem:
     """A cart on a line (position, speed; one force) that must end at 0.6.
 
-    The planner's data come from a cart with 0.7 of the true force and ten times the noise. Its plans reach the goal, but
-    the true cart does not follow them.
+    The planner's data come from a cart with 0.7 of the true force and ten times the noise. Its plans reach the goal,
+    but the true cart does not follow them.
     """
     A = torch.tensor([[1.0, 0.3], [0.0, 1.0]], dtype=torch.float64)
     B = torch.tensor([[0.0], [0.3]], dtype=torch.float64)

@@ -1,8 +1,8 @@
 """New goals at run time, without training again: python -m experiments.goals PIPELINE
 
 A pipeline that was trained on logged episodes of halfcheetah gets three goals: run at 2 m/s, run backwards, keep the
-body low while running. Each goal is a Python function of planned observations and actions. It ranks the candidates; in a
-second run its gradient also moves the plans. Writes docs/goals.md. About 10 minutes on one core.
+body low while running. Each goal is a Python function of planned observations and actions. It ranks the candidates;
+in a second run its gradient also moves the plans. Writes docs/goals.md. About 10 minutes on one core.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ GOALS: dict[str, tuple[Objective | None, str]] = {
     "keep low": (low, "min(v, 2) - 50 max(z + 0.05, 0)"),
 }
 SCALES = (0.0, 0.1)  # objective_scale
-# With a goal the candidates must differ: their targets run from the worst returns of the data to the best, and all noise
-# is drawn. The planner follows its own target, so the dynamics model draws the states given the planned actions.
+# With a goal the candidates must differ: their targets run from the worst returns of the data to the best, and all
+# noise is drawn. The planner follows its own target, so the dynamics model draws the states given the planned actions.
 SAMPLER: dict[str, Any] = {
     "candidates": 16,
     "target": 0.5,

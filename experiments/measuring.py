@@ -1,4 +1,4 @@
-"""What the experiments on trained pipelines share: loading, episodes in closed loop, and results that are kept in files.
+"""What the experiments on trained pipelines share: loading, episodes in closed loop, and results kept in files.
 
 A command that was cut off resumes: it reuses each result that is in its file.
 """

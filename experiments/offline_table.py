@@ -1,8 +1,8 @@
 """All methods on the D4RL files, with the same training time: python -m experiments.offline_table --help
 
-Each (task, method, training seed) is a cell. Its models are trained for the same core-minutes, divided as in SHARES; the
-method then controls the task in gymnasium. The file --cells keeps all cells, so a command that was cut off resumes, and
-parts of the table can be measured one after another. Writes docs/offline.md. For example:
+Each (task, method, training seed) is a cell. Its models are trained for the same core-minutes, divided as in SHARES;
+the method then controls the task in gymnasium. The file --cells keeps all cells, so a command that was cut off resumes,
+and parts of the table can be measured one after another. Writes docs/offline.md. For example:
 
     python -m experiments.offline_table --data-dir ../shared/data
     python -m experiments.offline_table --data-dir ../shared/data --tasks hopper-medium-v2 \
@@ -163,12 +163,12 @@ HEAD = """# All methods on the D4RL tasks
 
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
 interval of the interquartile mean (rliable). behaviour: mean of the data's own episodes. Each method was trained
-for {minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same weights, so it
-was trained for less. Plans are drawn with the default settings, the same on all tasks. The second table holds the
-measured training time, without validation, and the median time of one plan for one environment (other jobs ran beside
-it). The number of steps follows from timings (speed/ in --folder), which may come from another machine; offline.json
-holds the steps of each cell. Seeds of the episodes: {seeds}. Where several training seeds are given: mean ±
-standard error over these, each the mean of its episodes.
+for {minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same
+weights, so it was trained for less. Plans are drawn with the default settings, the same on all tasks. The second table
+holds the measured training time, without validation, and the median time of one plan for one environment (other jobs
+ran beside it). The number of steps follows from timings (speed/ in --folder), which may come from another machine;
+offline.json holds the steps of each cell. Seeds of the episodes: {seeds}. Where several training seeds are given: mean
+± standard error over these, each the mean of its episodes.
 
 """
 STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no number here is a D4RL result.**

@@ -31,7 +31,7 @@ Results = dict[str, dict[str, dict[str, Any]]]  # metrics by family and setting
 
 
 def count(number: int, noun: str) -> str:
-    """"1 level", "2 levels"."""
+    """ "1 level", "2 levels"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -44,9 +44,7 @@ def plans(method: str, sizes: Sequence[tuple[int, int]]) -> dict[str, Setting]:
 
 
 FAMILIES: dict[str, dict[str, Setting]] = {
-    "MPDiffuser": plans(
-        "mpdiffuser", ((1, 4), (2, 4), (4, 1), (4, 4), (4, 16), (4, 64), (8, 4), (20, 4), (100, 1))
-    ),
+    "MPDiffuser": plans("mpdiffuser", ((1, 4), (2, 4), (4, 1), (4, 4), (4, 16), (4, 64), (8, 4), (20, 4), (100, 1))),
     "MPDiffuser, distilled": {
         count(c, "candidate"): ("distilled", (f"sampler.candidates={c}",)) for c in (1, 4, 16, 64)
     },

@@ -1,4 +1,4 @@
-"""Untrained pipelines and random episodes, for drills and benchmarks: they need the shapes of real ones, not the content."""
+"""Untrained pipelines and random episodes, for drills and benchmarks, which need their shapes and not their content."""
 
 from collections.abc import Mapping
 from typing import Any
