@@ -8,13 +8,12 @@ report.html under output_dir. A task without an environment here is trained and 
 from pathlib import Path
 
 from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import envs
 from envs.datasets import open_dataset
-from evaluation.compare import compare, prepare
-from evaluation.report import write_report
-from evaluation.table import table
+from evaluation.command import evaluate_run
+from evaluation.compare import prepare
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -50,14 +49,7 @@ def main(cfg: DictConfig) -> None:
     accelerator, clock = start(cfg), Clock()
     train(cfg, episodes, accelerator, clock)
     if accelerator.is_main_process:
-        OmegaConf.save(cfg, output / "config.yaml")
-        if "environment" in episodes.info:
-            with clock("evaluate"):
-                metrics = compare(cfg, output / "pipeline", output, clock.seconds)
-            print(table(metrics))
-            print(f"Report: {write_report(output)}")
-        else:
-            print(f"Pipeline: {output / 'pipeline'} (not evaluated: {episodes.info['task']} has no environment here)")
+        evaluate_run(cfg, output, clock)
     accelerator.end_training()
 
 

@@ -7,19 +7,18 @@ and report.html under output_dir.
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from envs.collect import collect
 from envs.record import dm_control_record
-from evaluation.compare import compare, prepare
-from evaluation.report import write_report
-from evaluation.table import table
+from evaluation.command import evaluate_run
+from evaluation.compare import prepare
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, origin, start, start_trackers
 from mpdiffuser.training import check_folder, identities, train_pipeline
-from vision.training import build_representation, encoder_identity, train_encoder
+from vision.training import build_representation, encoder_identities, train_encoder
 
 # of the dataset's info, what the pipeline's info keeps
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
@@ -41,19 +40,15 @@ def main(cfg: DictConfig) -> None:
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     info["data"] = episodes.checksum()
     representation = build_representation(cfg, episodes)
-    identity = encoder_identity(cfg, info["data"], representation)
-    check_folder(output, {"representation": identity, **identities(cfg, identity, methods)})
+    encoder_stages = encoder_identities(cfg, info["data"], representation)
+    latents_identity = encoder_stages["representation"]
+    check_folder(output, encoder_stages | identities(cfg, latents_identity, methods))
     start_trackers(accelerator, cfg)
-    encoder, decoder, latents = train_encoder(cfg, episodes, representation, identity, accelerator, clock)
+    encoder, decoder, latents = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
     info["observation"] = {"shape": list(episodes["frames"].shape[1:]), "dtype": "uint8"}
-    train_pipeline(cfg, latents, encoder, decoder, accelerator, clock, info, methods, identity)
+    train_pipeline(cfg, latents, encoder, decoder, accelerator, clock, info, methods, latents_identity)
     if accelerator.is_main_process:
-        OmegaConf.save(cfg, output / "config.yaml")
-        with clock("evaluate"):
-            metrics = compare(cfg, output / "pipeline", output, clock.seconds)
-        print(table(metrics))
-        film = output / "video.mp4"
-        print(*([f"Video:  {film}"] if film.exists() else []), f"Report: {write_report(output)}", sep="\n")
+        evaluate_run(cfg, output, clock)
     accelerator.end_training()
 
 

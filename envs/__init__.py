@@ -33,8 +33,8 @@ def make(record: Mapping[str, Any], observation: str = "states") -> "Environment
         InputError: if a field is unknown, missing, of the wrong type, or names something that does not exist; if this
             kind of environment does not give these observations.
     """
-    from envs.record import check_record, load_class
+    from envs.record import KINDS, check_record
 
     check_record(record)
     fields = {name: value for name, value in record.items() if name != "kind"}
-    return load_class(record)(observation=observation, **fields)
+    return KINDS[record["kind"]].load()(observation=observation, **fields)

@@ -1,5 +1,6 @@
-"""`python -m envs.doctor`: which rendering back-ends work here, how fast, and how to mend those that do not."""
+"""`python -m envs.doctor`: which rendering back-ends work here, how fast they are, and how to repair the others."""
 
+import argparse
 import base64
 import importlib.metadata
 import json
@@ -8,11 +9,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import envs  # noqa: F401  chooses MUJOCO_GL
+from mpdiffuser.console import quiet_pipes
 
 PACKAGES = ["mujoco", "dm_control", "gymnasium", "torch", "torchvision", "timm", "diffusers", "accelerate"]
 BACK_ENDS = ("cgl", "glfw") if sys.platform == "darwin" else ("egl", "osmesa", "glfw")
@@ -27,7 +30,7 @@ SIZE = 64
 
 
 def probe() -> None:
-    """Render with the back-end of MUJOCO_GL and print the outcome as one line of JSON; run in a process of its own."""
+    """Render with the back-end of MUJOCO_GL and print the outcome as one line of JSON; runs in a process of its own."""
     from envs import rendering
     from envs.simulator import DMControlEnv
 
@@ -52,7 +55,7 @@ def probe() -> None:
 
 
 def examine(back_end: str) -> dict[str, Any]:
-    """Outcome of `probe` with a back-end, or {"error": what went wrong}."""
+    """The outcome of `probe` with a back-end, or {"error": the reason}."""
     command = [sys.executable, "-c", "from envs.doctor import probe; probe()"]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = {**os.environ, "MUJOCO_GL": back_end, "PYTHONPATH": path}
@@ -74,7 +77,7 @@ def examine(back_end: str) -> dict[str, Any]:
 
 
 def compare(outcomes: dict[str, dict[str, Any]]) -> None:
-    """Turn into errors those whose frame is unlike the pixel-wise median of all."""
+    """Replace an outcome by an error if its frame differs from the pixel-wise median of all frames."""
     frames = [outcome["frame"] for outcome in outcomes.values() if "error" not in outcome]
     if len(frames) < 2:
         return
@@ -85,7 +88,7 @@ def compare(outcomes: dict[str, dict[str, Any]]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Version of each package the project stands on, or "missing"."""
+    """Version of each package that the project depends on, or "missing"."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -95,8 +98,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> int:
-    """Print the report; 0 if at least one back-end works, else 1."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; returns 0 if at least one back-end works, else 1."""
+    argparse.ArgumentParser("envs.doctor", description=__doc__).parse_args(arguments)
     found = versions()
     print("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
     if "missing" in found.values():
@@ -114,12 +118,18 @@ def main() -> int:
     used = os.environ.get("MUJOCO_GL") or BACK_ENDS[0]
     print(f"used: {used} (from MUJOCO_GL, whose default on Linux is egl)")
     if not working:
-        print("No back-end works: until one does, only states can be observed.")
+        print("No back-end works: environments give states only, until one is repaired.")
         return 1
     if used not in working:
-        print(f"{used} does not work here; mend it as above, or: export MUJOCO_GL={working[0]}")
+        print(f"{used} does not work here; repair it as above, or: export MUJOCO_GL={working[0]}")
     return 0
 
 
+@quiet_pipes()
+def command() -> int:
+    """The command `python -m envs.doctor` or `mpdiffuser doctor`."""
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

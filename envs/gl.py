@@ -1,7 +1,7 @@
 """Imports mujoco and dm_control with the rendering back-end of MUJOCO_GL.
 
-Both load the back-end's libraries when they are imported, and fail where there are none. Then they are imported without
-rendering, so that states still work, and `failure` keeps the reason for the first frame that is asked for.
+Both load the back-end's libraries when they are imported, and fail if these are missing. Then they are imported again
+without rendering: states still work, and `failure` keeps the reason for the error of the first frame.
 """
 
 import importlib
@@ -21,9 +21,9 @@ try:
     _import_all()
 except (ImportError, AttributeError, RuntimeError, OSError) as error:
     failure = error
-    wished = os.environ.get("MUJOCO_GL", "")
+    chosen = os.environ.get("MUJOCO_GL", "")
     os.environ["MUJOCO_GL"] = "disable"
     try:
         _import_all()
     finally:
-        os.environ["MUJOCO_GL"] = wished
+        os.environ["MUJOCO_GL"] = chosen

@@ -8,13 +8,27 @@ Datasets and pipelines keep it as info["environment"]; where there is no environ
 A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`.
 """
 
-import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpdiffuser.errors import InputError
+
+if TYPE_CHECKING:
+    from envs.protocol import Environment
+
+
+def _load_dm_control() -> "Callable[..., Environment]":
+    from envs.simulator import DMControlEnv
+
+    return DMControlEnv
+
+
+def _load_gymnasium() -> "Callable[..., Environment]":
+    from envs.gym_env import GymEnv
+
+    return GymEnv
 
 
 @dataclass(frozen=True)
@@ -22,25 +36,23 @@ class Kind:
     """A kind of environment.
 
     Args:
-        module, name: the class; its arguments are `observation` and the record's fields.
+        load: imports the class, whose arguments are `observation` and the record's fields.
         required: fields that a record must have, with their types.
         optional: fields that it may have; null stands for the class's default.
     """
 
-    module: str
-    name: str
+    load: "Callable[[], Callable[..., Environment]]"
     required: dict[str, type]
     optional: dict[str, type]
 
 
 KINDS = {
     "dm_control": Kind(
-        "envs.simulator",
-        "DMControlEnv",
+        _load_dm_control,
         {"task": str, "action_repeat": int, "size": int, "camera": int, "rendering": str},
         {"time_limit": float},
     ),
-    "gymnasium": Kind("envs.gym_env", "GymEnv", {"env_id": str}, {"speed_limit": float}),
+    "gymnasium": Kind(_load_gymnasium, {"env_id": str}, {"speed_limit": float}),
 }
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}
 
@@ -72,12 +84,6 @@ def check_record(record: Any, where: str = "environment") -> None:
             raise InputError(f"{where}: no field {_short(field)}; {allowed}")
         if not _fits(value, types[field], field in kind.optional):
             raise InputError(f"{where}.{field}: must be {TYPES[types[field]]}, found {_short(value)}")
-
-
-def load_class(record: Mapping[str, Any]) -> Any:
-    """The class that makes the environment of a checked record."""
-    kind = KINDS[record["kind"]]
-    return getattr(importlib.import_module(kind.module), kind.name)
 
 
 def dm_control_record(task: Mapping[str, Any], rendering: str, time_limit: float | None = None) -> dict[str, Any]:

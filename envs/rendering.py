@@ -1,8 +1,8 @@
-"""Off-screen rendering with one OpenGL context a process.
+"""Off-screen rendering with one OpenGL context in each process.
 
-GL object names are only unique within their own context, so freeing a renderer while another context is current deletes
-objects of that other one, which from then on silently draws wrong frames. Here every renderer of a process lives in one
-context, and that context is made current before anything is created, drawn or freed.
+The names of GL objects are unique within their own context only. If a renderer is freed while another context is
+current, objects of that other context are deleted, and it then draws wrong frames without an error. So all renderers of
+a process use one context, which is made current before anything is created, drawn or freed.
 """
 
 import atexit
@@ -82,7 +82,7 @@ def _free_all() -> None:
 
 @contextmanager
 def _quality(model: mujoco.MjModel, size: int, mode: str) -> Iterator[None]:
-    """Picture size and quality in the model's visual settings, which only matter while a context is made."""
+    """Sets picture size and quality in the model while a context is made; MuJoCo reads them only then."""
     screen, quality = model.vis.global_, model.vis.quality
     before = screen.offwidth, screen.offheight, quality.offsamples, quality.shadowsize
     screen.offwidth = screen.offheight = size
@@ -122,7 +122,7 @@ class Renderer:
     """Draws one model, seen by one of its cameras, as (size, size, 3) uint8.
 
     Args:
-        model: the model to draw; its own values (a target's position, say) are read at every frame.
+        model: the model to draw; its values, such as a target's position, are read anew for every frame.
         size: pixels a side.
         camera: index of the model's camera.
         mode: "fast" (no multisampling, shadows or reflections) or "full" (as dm_control draws).
@@ -164,7 +164,7 @@ class Renderer:
         return context
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
-        """The frame for `data`, (size, size, 3) uint8, top row first."""
+        """The frame of a state, (size, size, 3) uint8, top row first."""
         _make_current()
         mujoco.mjv_updateScene(
             self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
@@ -175,5 +175,5 @@ class Renderer:
         return self._pixels[::-1].copy()
 
     def close(self) -> None:
-        """Let go of the GPU memory, which is freed with its last user."""
+        """Release the GPU memory; it is freed when no renderer shares it any more."""
         del self._context

@@ -1,9 +1,9 @@
-"""The command `python evaluate.py` or `mpdiffuser evaluate`."""
+"""The command `python evaluate.py` or `mpdiffuser evaluate`, and the evaluation at the end of a training."""
 
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from evaluation.check import check_info
 from evaluation.compare import compare, prepare, use_saved_settings
@@ -12,7 +12,8 @@ from evaluation.report import write_report
 from evaluation.table import table
 from mpdiffuser.config import configured
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import claim
+from mpdiffuser.files import claim, read_json
+from mpdiffuser.launch import Clock
 from mpdiffuser.pipeline import MPDiffuserPipeline
 
 
@@ -38,3 +39,22 @@ def main(cfg: DictConfig) -> None:
         if differ:
             raise InputError(f"repeat: the results differ from {cfg.repeat}: {'; '.join(differ)[:1000]}")
         print(f"Repeated: returns, lengths, costs and feasibility errors equal those of {cfg.repeat}, digit for digit")
+
+
+def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
+    """Evaluate the pipeline that a training left in `output`, and print where everything is.
+
+    A pipeline whose data have no environment here is not evaluated.
+    """
+    OmegaConf.save(cfg, output / "config.yaml")
+    folder = output / "pipeline"
+    info = read_json(folder / "model_index.json")["info"]
+    if "environment" not in info:
+        print(f"Pipeline: {folder} (not evaluated: {info.get('task', 'its data')} has no environment here)")
+        return
+    with clock("evaluate"):
+        metrics = compare(cfg, folder, output, clock.seconds)
+    print(table(metrics))
+    if (output / "video.mp4").exists():
+        print(f"Video:  {output / 'video.mp4'}")
+    print(f"Report: {write_report(output)}")

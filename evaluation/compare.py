@@ -20,12 +20,12 @@ from envs.record import whole_episodes
 from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, require_models
 from evaluation.closed_loop import Outcome, evaluate
-from evaluation.record import PartialResults, evaluation_settings, folder_fingerprint
+from evaluation.record import PartialResults, evaluation_settings, folder_fingerprint, parallel_controllers
 from evaluation.statistics import standard_error, summary
 from evaluation.video import write_video
 from mpdiffuser.config import settings
 from mpdiffuser.controller import Policy
-from mpdiffuser.engines import libraries, resolved
+from mpdiffuser.engines import libraries
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole, writing
 from mpdiffuser.identity import differences
@@ -39,10 +39,7 @@ FILM_STEPS_AHEAD = (2, 4, 8, 12)
 
 
 def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path) -> None:
-    """Check an evaluation before any training, and set in cfg what depends on the machine or on the environment.
-
-    The engine and the number of parallel controllers decide the last digits of plans, so a repetition must know them.
-    Methods that need the data's expert are left out where there is none.
+    """Check an evaluation before any training. Methods that need the data's expert leave cfg where there is none.
 
     Args:
         environment: its record; None: there is none, and nothing will be evaluated.
@@ -60,12 +57,6 @@ def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path
             print(f"note: {', '.join(left_out)} left out: there is no expert of this environment")
         if not cfg.evaluation.methods:
             raise InputError(f"evaluation.methods: there is no expert of {dict(environment)}; choose other methods")
-    sections = [section for section in cfg.baselines.values() if "engine" in section]
-    for section in (cfg.sampler, *sections):
-        section.engine = resolved(section.engine, torch.device("cpu"))
-    cfg.evaluation.parallel_controllers = min(
-        cfg.evaluation.parallel_controllers or available_cores(), cfg.evaluation.episodes
-    )
     check_metrics(output / "metrics.json", {"settings": evaluation_settings(cfg)})
 
 
@@ -117,7 +108,7 @@ def compare(
     Raises:
         InputError: for a folder with another evaluation, or of another pipeline; for models that are missing.
     """
-    identity = {"settings": evaluation_settings(cfg), "pipeline": folder_fingerprint(folder)}
+    identity: dict[str, Any] = {"settings": evaluation_settings(cfg), "pipeline": folder_fingerprint(folder)}
     metrics_file = output / "metrics.json"
     found = check_metrics(metrics_file, identity)
     if found:
@@ -144,7 +135,7 @@ def compare(
             "cpu": cpu_name(),
             "cores": available_cores(),
             "threads": torch.get_num_threads(),
-            "versions": versions() | libraries(cfg.sampler.engine),
+            "versions": versions() | libraries(identity["settings"]["sampler"]["engine"]),
             "commit": git_commit(),
         },
         "seeds": seeds,
@@ -187,7 +178,7 @@ def run_methods(
         if not left:
             continue
         observation = "frames" if pipeline.sees_pixels and not states else "states"
-        counts = [len(part) for part in np.array_split(seeds, cfg.evaluation.parallel_controllers)]
+        counts = [len(part) for part in np.array_split(seeds, parallel_controllers(cfg))]
         processes = max(1, (cfg.processes or available_cores()) // len(counts))
         environments: list[VectorEnv] = []
         try:
@@ -230,10 +221,10 @@ def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> di
 def write_film(file: Path, outcome: Outcome, decoder: Any) -> Path:
     """The first episode: real frames beside the decoded plan."""
     length = min(len(scene["plan"]) for scene in outcome.film)
-    ahead = [k for k in FILM_STEPS_AHEAD if k < length]
-    plans = np.stack([scene["plan"][ahead] for scene in outcome.film])
+    steps = [k for k in FILM_STEPS_AHEAD if k < length]
+    plans = np.stack([scene["plan"][steps] for scene in outcome.film])
     flat = torch.from_numpy(plans).flatten(0, 1).to(decoder.device)
     frames = np.stack([scene["frame"] for scene in outcome.film])
     imagined = decoder.frames(flat).cpu().numpy().reshape(*plans.shape[:2], *frames.shape[1:])
     captions = [f"decision {i}, return so far {scene['return']:.0f}" for i, scene in enumerate(outcome.film)]
-    return write_video(file, frames, imagined, ahead, captions, 25)
+    return write_video(file, frames, imagined, steps, captions, 25)

@@ -5,20 +5,36 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mpdiffuser.config import settings
+from mpdiffuser.engines import resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, read_json, write_whole
+from mpdiffuser.machine import available_cores
 from mpdiffuser.methods import METHODS
 
 
 def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that the outcome depends on: those of the evaluation, and of each sampler that takes part."""
-    sections = settings(cfg.baselines)
+    """The settings that the outcome depends on: those of the evaluation, and of each sampler that takes part.
+
+    The engine and the number of parallel controllers decide the last digits of plans, so "auto" and null are replaced
+    by what they mean on this machine.
+    """
+    sections = {name: settings(section) for name, section in {"sampler": cfg.sampler, **cfg.baselines}.items()}
+    for section in sections.values():
+        if "engine" in section:
+            section["engine"] = resolved(section["engine"], torch.device("cpu"))
     baselines = {name: sections[name] for name in METHODS if name in cfg.evaluation.methods and name in sections}
-    return {**settings(cfg.evaluation), "sampler": settings(cfg.sampler), "baselines": baselines}
+    evaluation = settings(cfg.evaluation) | {"parallel_controllers": parallel_controllers(cfg)}
+    return {**evaluation, "sampler": sections["sampler"], "baselines": baselines}
+
+
+def parallel_controllers(cfg: DictConfig) -> int:
+    """Number of controllers that act in parallel, each on a part of the episodes."""
+    return min(cfg.evaluation.parallel_controllers or available_cores(), cfg.evaluation.episodes)
 
 
 class PartialResults:

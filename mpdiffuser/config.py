@@ -10,10 +10,10 @@ import fnmatch
 import importlib.resources
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_module
@@ -35,10 +35,9 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat"), str)
 UNSET |= {"processes": int, "episode_seconds": float, "evaluation.parallel_controllers": int}
-UNSET |= {
-    f"sampler.{name}": next((kind for kind in KINDS if kind in (hint, *getattr(hint, "__args__", ()))), ListConfig)
-    for name, hint in get_type_hints(SamplerConfig).items()
-}
+for _name, _hint in get_type_hints(SamplerConfig).items():
+    _kinds = [ListConfig] if get_origin(_hint) is Sequence else [k for k in KINDS if k in (_hint, *get_args(_hint))]
+    UNSET[f"sampler.{_name}"] = _kinds[0]
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
 REFERENCES = 20  # ${...} in all files together: each can stand for several others, so what they grow to is exponential
@@ -265,7 +264,7 @@ def _check_type(key: str, usual: Any, found: Any) -> None:
     if not fits or (isinstance(found, bool) and kind is not bool):
         such = f"null or {KINDS[kind]}" if usual is None else f"{KINDS[kind]} (such as {usual!r})"
         raise InputError(f"{key}: must be {such}, found {found!r}")
-    if kind is ListConfig and len(usual):
+    if kind is ListConfig and usual:
         for number, part in enumerate(found):
             _check_type(f"{key}[{number}]", usual[0], part)
 

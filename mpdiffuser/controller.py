@@ -200,8 +200,8 @@ class Controller(Policy):
         actions = self.plan.best_actions[:, :steps].clamp(-1, 1).cpu().numpy()
         real = self.history.encode_future(peek(actions), actions)
         tensors = (self.plan.best_latents[:, 1 : steps + 1], real, self.pipeline.latents.std.detach())
-        planned, reached, std = (part.cpu().numpy() for part in tensors)
-        return (((planned - reached) / std) ** 2).mean(-1)
+        expected, reached, std = (part.cpu().numpy() for part in tensors)
+        return (((expected - reached) / std) ** 2).mean(-1)
 
     def planning_facts(self) -> dict[str, Any]:
         """Unusable plans so far, noise levels of a plan, and what computed the networks."""

@@ -1,15 +1,15 @@
-"""Engines: who computes the networks while plans are drawn. All give the numbers of eager torch, up to rounding.
+"""Engines compute the networks while plans are drawn. All give the results of eager torch, up to rounding.
 
 torch           the model as it is
 compile         torch.compile, with a C++ compiler: a minute for each model, later runs reuse its cache
 onnx            ONNX Runtime: pip install 'mpdiffuser[onnx]'
 openvino        OpenVINO, float32: pip install 'mpdiffuser[openvino]'
-openvino_bf16   OpenVINO, bfloat16 where the CPU computes with it, else float32
+openvino_bf16   OpenVINO, bfloat16 where the CPU supports it, else float32
 auto            on a CPU the first of openvino and onnx that is installed, else torch
 
-The order of auto is fixed (measured by python -m benchmarks.planning): the outcome of a race would depend on what else
-the machine does, and with it the last digits of a result. Networks reach both libraries as ONNX graphs: OpenVINO's own
-converter of torch modules takes ten times as long, for graphs that are not faster, and reports its use to its makers.
+The order of auto is fixed (measured by python -m benchmarks.planning). A race at run time would depend on the machine's
+load, and so would the last digits of a result. Both libraries take ONNX graphs. OpenVINO's own converter of torch
+modules is ten times slower, its graphs are not faster, and it reports its use to its makers.
 """
 
 import importlib.metadata
@@ -35,21 +35,21 @@ Run = Callable[..., torch.Tensor]
 
 
 def resolved(engine: str, device: torch.device) -> str:
-    """What "auto" stands for here; any other engine is itself."""
+    """The engine that "auto" means here; any other engine unchanged."""
     if engine != "auto":
         return engine
     return next((name for name in FASTEST if device.type == "cpu" and not _missing(name)), "torch")
 
 
 def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tensor], method: str = "forward") -> Run:
-    """What computes a method of the module: called with the same tensors, any batch.
+    """A method of the module on an engine: a function of the same tensors, for any batch.
 
     Args:
         engine: not "auto", see `resolved`.
-        example: inputs of the method, each (2, ...): a batch of 1 would be traced as what never grows.
+        example: inputs of the method, each (2, ...); a batch of 1 would be traced as a constant size.
 
     Raises:
-        InputError: for an unknown engine, one that is not installed, or one of the CPU's for a module elsewhere.
+        InputError: for an unknown engine, one that is not installed, or a CPU engine for a module on another device.
     """
     if engine not in ENGINES[1:]:
         raise InputError(f"engine: must be one of {', '.join(ENGINES)}, found {engine!r}")
@@ -72,29 +72,29 @@ def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tenso
 
 
 class Prepared:
-    """A denoiser as the sampler calls it, at many levels with the same present and target: the modulation is computed
-    once for all levels, and once for all rows that share it, and kept while the levels fall: for one plan.
+    """A denoiser for the levels of one plan. The modulation is computed once for all levels, and once for all rows with
+    the same present latent and target.
 
     Args:
         model: a `Planner` or a `Dynamics`.
-        levels: that will be visited.
-        denoise: who computes the model's `denoise`; None: the model.
+        levels: all noise levels that the sampler visits.
+        denoise: the model's `denoise` on an engine; None: the model itself.
     """
 
     def __init__(self, model: Any, levels: Sequence[int], denoise: Run | None = None) -> None:
         self.model, self.levels, self.denoise, self.config = model, list(levels), denoise, model.config
-        self._last = -1  # level, and what else was told, at the last call
+        self._last = -1  # level and other inputs of the last call
         self._known: tuple[torch.Tensor, ...] = ()
         self._modulations: dict[int, torch.Tensor] = {}
 
-    def __call__(self, x: torch.Tensor, levels: torch.Tensor, *told: torch.Tensor) -> torch.Tensor:
-        """As the model; but `levels` are all one, of those that were announced."""
-        level, known = int(levels[0]), (x[:, 0, : self.config["latent_dim"]], *told)
+    def __call__(self, x: torch.Tensor, levels: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        """As the model, but all `levels` are the same, one of those given to the constructor."""
+        level, known = int(levels[0]), (x[:, 0, : self.config["latent_dim"]], *rest)
         if level >= self._last or not all(map(torch.equal, known, self._known)):
             self._known = tuple(part.clone() for part in known)
             self._modulations = self._prepare(known)
         self._last, modulation = level, self._modulations[level]
-        return self.model(x, levels, *told, modulation) if self.denoise is None else self.denoise(x, modulation)
+        return self.model(x, levels, *rest, modulation) if self.denoise is None else self.denoise(x, modulation)
 
     def _prepare(self, known: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
         """Level -> modulation (B, F)."""
@@ -102,8 +102,8 @@ class Prepared:
         rows, index = torch.unique(flat, dim=0, return_inverse=True)
         parts = rows.repeat(len(self.levels), 1).split([part[0].numel() for part in known], -1)
         levels = torch.tensor(self.levels, device=rows.device).repeat_interleave(len(rows))
-        told = [part.view(-1, *whole.shape[1:]) for part, whole in zip(parts, known)]
-        modulation = self.model.modulation(levels, *told).view(len(self.levels), len(rows), -1)
+        known_rows = [part.view(-1, *whole.shape[1:]) for part, whole in zip(parts, known)]
+        modulation = self.model.modulation(levels, *known_rows).view(len(self.levels), len(rows), -1)
         return dict(zip(self.levels, modulation[:, index]))
 
 
@@ -112,37 +112,37 @@ def _missing(engine: str) -> list[str]:
 
 
 def libraries(engine: str) -> dict[str, str]:
-    """Versions of the packages that an installed engine computes with, beside torch's."""
+    """Versions of an engine's packages, other than torch."""
     return {package: importlib.metadata.version(package) for package in PACKAGES.get(engine, ())}
 
 
 def require(engine: str) -> None:
-    """Raises InputError with the line that installs what an engine needs, unless it is there."""
+    """Raises InputError with the pip line, unless the engine's packages are installed."""
     if _missing(engine):
         extra = engine.partition("_")[0]
         raise InputError(f"engine={engine}: {_missing(engine)[0]} is not installed: pip install 'mpdiffuser[{extra}]'")
 
 
 class _Positional(torch.nn.Module):
-    """Tracers want forward(*inputs), without diffusers' keyword machinery."""
+    """Gives tracers a plain forward(*inputs), without diffusers' keyword arguments."""
 
     def __init__(self, module: torch.nn.Module, method: str) -> None:
         super().__init__()
         self.module, self.method = module, method
-        self.eval()  # itself too: the exporter gives all below it back the mode in which it found the topmost
+        self.eval()  # the exporter sets every submodule back to the mode of the topmost
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return getattr(self.module, self.method)(*inputs)
 
 
 def graph(module: torch.nn.Module, example: Sequence[torch.Tensor], method: str = "forward") -> bytes:
-    """A method of the module, in eval mode, as an ONNX graph for any batch, with its arguments' names -> output.
+    """A method of the module, in eval mode, as an ONNX graph for any batch; its inputs have the arguments' names.
 
     Args:
         example: as in `compiled`.
 
     Raises:
-        InputError: for a network of which there can be no such graph.
+        InputError: for a network that ONNX cannot express.
     """
     names = list(inspect.signature(getattr(module, method)).parameters)[: len(example)]
     file = io.BytesIO()
@@ -181,7 +181,7 @@ def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
-        "ENABLE_CPU_PINNING": False,  # to the first cores: those of every other process too
+        "ENABLE_CPU_PINNING": False,  # it would pin every process to the same first cores
     }
     request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
 

@@ -163,7 +163,7 @@ class Episodes:
             raise InputError(f"{path}: no dataset here (meta.json is missing); make one with collect.py")
         meta = read_json(meta_file)
         if meta.get("format") != FORMAT:
-            raise InputError(f"{meta_file}: field 'format' must be {FORMAT!r}; this is not a dataset of ours")
+            raise InputError(f"{meta_file}: field 'format' must be {FORMAT!r}; this is no dataset of this program")
         if meta.get("version") != VERSION:
             raise InputError(
                 f"{meta_file}: format version {meta.get('version')!r} found, this program reads version {VERSION}; "

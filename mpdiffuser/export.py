@@ -1,9 +1,9 @@
 """Networks of a pipeline as graphs, for use outside of Python: python -m mpdiffuser.export pipeline=FOLDER engine=onnx
 
-Writes planner, dynamics and, where the pipeline sees pixels, the encoder's frame_net, float32, for any batch, inputs
-named as those of `forward`: <name>.onnx, or <name>.xml and <name>.bin for OpenVINO. They go beside the pipeline's
-folder, which holds weights and JSON and nothing else, with export.json, which says what they were made from.
-Acting does not need them: it compiles the weights themselves (sampler.engine=), in about a second.
+Writes the planner, the dynamics model and, for a pipeline of pixels, the encoder's frame_net: float32, for any batch,
+inputs named as those of `forward`. The files are <name>.onnx, or <name>.xml and <name>.bin for OpenVINO, and
+export.json, which identifies the pipeline. They lie beside the pipeline's folder, which holds weights and JSON only. A
+controller does not need them: it compiles the weights itself (sampler.engine=), in about a second.
 """
 
 import hashlib
@@ -24,10 +24,13 @@ KINDS = ("openvino", "onnx")
 
 
 def export(folder: Path, engine: str, output: Path) -> list[Path]:
-    """Write the graphs of a pipeline folder into `output`, whole or not at all; the files of networks.
+    """Write the graphs of a pipeline folder into `output`, whole or not at all.
+
+    Returns:
+        The networks' files.
 
     Raises:
-        InputError: for an engine without graphs, a folder that is not a pipeline's, or one that cannot be written.
+        InputError: for an engine without graphs, a folder that is no pipeline, or an output that cannot be written.
     """
     if engine not in KINDS:
         raise InputError(f"engine: must be one of {', '.join(KINDS)}, found {engine!r}")

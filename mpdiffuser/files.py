@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders that tell whether they are whole, and one run a folder."""
+"""Files that appear whole or not at all, manifests that detect damaged folders, and one process for each folder."""
 
 import errno
 import hashlib
@@ -21,7 +21,9 @@ from mpdiffuser.errors import InputError
 MANIFEST = "manifest.json"
 FORMAT = "mpdiffuser-folder"
 VERSION = 1
-LARGEST_JSON = 16 * 2**20  # bytes; a dataset's meta.json holds a line an episode, anything larger is not ours
+LARGEST_JSON = (
+    16 * 2**20
+)  # bytes; more than any file of this project has; a dataset's meta.json has a line for each episode
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -34,13 +36,13 @@ ADVICE = {
 
 @contextmanager
 def writing(what: str | Path) -> Iterator[None]:
-    """Turns what the system says against writing `what` into an InputError."""
+    """Re-raises the system's errors in writing `what` as InputError, with advice."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno or 0 if isinstance(error, OSError) else _number(str(error))
         advice = ADVICE.get(number, "choose another folder")
-        raise InputError(f"{what}: cannot be written ({error}); {advice}; what was whole before still is") from error
+        raise InputError(f"{what}: cannot be written ({error}); {advice}; complete files are unchanged") from error
 
 
 def _number(message: str) -> int:
@@ -50,7 +52,7 @@ def _number(message: str) -> int:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """The file holds its old text or the new one, whatever happens meanwhile."""
+    """Replace a file's text in one step: after a crash the file holds the old text or the new one."""
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     _sync(partial)
@@ -59,7 +61,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a finished folder its name; what it holds is on the disk by then. Replaces what has the name now."""
+    """Rename a finished folder, after its content is on the disk. A folder of that name is replaced."""
     for path in [*partial.rglob("*"), partial]:
         _sync(path)
     if final.exists():
@@ -80,8 +82,8 @@ def _sync(path: Path) -> None:
 
 
 def create_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A writable .npy file of zeros, memory-mapped, its space on disk reserved: without this a full disk shows up as
-    SIGBUS at some later write.
+    """A writable .npy file of zeros, memory-mapped, with its disk space reserved. Otherwise a full disk would raise
+    SIGBUS at a later write.
 
     Raises:
         InputError: if there is no space.
@@ -110,7 +112,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         if file.stat().st_size > LARGEST_JSON:
-            raise InputError(f"{file}: larger than {LARGEST_JSON:,} bytes, which no file of ours is")
+            raise InputError(f"{file}: larger than {LARGEST_JSON:,} bytes, more than any file of this project")
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
@@ -122,20 +124,20 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Note the size and SHA-256 of every file of a folder in its manifest.json, for `check_manifest`."""
+    """Write the size and SHA-256 of every file of a folder into its manifest.json, for `check_manifest`."""
     text = json.dumps({"format": FORMAT, "version": VERSION, "files": _contents(folder)})
     with writing(folder / MANIFEST):
         write_whole(folder / MANIFEST, text)
 
 
 def check_manifest(folder: Path, remedy: str) -> None:
-    """That a folder holds what its manifest says, no more and no less, and no links.
+    """Check that a folder holds exactly the files of its manifest, and no links.
 
     Args:
-        remedy: what to do about a folder that does not.
+        remedy: advice for a folder that fails.
 
     Raises:
-        InputError: naming the first file that is missing, changed, too much or a link, and what was found.
+        InputError: naming the first file that is missing, changed, unexpected or a link, and what was found.
     """
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: {MANIFEST} is missing: half-written, or of an older version; {remedy}")
@@ -148,7 +150,7 @@ def check_manifest(folder: Path, remedy: str) -> None:
         if noted.get(name) != there.get(name):
             raise InputError(
                 f"{folder / name}: {there.get(name, 'missing')}, but {MANIFEST} says "
-                f"{noted.get(name, 'nothing of it')}; {remedy}"
+                f"{noted.get(name, 'no such file')}; {remedy}"
             )
 
 
@@ -165,14 +167,14 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     return contents
 
 
-_held: dict[Path, FileLock] = {}  # a lock that nobody refers to lets go
+_held: dict[Path, FileLock] = {}  # a lock without a reference is released
 
 
 def claim(folder: Path, remedy: str) -> None:
-    """Hold a folder, which is made if need be, until `release` or the end of this process.
+    """Lock a folder, which is created if needed, until `release` or the end of this process.
 
     Raises:
-        InputError: if another process holds it, or it cannot be made.
+        InputError: if another process holds the lock, or the folder cannot be created.
     """
     name = folder.absolute()
     if name in _held:
@@ -188,5 +190,5 @@ def claim(folder: Path, remedy: str) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let go of a folder."""
+    """Unlock a folder."""
     _held.pop(folder.absolute()).release()

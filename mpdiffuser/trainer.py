@@ -225,13 +225,13 @@ class Trainer:
         return {**values, "gradient_norm": norm}
 
     def _finite(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Whether this step may change the weights; the same on every process.
+        """Whether this step may change the weights. The answer is the same in every process.
 
         Raises:
             InputError: if it may not, and no more steps may be skipped.
         """
         accelerator = self.accelerator
-        scaled = accelerator.scaler is not None  # fp16 looks for its scale by gradients that are not finite
+        scaled = accelerator.scaler is not None  # fp16 finds its scale through non-finite gradients
         watched = torch.stack([loss.detach().float(), loss.detach().float() if scaled else norm.detach().float()])
         found = accelerator.reduce(watched, "mean").tolist()
         if all(math.isfinite(value) for value in found):

@@ -46,8 +46,8 @@ def to_go(
             logged += discount * (1 - td_lambda) * value[1:]
             result[last] = value[-1]
         # R_t = logged_t + g lambda R_t+1 is a linear filter, run backwards
-        carry = discount * td_lambda
-        result[rows.start : last] = lfilter([1], [1, -carry], logged[::-1], zi=[carry * result[last]])[0][::-1]
+        decay = discount * td_lambda
+        result[rows.start : last] = lfilter([1], [1, -decay], logged[::-1], zi=[decay * result[last]])[0][::-1]
         if values is None and not terminated:
             seen = np.arange(last - rows.start, 0, -1)
             result[rows.start : last] /= 1 - discount**seen
@@ -112,8 +112,8 @@ class Windows:
 def resample(weights: np.ndarray) -> np.ndarray:
     """Indices (n,) of n items in proportion to their weights (n,). Each item occurs the floor or the ceiling of its
     expected count (systematic resampling, Kitagawa 1996)."""
-    shares = np.cumsum(weights, dtype=np.float64)
-    return np.searchsorted(shares, (np.arange(len(weights)) + 0.5) / len(weights) * shares[-1])
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    return np.searchsorted(cumulative, (np.arange(len(weights)) + 0.5) / len(weights) * cumulative[-1])
 
 
 class Steps:

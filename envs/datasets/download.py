@@ -5,9 +5,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from envs.datasets.readers.arrays import file_kind
+from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import writing
 
@@ -62,7 +61,7 @@ def _fetch(url: str, partial: Path, timeout: float) -> int | None:
         expected = begun + int(length) if length else None
         with (
             open(partial, "ab" if resumed else "wb") as out,
-            tqdm(desc=partial.stem, total=expected, initial=begun, unit="B", unit_scale=True, mininterval=1) as bar,
+            progress(expected, partial.stem, begun, unit="B", unit_scale=True) as bar,
         ):
             while block := answer.read(BLOCK):
                 out.write(block)

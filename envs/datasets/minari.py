@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.datasets.readers.minari import INFO_KEY, read_minari
+from mpdiffuser.console import quiet_pipes
 from mpdiffuser.episodes import REQUIRED, Episodes
 from mpdiffuser.errors import InputError
 
@@ -169,8 +170,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with quiet_pipes():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import sem
 
 from envs.experts import SEEDS, ladder, load_policy, rollout_returns, tasks
+from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 
 
@@ -54,4 +55,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quiet_pipes():
+        sys.exit(main())

@@ -16,6 +16,7 @@ from mujoco import rollout
 
 from envs.experts.rewards import REWARDS, States, reward_of
 from envs.simulator import DMControlEnv
+from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 
 STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
@@ -174,8 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with quiet_pipes():
+        try:
+            main()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)

@@ -26,6 +26,7 @@ from scipy.stats import sem
 from envs.experts import FOLDER, SEEDS, PolicyNetwork, rollout_returns
 from envs.experts.mppi import MPPI
 from envs.simulator import DMControlEnv
+from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 
 WATCH_SEEDS = tuple(range(10_000, 10_005))  # of the returns measured during training
@@ -278,8 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with quiet_pipes():
+        try:
+            main()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)

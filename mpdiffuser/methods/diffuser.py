@@ -9,7 +9,7 @@ from torch import nn
 from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
-from mpdiffuser.models.denoisers import Planner, hold
+from mpdiffuser.models.denoisers import Planner, hold, levels_and_noise
 from mpdiffuser.models.unet import LevelEmbedding, ResidualBlock, check_horizon
 from mpdiffuser.sampler import Sampler
 from mpdiffuser.schedule import NoiseSchedule
@@ -58,11 +58,7 @@ class ReturnModel(Model):
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
-        c = self.config
-        return {
-            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
-            "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
-        }
+        return levels_and_noise(self.config, batch, schedule, generator)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule

@@ -195,11 +195,7 @@ class Dynamics(Model):
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
-        c = self.config
-        return {
-            "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
-            "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
-        }
+        return levels_and_noise(self.config, batch, schedule, generator)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
@@ -217,6 +213,18 @@ class Dynamics(Model):
         weight = batch["mask"][..., None].expand_as(latents).clone()
         weight[:, 0] = 0
         return {"loss": weighted_error(output, target, weight)}
+
+
+def levels_and_noise(
+    config: Any, batch: int, schedule: NoiseSchedule, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Levels (B,), and noise (B, H, d + m) for a model of trajectories with this configuration."""
+    return {
+        "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
+        "noise": torch.randn(
+            batch, config["horizon"], config["latent_dim"] + config["action_dim"], generator=generator
+        ),
+    }
 
 
 def _example(config: Any) -> tuple[torch.Tensor, torch.Tensor]:

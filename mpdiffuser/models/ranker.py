@@ -130,8 +130,8 @@ class Ranker(Model):
         """
         ahead = latents.shape[-2] - 1
         counted = torch.arange(ahead, device=latents.device) < steps[..., None]
-        planned = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
-        return planned + (steps - ahead).clamp(min=0) * self.low_cost_value(latents[..., -1, :]).maximum(rate)
+        rollout_cost = (self(latents, actions)["cost"][..., :-1].clamp(min=0) * counted).sum(-1)
+        return rollout_cost + (steps - ahead).clamp(min=0) * self.low_cost_value(latents[..., -1, :]).maximum(rate)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule

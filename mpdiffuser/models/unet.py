@@ -31,7 +31,7 @@ def conv_block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """(B, inputs, H) -> (B, outputs, H), modulated by what `film` makes of an embedding (B, E): (B, 2 outputs)."""
+    """(B, inputs, H) -> (B, outputs, H), with scale and shift (B, 2 outputs) from `film` of an embedding (B, E)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class ResidualBlock(nn.Module):
 
 
 class Grow(nn.ConvTranspose1d):
-    """(B, C, H) -> (B, C, 2 H), kernel 4. In exported graphs as a convolution for the even rows and one for the odd
-    ones, which OpenVINO computes three times as fast; torch, in training, does not."""
+    """Transposed convolution, kernel 4: (B, C, H) -> (B, C, 2 H). Exported graphs have one convolution for the even
+    rows and one for the odd rows, which is three times as fast in OpenVINO, though not in torch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 4, stride=2, padding=1)
@@ -109,7 +109,7 @@ class TemporalUNet(nn.Module):
         return [*self.down, self.middle, *self.up]  # type: ignore[list-item]
 
     def modulation(self, embedding: torch.Tensor) -> torch.Tensor:
-        """All there is to know of an embedding (B, E), for all blocks: (B, F)."""
+        """Scales and shifts of all blocks, (B, F), from an embedding (B, E)."""
         return torch.cat([block.film(embedding) for block in self.blocks], -1)
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
@@ -127,7 +127,7 @@ class TemporalUNet(nn.Module):
 
 
 def check_horizon(horizon: int, multipliers: Sequence[int]) -> None:
-    """Raises InputError unless the U-Net can halve the horizon as often as it has levels."""
+    """Raises InputError unless the U-Net can halve the horizon at each of its levels."""
     factor = 2 ** (len(multipliers) - 1)
     if horizon < 2 * factor or horizon % factor:
         raise InputError(

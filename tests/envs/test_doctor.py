@@ -37,7 +37,7 @@ def test_report_with_a_broken_egl():
 def test_status_1_when_nothing_works(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "BACK_ENDS", ("egl",))
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     assert "No back-end works" in capsys.readouterr().out
 
 

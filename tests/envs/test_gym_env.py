@@ -12,13 +12,13 @@ from mpdiffuser.errors import InputError
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "HalfCheetah-v4"])
 def test_it_is_gymnasiums(env_id: str) -> None:
-    theirs, ours = gymnasium.make(env_id), GymEnv(env_id)
+    reference, env = gymnasium.make(env_id), GymEnv(env_id)
     random = np.random.default_rng(0)
-    a, b = theirs.reset(seed=5)[0], ours.reset(seed=5)[0]
+    a, b = reference.reset(seed=5)[0], env.reset(seed=5)[0]
     np.testing.assert_array_equal(a.astype(np.float32), b)
     for _ in range(40):
-        action = random.uniform(-1, 1, ours.action_space.shape)
-        expected, found = theirs.step(action), ours.step(action)
+        action = random.uniform(-1, 1, env.action_space.shape)
+        expected, found = reference.step(action), env.step(action)
         np.testing.assert_array_equal(expected[0].astype(np.float32), found[0])
         assert found[1:4] == (pytest.approx(expected[1]), expected[2], expected[3])
         if expected[2]:
@@ -39,16 +39,16 @@ def test_a_peek_is_what_happens_then_and_leaves_no_trace() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("env_id", "planar"), [("HalfCheetah-v4", False), ("Ant-v4", True)])
 def test_a_step_too_fast_costs(env_id: str, planar: bool) -> None:
-    theirs = gymnasium.make(env_id)
+    reference = gymnasium.make(env_id)
     random, limit = np.random.default_rng(0), 0.3
-    theirs.reset(seed=2)
+    reference.reset(seed=2)
     vector = VectorEnv({"kind": "gymnasium", "env_id": env_id, "speed_limit": limit}, 1, 1)
     try:
         vector.reset(seed=[2])
         paid = []
         for _ in range(30):
-            action = random.uniform(-1, 1, theirs.action_space.shape).astype(np.float32)
-            info = theirs.step(action)[4]
+            action = random.uniform(-1, 1, reference.action_space.shape).astype(np.float32)
+            info = reference.step(action)[4]
             speed = np.hypot(info["x_velocity"], info["y_velocity"]) if planar else info["x_velocity"]
             paid.append(vector.step(action[None])[4]["cost"][0])
             assert paid[-1] == float(speed > limit)

@@ -44,14 +44,14 @@ def dm_control_frame(env):
 @pytest.mark.parametrize("task", TASKS)
 def test_fast_frames_show_what_dm_control_shows(task):
     env = make(task)
-    frame, theirs = env.render(), dm_control_frame(env)
+    frame, other = env.render(), dm_control_frame(env)
     assert frame.dtype == np.uint8 and frame.shape == (64, 64, 3)
     assert np.array_equal(frame, env.render())
-    ours_warm, theirs_warm = warm(frame), warm(theirs)
-    assert (ours_warm & theirs_warm).sum() > 0.75 * (ours_warm | theirs_warm).sum() > 0
+    own_warm, their_warm = warm(frame), warm(other)
+    assert (own_warm & their_warm).sum() > 0.75 * (own_warm | their_warm).sum() > 0
     # without its shadow pass MuJoCo lights large planes less: those that fill the picture are darker by more than 12
     limit = 30 if task in ("pendulum_swingup", "reacher_easy", "point_mass_easy") else 12
-    assert np.abs(frame.astype(float) - theirs).mean() < limit
+    assert np.abs(frame.astype(float) - other).mean() < limit
     for _ in range(20):
         env.step(np.ones(env.action_space.shape))
     assert not np.array_equal(frame, env.render())
@@ -118,13 +118,13 @@ def test_closing_one_renderer_leaves_the_others_alone():
     assert np.array_equal(two_states(first), before)
 
 
-def test_dm_controls_own_renderer_leaves_ours_alone():
-    ours, theirs = make("walker_walk"), make("cheetah_run")
-    before = two_states(ours)
-    dm_control_frame(theirs)
-    assert np.array_equal(two_states(ours), before)
-    theirs.physics.free()
-    assert np.array_equal(two_states(ours), before)
+def test_dm_controls_own_renderer_leaves_this_one_alone():
+    env, other = make("walker_walk"), make("cheetah_run")
+    before = two_states(env)
+    dm_control_frame(other)
+    assert np.array_equal(two_states(env), before)
+    other.physics.free()
+    assert np.array_equal(two_states(env), before)
 
 
 def test_an_environment_renders_again_after_close():

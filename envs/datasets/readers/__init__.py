@@ -1,1 +1,1 @@
-"""Readers of others' file formats: each gives `Episodes`."""
+"""Readers of other projects' file formats; each returns `Episodes`."""

@@ -1,7 +1,7 @@
-"""Arrays of HDF5 and npz files, looked at before they are read: what a file claims is held against what is in it.
+"""Arrays of HDF5 and npz files, checked before they are read: can the file hold the shape that it claims?
 
-Every reader of others' files goes through here. Nothing is executed (no pickle), nothing outside the file is read (no
-links, no external or virtual datasets), nothing is read of which the file does not hold every byte.
+Every reader of other projects' files uses these functions. Nothing is executed (no pickle), nothing outside the file is
+read (no links, no external or virtual datasets), and an array is read only if the file holds all of its bytes.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ import numpy as np
 
 from mpdiffuser.errors import InputError
 
-EXPANSION = 1100  # deflate, the filter of both formats, makes of a byte 1032 at most
-SMALL = 64 * 2**20  # a claim of so many bytes does no harm
+EXPANSION = 1100  # deflate, the compression of both formats, expands a byte to 1032 at most
+SMALL = 64 * 2**20  # bytes; memory for so many is allocated without this check
 MAGIC = {b"\x89HDF\r\n\x1a\n": "hdf5", b"PK\x03\x04": "npz"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An array that has not been read: its shape and type as claimed, and the bytes that the file has of it."""
+    """An array that has not been read: its claimed shape and type, and how many bytes the file holds of it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -47,8 +47,8 @@ def open_arrays(file: str | Path, nested: bool = False) -> Iterator[dict[str, En
         nested: also those in groups, as "group/name"; otherwise groups are left out.
 
     Raises:
-        InputError: if the file is missing, of another kind, damaged, which may show as late as when it is read, or
-            points at other files.
+        InputError: if the file is missing, of another kind, or points at other files; if it is damaged, which may be
+            found only when an array is read.
     """
     file = Path(file)
     if not file.is_file():
@@ -68,16 +68,16 @@ def open_arrays(file: str | Path, nested: bool = False) -> Iterator[dict[str, En
 
 @contextlib.contextmanager
 def guard(file: str | Path) -> Iterator[None]:
-    """Turns whatever a library says against a file into an InputError: parsers have many ways to fail."""
+    """Re-raises every exception of a parser as InputError, with the name of the file."""
     try:
         yield
     except InputError:
         raise
     except PermissionError as error:
-        raise InputError(f"{file}: you may not read it ({error}); change its permissions") from error
+        raise InputError(f"{file}: no permission to read it ({error}); change its permissions") from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"[:300]
-        raise InputError(f"{file}: damaged or truncated ({said}); get it again") from error
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise InputError(f"{file}: damaged or truncated ({reason}); get it again") from error
 
 
 def _hdf5_entries(
@@ -94,7 +94,7 @@ def _hdf5_entries(
         elif isinstance(found, h5py.Group) and nested:
             address = h5py.h5o.get_info(found.id).addr
             if address in seen:
-                raise InputError(f"{file}: {name}: a group that holds itself; get the file again")
+                raise InputError(f"{file}: {name}: a group that contains itself; get the file again")
             yield from _hdf5_entries(file, found, nested, f"{name}/", seen | {address})
 
 
@@ -124,7 +124,7 @@ def _npz_entries(file: Path, archive: zipfile.ZipFile) -> dict[str, Entry]:
         info = archive.getinfo(name)
         numpys = name.endswith(".npy") and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if not numpys or names.count(name) > 1:
-            raise InputError(f"{file}: {name}: must be a .npy, there once, stored or deflated, as numpy writes it")
+            raise InputError(f"{file}: {name}: must be a .npy as numpy writes it, stored or deflated, and occur once")
         with archive.open(name) as member:
             version = np.lib.format.read_magic(member)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -134,7 +134,7 @@ def _npz_entries(file: Path, archive: zipfile.ZipFile) -> dict[str, Entry]:
     def load(name: str) -> np.ndarray:
         with guard(file), archive.open(name) as member:
             array = np.lib.format.read_array(member, allow_pickle=False)
-            if member.read(1):  # only at its end is the checksum compared
+            if member.read(1):  # reading to the end compares the checksum
                 raise InputError(f"{file}: {name}: holds more than its shape {array.shape} says; get it again")
             return array
 
@@ -155,20 +155,20 @@ def read_array(
     """Read an array and check it.
 
     Args:
-        dtype: to give it in: np.float32, bool or np.uint8.
-        shape: wanted; None stands for any size. Where it is (N,), (N, 1) will do.
-        cast: whether numbers of another type will do.
+        dtype: of the result: np.float32, bool or np.uint8.
+        shape: the required one; None stands for any size. Where (N,) is required, (N, 1) is accepted.
+        cast: whether numbers of another type are accepted and converted.
 
     Raises:
-        InputError: naming file, key, what was found and what was expected: for another shape, anything but numbers, a
-            claim of more than the file can hold, or a number that is not finite.
+        InputError: naming file, key, what was found and what was expected: for another shape, another type, a shape
+            that the file cannot hold, or a number that is not finite.
     """
     if entry.dtype.kind not in "fiub" or not (cast or entry.dtype == dtype):
         wanted = "numbers" if cast else np.dtype(dtype).name
         raise InputError(f"{file}: {key}: must be an array of {wanted}, found {entry.dtype}")
     check_shape(file, key, entry, shape)
     values = entry.load()
-    if values.dtype == bool:  # HDF5 gives any byte
+    if values.dtype == bool:  # HDF5 returns any byte as a bool
         values = values.view(np.uint8)
     if len(shape) == 1:
         values = values.reshape(-1)
@@ -182,7 +182,7 @@ def read_array(
 
 
 def check_shape(file: str | Path, key: str, entry: Entry, shape: tuple[int | None, ...]) -> None:
-    """Raise InputError unless an entry has the shape wanted, as `read_array` takes it, and the file can hold it."""
+    """Raise InputError unless an entry has the required shape (see `read_array`) and the file can hold it."""
     found = entry.shape[:1] if len(shape) == 1 and entry.shape[1:] == (1,) else entry.shape
     if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -196,7 +196,7 @@ def check_claim(file: str | Path, key: str, shape: tuple[int, ...], dtype: np.dt
     claimed, there = math.prod(shape) * dtype.itemsize, min(stored, Path(file).stat().st_size)
     if claimed > max(EXPANSION * there, SMALL):
         raise InputError(
-            f"{file}: {key}: claims shape {shape}, {claimed:,} bytes; found {there:,} bytes, which cannot hold as much"
+            f"{file}: {key}: claims shape {shape}, {claimed:,} bytes; found {there:,} bytes, which cannot hold so many"
         )
 
 

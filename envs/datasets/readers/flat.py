@@ -1,23 +1,23 @@
-"""Flat files, HDF5 or npz, with a row a transition: D4RL, DSRL, and one's own recordings.
+"""Flat files, HDF5 or npz, one row for each transition: D4RL, DSRL, and a user's own recordings.
 
 Layout of a file with N transitions, episode after episode:
 
-    observations (N, o) and/or frames (N, height, width, 3) uint8       what was seen before the action
-    actions (N, a)   rewards (N,)   terminals (N,)   timeouts (N,)      (N, 1) also occurs
+    observations (N, o) and/or frames (N, height, width, 3) uint8       before the action
+    actions (N, m)   rewards (N,)   terminals (N,)   timeouts (N,)      (N, 1) is accepted too
     optional: next_observations, next_frames, costs (N,); anything else (infos/..., metadata/...) is not read
 
-Gymnasium's names `terminations` and `truncations` will do for terminals and timeouts: one's own recording is
+Gymnasium's names `terminations` and `truncations` are accepted for terminals and timeouts. A recording of your own:
 
     np.savez("walk.npz", observations=..., actions=..., rewards=..., terminations=..., truncations=...)
 
-An episode ends where terminals or timeouts is set; without timeouts, after the task's time limit; at the end of the
-file. `Episodes` want one row more than steps, the observation an episode ends with, which such a file holds only where
-it has next_observations. Without them:
+An episode ends where terminals or timeouts is set, without timeouts also after the task's time limit, and at the end of
+the file. `Episodes` need the final observation of each episode too, which a file holds only in next_observations.
+Without them:
 
-    ended by a termination   the last transition is kept, since it tells what ends an episode; the final observation is
-                             extrapolated, o_T = 2 o_{T-1} - o_{T-2}, the final frame is the last one, and
+    after a termination      the last transition is kept, as it shows what ends an episode; the final observation is
+                             extrapolated, o_T = 2 o_{T-1} - o_{T-2}, the final frame repeats the last one, and
                              info["final_observations"] says so
-    ended otherwise          the last transition is dropped and its observation is the final one
+    after any other end      the last transition is dropped, and its observation is the final one
 """
 
 from pathlib import Path
@@ -38,8 +38,8 @@ def read_flat(file: str | Path, time_limit: int | None = None, info: dict[str, A
     """Read a flat file.
 
     Args:
-        time_limit: steps after which an episode ends where the file has no timeouts.
-        info: kept in the episodes.
+        time_limit: steps after which an episode ends, if the file has no timeouts.
+        info: put into the episodes' info.
 
     Raises:
         InputError: for a file that is missing, damaged, or not of this layout; names the file, the key, what was found
@@ -52,7 +52,7 @@ def read_flat(file: str | Path, time_limit: int | None = None, info: dict[str, A
         terminals = reader.read("terminals")
         timeouts = reader.read("timeouts") if "timeouts" in reader.entries else None
         if timeouts is None and time_limit is None:
-            raise InputError(f"{file}: timeouts: no such key; expected, as no time limit is known for this data")
+            raise InputError(f"{file}: timeouts: no such key; expected, because no time limit is known for these data")
         starts, steps, terminated = split(terminals, timeouts, time_limit, following)
         if not len(steps):
             raise InputError(f"{file}: terminals, timeouts: no episode with a step in {len(terminals)} rows")
@@ -80,12 +80,12 @@ def read_flat(file: str | Path, time_limit: int | None = None, info: dict[str, A
 def split(
     terminals: np.ndarray, timeouts: np.ndarray | None, time_limit: int | None, following: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First row, number of steps and whether it terminated, (E,) each, of the episodes in N transitions.
+    """First row, number of steps, and whether it terminated, (E,) each, of the episodes in N transitions.
 
     Args:
-        terminals, timeouts: (N,) bool; time_limit counts where there are no timeouts.
-        following: whether what follows the last transition of an episode is known. Where it is not and nothing
-            terminated, that transition is no step; an episode that is left without steps is left out.
+        terminals, timeouts: (N,) bool; time_limit is used if there are no timeouts.
+        following: whether the observation after an episode's last transition is known. If it is not, the last
+            transition of an episode that did not terminate is no step. Episodes without a step are left out.
     """
     ended = terminals.copy()
     if timeouts is not None:
@@ -103,12 +103,16 @@ def split(
 
 
 def _extrapolate(array: np.ndarray, rows: np.ndarray, before: np.ndarray) -> None:
-    """Fill rows with what is on from `before` through the rows in between; pictures stay as they were."""
+    """Fill each row with the linear extrapolation of the two rows before it; a picture repeats the one before it.
+
+    Args:
+        before: the row two steps back, or one step back in an episode of one step.
+    """
     array[rows] = array[rows - 1] if array.dtype == np.uint8 else 2 * array[rows - 1] - array[before]
 
 
 class _Reader:
-    """The arrays of a flat file under D4RL's names, with their shapes as they must be."""
+    """The arrays of a flat file by D4RL's names; `read` checks their shapes and types."""
 
     def __init__(self, file: Path, entries: dict[str, Entry]) -> None:
         self.file = file
@@ -118,7 +122,7 @@ class _Reader:
         self.rows = self.entries["rewards"].shape[0] if self.entries["rewards"].shape else 0
         if not self.rows:
             raise InputError(
-                f"{file}: rewards: must have a row a transition, found shape {self.entries['rewards'].shape}"
+                f"{file}: rewards: must have one row for each transition, found shape {self.entries['rewards'].shape}"
             )
 
     def read(self, key: str) -> np.ndarray:

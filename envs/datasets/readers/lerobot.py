@@ -1,13 +1,13 @@
 """LeRobotDataset v3.0: robot demonstrations as parquet tables, and pictures as films.
 
     meta/info.json                                 codebase_version, fps, features, ...
-    meta/episodes/chunk-000/file-000.parquet       where each episode's pictures lie in the films
-    data/chunk-000/file-000.parquet                a row a step: observation.state, action, episode_index, frame_index,
-                                                   and where there are rewards next.reward
+    meta/episodes/chunk-000/file-000.parquet       the place of each episode's pictures in the films
+    data/chunk-000/file-000.parquet                one row for each step: observation.state, action, episode_index,
+                                                   frame_index, and if there are rewards next.reward
     videos/{key}/chunk-000/file-000.mp4            many episodes one after the other
 
-The row of an episode's last step holds no observation after it, so that step is dropped and its observation is the
-final one. Demonstrations end by being stopped: all are truncated. Without next.reward the rewards are 0.
+The observation after an episode's last step is not recorded; so that step is dropped, and its observation is the final
+one. Demonstrations are stopped by a person: all are truncated. Without next.reward the rewards are 0.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from mpdiffuser.files import read_json
 
 VERSION = "v3."
 LARGEST = 16384  # pixels a side
-MP4 = ["-f", "mp4"]  # read as nothing else: a playlist, say, could name other files and addresses
+MP4 = ["-f", "mp4"]  # ffmpeg must read no other format: a playlist could name other files and addresses
 STATE, ACTION, REWARD, EPISODE, FRAME = "observation.state", "action", "next.reward", "episode_index", "frame_index"
 
 
@@ -32,8 +32,8 @@ def read_lerobot(folder: str | Path, frames: str | None = None, size: int | None
     """Read a LeRobotDataset into memory.
 
     Args:
-        frames: the film to keep as `frames`, such as "observation.images.top"; None: none.
-        size: pixels a side to which its pictures are resized; None: as they are.
+        frames: the film to keep as `frames`, such as "observation.images.top"; None: no pictures.
+        size: pixels a side to which the pictures are resized; None: they keep their size.
 
     Raises:
         InputError: if pyarrow is missing, or for a dataset of another version or a damaged one; names the file, the
@@ -53,7 +53,7 @@ def read_lerobot(folder: str | Path, frames: str | None = None, size: int | None
         if about.get(key, found) != found:
             raise InputError(f"{folder}/data: must hold {key} {about[key]!r} as meta/info.json says, found {found}")
     for key in (*features, ACTION):
-        table[key] = table[key].reshape(len(table[key]), -1)  # LeRobot has vectors of one as numbers
+        table[key] = table[key].reshape(len(table[key]), -1)  # LeRobot stores vectors of one number as numbers
         shape, width = about["features"][key].get("shape"), list(table[key].shape[1:])
         if shape != width:
             raise InputError(f"{folder}/data: {key}: must be of shape {shape} as meta/info.json says, found {width}")
@@ -93,7 +93,7 @@ def _parquet() -> Any:
 
 
 def _tables(folder: Path, part: str, columns: list[str]) -> dict[str, np.ndarray]:
-    """Columns of all tables under folder/part, joined: (n,) or (n, width)."""
+    """Columns of all tables under folder/part, concatenated: (n,) or (n, width)."""
     files = sorted((folder / part).rglob("*.parquet"))
     if not files:
         raise InputError(f"{folder / part}: no *.parquet in it; expected chunk-000/file-000.parquet")
@@ -138,32 +138,32 @@ def _column(file: Path, key: str, column: Any) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = values.astype(kind)
     check_finite(file, key, values.reshape(rows, -1) if rows else values)
-    vector = nested and key != REWARD  # LeRobot has rewards as lists of one
+    vector = nested and key != REWARD  # LeRobot stores rewards as lists of one number
     return values.reshape(rows, len(values) // max(rows, 1)) if vector else values
 
 
 def _offsets(folder: Path, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """First row of each episode, then the number of rows."""
+    """(E + 1,): the first row of each episode, then the number of rows."""
     if not len(episode):
         raise InputError(f"{folder}: {EPISODE}: no episode in it (0 rows)")
     starts = np.append(0, np.flatnonzero(np.diff(episode)) + 1)
     offsets = np.append(starts, len(episode))
     if len(np.unique(episode)) != len(starts):
-        raise InputError(f"{folder}: {EPISODE}: an episode is there twice; the tables are damaged or mixed up")
+        raise InputError(f"{folder}: {EPISODE}: an episode occurs twice; the tables are damaged or mixed up")
     if not np.array_equal(frame, np.arange(len(frame)) - np.repeat(starts, np.diff(offsets))):
         raise InputError(
             f"{folder}: {FRAME}: must count each episode's rows from 0; the tables are damaged or mixed up"
         )
     if np.diff(offsets).min() < 2:
         number = int(episode[starts[np.argmin(np.diff(offsets))]])
-        raise InputError(f"{folder}: {EPISODE}: episode {number} must have two rows at least, found one")
+        raise InputError(f"{folder}: {EPISODE}: episode {number} must have at least two rows, found one")
     return offsets
 
 
 def _frames(
     folder: Path, key: str, size: int | None, about: dict[str, Any], episodes: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """The pictures of the rows of episodes (E,), (M, height, width, 3) uint8, out of the films."""
+    """The pictures of episodes (E,) with `rows` (E,) rows each, (M, height, width, 3) uint8, read from the films."""
     chunk, number, begin = (f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp"))
     where = _tables(folder, "meta/episodes", [EPISODE, chunk, number, begin])
     place = {int(e): i for i, e in enumerate(where[EPISODE])}
@@ -180,7 +180,7 @@ def _frames(
         film = folder / f"videos/{key}/chunk-{where[chunk][i]:03d}/file-{where[number][i]:03d}.mp4"
         start = round(float(where[begin][i]) * about["fps"])
         wanted.setdefault(film, {}).update({start + k: int(first) + k for k in range(count)})
-    for film in wanted:  # all of them before there is memory for their pictures
+    for film in wanted:  # check all films before memory for their pictures is allocated
         with _opened(film) as reader:
             found = reader.get_meta_data()["size"][::-1]
         if found != (height, width):
@@ -204,7 +204,7 @@ def _opened(film: Path) -> Iterator[Any]:
 
 
 def _decode(film: Path, rows: dict[int, int], out: np.ndarray) -> None:
-    """Put the pictures of a film, by their number, into their rows of `out`."""
+    """Write pictures of a film into `out`; rows: number of the picture in the film -> row of `out`."""
     from PIL import Image
 
     shape, left = out.shape[1:3], len(rows)

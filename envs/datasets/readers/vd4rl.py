@@ -1,12 +1,12 @@
 """V-D4RL (Lu et al. 2023): DeepMind Control from pixels, in two layouts.
 
-    64px   a folder of *.npz, an episode a file: image (T + 1, 64, 64, 3) uint8, action (T + 1, m), reward (T + 1,),
+    64px   a folder of *.npz, one episode in each: image (T + 1, 64, 64, 3) uint8, action (T + 1, m), reward (T + 1,),
            is_terminal (T + 1,); discount, is_first, is_last
     84px   a folder of *.hdf5, or one of them, episode after episode: observation (N, 3, 84, 84) uint8, action (N, m),
            reward (N,), discount (N,), step_type (N,) with 0 first, 1 mid, 2 last
 
-A row's action and reward are those that led to it; in `Episodes` they stand with the row they were taken in. Each
-action was held for two simulator steps. V-D4RL's score is a tenth of the return.
+A row holds the action and the reward that led to its picture; in `Episodes` they move to the row before. Each action
+was held for two simulator steps. V-D4RL's score is a tenth of the return.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class _Shard:
-    """A file's flags: (n,) bool which rows begin an episode and which are terminal; size is that of a picture."""
+    """A file's flags, (n,) bool: which rows begin an episode, which are terminal; size: (height, width)."""
 
     file: Path
     firsts: np.ndarray
@@ -37,9 +37,9 @@ class _Shard:
 
 
 def read_vd4rl(source: str | Path, info: dict[str, Any] | None = None) -> Episodes:
-    """Read a folder of V-D4RL or a file of one, into memory; prints what was found.
+    """Read a folder of V-D4RL, or one file of it, into memory; prints what was read.
 
-    Files whose pictures and flags differ in number, as some of the public ones do, are skipped and named.
+    Files whose pictures and flags differ in number are skipped, and their names printed; some public files are such.
 
     Raises:
         InputError: naming file, key, what was found and what was expected; or if no file is left.
@@ -60,7 +60,7 @@ def read_vd4rl(source: str | Path, info: dict[str, Any] | None = None) -> Episod
 
 
 def _examine(file: Path) -> _Shard | str:
-    """The flags of a file, or why it is to be skipped."""
+    """The flags of a file, or the reason for which it is skipped."""
     with open_arrays(file) as entries:
         keys = _keys(file, entries)
         require(file, entries, keys)
@@ -83,7 +83,7 @@ def _examine(file: Path) -> _Shard | str:
     firsts[0] = True
     keep = len(firsts) - int(firsts[-1])  # a last row that begins an episode holds no step
     if not keep:
-        return f"{file}: reward: found one row, expected two at least"
+        return f"{file}: reward: found one row, expected at least two"
     return _Shard(file, firsts[:keep], terminal[:keep], size, entries["action"].shape[1])
 
 
@@ -116,7 +116,7 @@ def _joined(source: Path, shards: list[_Shard], info: dict[str, Any]) -> Episode
 
 
 def _fill(shard: _Shard, out: dict[str, np.ndarray]) -> None:
-    """Put a file's rows into `out`; they must be of the first file's shapes."""
+    """Copy a file's rows into `out`; they must have the first file's shapes."""
     with open_arrays(shard.file) as entries:
         key, rows, size = _keys(shard.file, entries)[0], entries["reward"].shape[0], out["frames"].shape[1:3]
         frame = (3, *size) if key == "observation" else (*size, 3)
@@ -130,7 +130,7 @@ def _fill(shard: _Shard, out: dict[str, np.ndarray]) -> None:
 
 
 def _origin(source: Path) -> dict[str, Any]:
-    """What the path tells: .../walker_walk/expert/64px."""
+    """Facts of the path: task and quality of .../walker_walk/expert/64px."""
     folder = source.parent if source.is_file() else source
     known = len(folder.parts) > 2 and folder.name in ("64px", "84px")
     where = {"task": folder.parts[-3], "quality": folder.parts[-2]} if known else {}

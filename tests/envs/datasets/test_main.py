@@ -1,5 +1,7 @@
 """python -m envs.datasets, run in this process."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +33,13 @@ def test_show(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
     ):
         assert words in shown
     assert main(["show", "dsrl/OfflineCarRun-v1"]) == 2 and capsys.readouterr().err.startswith("error: task=dsrl/")
+
+
+def test_a_reader_that_stops_early() -> None:
+    """As in `python -m envs.datasets ls | head -1`."""
+    shell = f"{sys.executable} -m envs.datasets ls | head -1"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.stdout.startswith("d4rl/hopper-random-v2") and done.stderr == ""
 
 
 def test_convert(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:

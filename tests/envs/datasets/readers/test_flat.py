@@ -191,8 +191,8 @@ hole[7, 1] = np.nan
         ("actions", np.zeros((12, 2), complex), "must be an array of numbers, found complex128"),
         ("frames", np.zeros((12, 4, 4, 3)), "must be an array of uint8, found float64"),
         ("frames", np.zeros((12, 3, 4, 4), np.uint8), r"must have shape \(12, any, any, 3\), found \(12, 3, 4, 4\)"),
-        ("rewards", np.zeros(0), r"must have a row a transition, found shape \(0,\)"),
-        ("rewards", np.zeros(()), r"must have a row a transition, found shape \(\)"),
+        ("rewards", np.zeros(0), r"must have one row for each transition, found shape \(0,\)"),
+        ("rewards", np.zeros(()), r"must have one row for each transition, found shape \(\)"),
     ],
 )
 def test_broken(tmp_path: Path, suffix: str, key: str, values: np.ndarray | None, words: str) -> None:
@@ -246,7 +246,7 @@ def test_terabytes_claimed_by_npz(tmp_path: Path) -> None:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
     with pytest.raises(
-        InputError, match=r"huge.npz: terminals: claims shape \(100000000000,\), .* cannot hold as much"
+        InputError, match=r"huge.npz: terminals: claims shape \(100000000000,\), .* cannot hold so many"
     ):
         read_flat(file)
 

@@ -64,7 +64,7 @@ def test_hdf5_groups_that_hold_themselves(tmp_path: Path) -> None:
     layouts.minari(tmp_path)
     with h5py.File(tmp_path / "data/main_data.hdf5", "a") as data:
         data["episode_0/loop"] = data["episode_0"]
-    with pytest.raises(InputError, match=r"main_data.hdf5: episode_0/loop\S*: a group that holds itself"):
+    with pytest.raises(InputError, match=r"main_data.hdf5: episode_0/loop\S*: a group that contains itself"):
         open_dataset(tmp_path)
 
 
@@ -73,8 +73,8 @@ def test_hdf5_groups_that_hold_themselves(tmp_path: Path) -> None:
     [
         ("pickle", "must be an array of numbers, found object"),
         ("terabytes", "must have shape .*, found .1000000000000, 2.|claims shape"),
-        ("twice", "there once"),
-        ("compression", "there once, stored or deflated"),
+        ("twice", "and occur once"),
+        ("compression", "stored or deflated, and occur once"),
         ("longer", "holds more than its shape"),
         ("header", "damaged or truncated"),
         ("path", "no such key"),
@@ -109,7 +109,7 @@ def test_npz_in_another_order_is_the_same(tmp_path: Path) -> None:
         ("action", [[float("nan"), 1.0]] + [[1.0, 2.0]] * 9, "must be finite, found .* in row 0"),
         ("action", [[1e300, 1.0]] + [[1.0, 2.0]] * 9, "must be finite, found .* in row 0"),
         ("episode_index", [0.0] * 4 + [1.0] * 6, "must be whole numbers, found double"),
-        ("episode_index", [0] * 2 + [1] * 6 + [0] * 2, "an episode is there twice|must count"),
+        ("episode_index", [0] * 2 + [1] * 6 + [0] * 2, "an episode occurs twice|must count"),
         ("frame_index", [0, 1, 2, 3, 0, 1, 2, 3, 4, 6], "must count each episode's rows from 0"),
     ],
 )

@@ -126,7 +126,7 @@ def test_broken(dataset: Path, key: str, values: list | None, words: str) -> Non
 def test_broken_episodes(dataset: Path) -> None:
     second = dataset / "data/chunk-000/file-001.parquet"
     write_table(second, table(2, (1,), 1))
-    with pytest.raises(InputError, match="episode_index: episode 2 must have two rows at least, found one"):
+    with pytest.raises(InputError, match="episode_index: episode 2 must have at least two rows, found one"):
         read_lerobot(dataset)
     write_table(second, table(2, (5,), 1) | {"frame_index": [0, 1, 3, 4, 5]})
     with pytest.raises(InputError, match="frame_index: must count each episode's rows from 0"):

@@ -63,9 +63,9 @@ def rewrite(file: Path, changed: list[tuple[str, bytes]], how: int = zipfile.ZIP
     [
         ([(NAME, header((12, 3)) + bytes(10**8))], zipfile.ZIP_DEFLATED, r"holds more than its shape \(12, 3\) says"),
         ([(NAME, header((12, 3)) + bytes(100))], zipfile.ZIP_DEFLATED, r"damaged or truncated \(ValueError"),
-        ([(NAME, npy(np.ones((12, 3))))] * 2, zipfile.ZIP_DEFLATED, r"must be a .npy, there once"),
-        ([(KEY, npy(np.ones((12, 3))))], zipfile.ZIP_DEFLATED, r"must be a .npy, there once"),
-        ([(NAME, npy(np.ones((12, 3))))], zipfile.ZIP_LZMA, r"must be a .npy, there once, stored or deflated"),
+        ([(NAME, npy(np.ones((12, 3))))] * 2, zipfile.ZIP_DEFLATED, r"must be a .npy as numpy writes it"),
+        ([(KEY, npy(np.ones((12, 3))))], zipfile.ZIP_DEFLATED, r"must be a .npy as numpy writes it"),
+        ([(NAME, npy(np.ones((12, 3))))], zipfile.ZIP_LZMA, r"must be a .npy as numpy writes it, stored or deflated"),
         ([(NAME, b"\x93NUMPY\x01\x00\x08\x00((((((((")], zipfile.ZIP_STORED, r"damaged or truncated"),
     ],
 )
@@ -128,7 +128,7 @@ def test_lerobot_that_lost_or_has_too_much(tmp_path: Path) -> None:
         read_lerobot(tmp_path)
     twice = pyarrow.concat_tables([rows.slice(0, 4), rows.slice(4, 6), rows.slice(0, 4)])
     pyarrow.parquet.write_table(twice, table)
-    with pytest.raises(InputError, match=r"an episode is there twice"):
+    with pytest.raises(InputError, match=r"an episode occurs twice"):
         read_lerobot(tmp_path)
     huge = {name: pyarrow.array(np.zeros(2 * 10**7, kind)) for name, kind in (("action", float), ("frame_index", int))}
     huge |= {"observation.state": huge["action"], "next.reward": huge["action"], "episode_index": huge["frame_index"]}
@@ -144,5 +144,5 @@ def test_a_file_that_may_not_be_read(hdf5: Path, monkeypatch) -> None:
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr("envs.datasets.readers.arrays.file_kind", refuse)
-    with pytest.raises(InputError, match=r"some.hdf5: you may not read it \(.*Permission denied"):
+    with pytest.raises(InputError, match=r"some.hdf5: no permission to read it \(.*Permission denied"):
         read_flat(hdf5)
