@@ -17,7 +17,7 @@ from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.launch import Clock, start
 from vision.probe import report
-from vision.training import build_representation, encoder_identity, train_encoder
+from vision.training import build_representation, encoder_identities, train_encoder
 
 # episodes and their seconds (None: the task's own); reacher's target moves between episodes only, so it needs many
 DATA: dict[str, tuple[int, float | None]] = {
@@ -42,8 +42,8 @@ def measure(task: str, quality: str, steps: int, folder: Path) -> dict[str, Any]
         record = dm_control_record(cfg.task, cfg.rendering, seconds)
         data = Episodes.load(collect(record, quality, count, 0, cfg.data_root))
         representation = build_representation(cfg, data)
-        identity = encoder_identity(cfg, data.checksum(), representation)
-        encoder, _, _ = train_encoder(cfg, data, representation, identity, accelerator, Clock())
+        identities = encoder_identities(cfg, data.checksum(), representation)
+        encoder, _, _ = train_encoder(cfg, data, representation, identities, accelerator, Clock())
         found = report(encoder, data, folder / "data" / "cache", cfg.validation, cfg.seed)
         return {**found, "frames": len(data["frames"])}
 

@@ -35,8 +35,16 @@ def test_a_drill_finds_a_difference(tmp_path: Path) -> None:
         kills.drill(careless, tmp_path, kills=4, operations=3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", [*fuzz.TARGETS, "options"])
+SLOW = ("pipeline", "vision files", "state files", "options")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(name for name in fuzz.TARGETS if name not in SLOW),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
+)
 def test_damaged_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
     count = 8 if target == "options" or target.endswith(" files") else 30  # Hydra is slow
     result = fuzz.fuzz(target, count, tmp_path)
