@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ RUNS = (
     ("sequential", "dpmpp_2m"),
     ("sequential", "ddpm"),
 )
+FUSED: dict[str, Any] = {"composition": "fused", "solver": "dpmpp_2m"}
 VARIANCES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.99)
 
 
@@ -67,9 +69,7 @@ def sweep(one: Problem) -> tuple[Runs, Runs, Ends]:
 def power_sweep(one: Problem) -> Powers:
     """Distance from the product of fused (DPM-Solver++ 2M) for each power of the dynamics' weight."""
     return {
-        (p, n): one.distance(one.drawn(composition="fused", steps=n, dynamics_power=p), one.product)
-        for p in POWERS
-        for n in LEVELS
+        (p, n): one.distance(one.drawn(**FUSED, steps=n, dynamics_power=p), one.product) for p in POWERS for n in LEVELS
     }
 
 
@@ -79,7 +79,7 @@ def with_action_term(one: Problem) -> list[tuple[str, list[Distance], list[tuple
     rows = []
     for action_term, name in ((False, "fused, p = 2"), (True, "with the action term")):
         each = replace(one, action_term=action_term)
-        drawn = [each.drawn(composition="fused", steps=n, dynamics_power=2.0) for n in LEVELS]
+        drawn = [each.drawn(**FUSED, steps=n, dynamics_power=2.0) for n in LEVELS]
         rows.append((name, [one.distance(x, one.product) for x in drawn], [one.end_positions(x) for x in drawn]))
     return rows
 

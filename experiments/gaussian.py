@@ -165,13 +165,13 @@ class Problem:
     feasible: Gaussian
     action_term: bool = False
 
-    def sampler(self, levels: int = 100, betas: str = "cosine", **config) -> Sampler:
-        schedule, (d, m, _) = NoiseSchedule(levels, betas), self.system.sizes
+    def sampler(self, levels: int = 100, temperature: float = 1.0, **config) -> Sampler:
+        schedule, (d, m, _) = NoiseSchedule(levels), self.system.sizes
         free = torch.full((d + m,), 1e9, dtype=torch.float64)
         planner, dynamics = ExactPlanner(self.planner, d, schedule), ExactDynamics(self.dynamics, d, schedule)
         if self.action_term:
             planner = ActionTermPlanner(self.planner, self.dynamics, d, schedule)
-        return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(**config))  # type: ignore[arg-type]
+        return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(temperature=temperature, **config))  # type: ignore[arg-type]
 
     def equilibrium(self, states: tuple[float, float], actions: tuple[float, float]) -> torch.Tensor:
         """The fixed point (n,) of clean trajectories whose states and actions each follow their gradient of
@@ -209,13 +209,13 @@ class Problem:
         last = (self.system.horizon - 1) * sum(self.system.sizes[:2])
         return float(drawn.mean[last]), float(self.system.rollouts(Gaussian(mean, covariance)).mean[last])
 
-    def drawn(self, temperature: float = 1.0, goal: torch.Tensor | None = None, **config) -> Gaussian:
+    def drawn(self, goal: torch.Tensor | None = None, **config) -> Gaussian:
         """Exact mean and covariance of the sampler's trajectories.
 
         With these denoisers a trajectory is affine in the sampler's noise: x = mean + sum_j M_j e_j over its draws j. A
         call without noise gives the mean; a call with a batch of all unit vectors gives all M_j.
         """
-        sampler = self.sampler(temperature=temperature, **config)
+        sampler = self.sampler(**config)
         shape, n = (self.system.horizon, sum(self.system.sizes[:2])), self.system.sizes[2]
         calls = 0
 

@@ -50,9 +50,11 @@ class Learned:
     latents: Normalizer
     actions: Normalizer
 
-    def sampler(self, **config) -> Sampler:
+    def sampler(self, temperature: float = 0.5, **config) -> Sampler:
         low, high = (torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds()))
-        return Sampler(self.planner, self.dynamics, SCHEDULE, low, high, SamplerConfig(**config))
+        return Sampler(
+            self.planner, self.dynamics, SCHEDULE, low, high, SamplerConfig(temperature=temperature, **config)
+        )
 
     def plans(
         self, sampler: Sampler, present: torch.Tensor, generator: torch.Generator
@@ -163,7 +165,7 @@ def measure(learned: Learned, count: int) -> Outcomes:
 
 def settings(name: str, levels: int) -> dict[str, Any]:
     composition, solver, power = RUNS[name]
-    return dict(composition=composition, solver=solver, dynamics_power=power, steps=levels, temperature=0.5)
+    return dict(composition=composition, solver=solver, dynamics_power=power, steps=levels)
 
 
 def figure(both: list[tuple[Learned, Outcomes]], file: Path) -> None:

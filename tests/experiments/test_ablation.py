@@ -23,7 +23,8 @@ def test_every_setting_is_valid_and_has_the_levels_of_its_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_command(hopper, tmp_path: Path, capsys) -> None:
+def test_the_command(hopper, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(ablation.BASE, "engine", "torch")
     for seed, name in ((0, "a"), (1, "b")):
         hopper(seed).save_pretrained(tmp_path / name)
     names = ["fused, 3", "planner, 3", "release, 3"]

@@ -183,6 +183,7 @@ def test_the_release_converges_to_its_equation_not_to_the_product() -> None:
     assert distance.violation == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_fused_is_near_the_actions_carried_out() -> None:
     config = dict(levels=1000, solver="dpmpp_2m", steps=1000)
     fused = ONE.drawn(composition="fused", dynamics_power=0.5, **config)
