@@ -210,9 +210,9 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
                 words = option(chance, names)
                 tried[f"{number}: {words}"] = words
             else:
-                spoilt = folder / f"spoilt_{number}"
-                shutil.copytree(good, spoilt, symlinks=True)
-                tried[f"{number}: {spoil(spoilt, chance)}"] = spoilt
+                damaged = folder / f"damaged_{number}"
+                shutil.copytree(good, damaged, symlinks=True)
+                tried[f"{number}: {spoil(damaged, chance)}"] = damaged
         for what, outcome in zip(tried, attempts(read, list(tried.values()))):
             if outcome in ("refused", "loaded"):
                 result[outcome] += 1
@@ -220,8 +220,8 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
                 result["wrong"].append(f"{what}\n{outcome}")
                 print(f"{name}: {what}\n{outcome}", file=sys.stderr, flush=True)
         result["tried"] += len(tried)
-        for spoilt in folder.glob("spoilt_*"):
-            shutil.rmtree(spoilt)
+        for damaged in folder.glob("damaged_*"):
+            shutil.rmtree(damaged)
     return result
 
 

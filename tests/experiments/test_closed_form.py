@@ -146,14 +146,14 @@ def release_limit() -> Gaussian:
 
     def slope(q: float, flat: np.ndarray) -> np.ndarray:
         mean, spread = flat[: N - D], flat[N - D :].reshape(N - D, N - D)
-        drift, pull = np.zeros((N - D, N - D)), np.zeros(N - D)
+        drift, offset_sum = np.zeros((N - D, N - D)), np.zeros(N - D)
         for density, entries in ((ONE.planner, np.ones(N - D)), (ONE.dynamics, STATES)):
             gain, offset = clean_estimate(density, q)
             eye = np.eye(N - D)
             drift += entries[:, None] * (eye / 2 + (q**0.5 * gain - eye) / (1 - q))
-            pull += entries * q**0.5 * offset / (1 - q)
+            offset_sum += entries * q**0.5 * offset / (1 - q)
         d_spread = drift @ spread + spread @ drift.T + np.eye(N - D)
-        return np.concatenate([drift @ mean + pull, d_spread.ravel()]) / q
+        return np.concatenate([drift @ mean + offset_sum, d_spread.ravel()]) / q
 
     start = np.concatenate([np.zeros(N - D), np.eye(N - D).ravel()])
     end = solve_ivp(slope, (1e-7, last), start, rtol=1e-6, atol=1e-9, method="LSODA").y[:, -1]
