@@ -1,6 +1,6 @@
 """Checks of the evaluation settings, before any training and before any episode."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from envs.rendering import back_end
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.safe_loading import check_component
 
 
 def check_evaluation(cfg: DictConfig) -> None:
@@ -29,14 +30,17 @@ def check_evaluation(cfg: DictConfig) -> None:
         )
 
 
-def require_models(method: str, folder: Path) -> None:
+def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> None:
     """Raise InputError unless a pipeline folder has the models that the method needs."""
-    missing = [recipe.name for recipe in METHODS[method].models if not (folder / recipe.name).is_dir()]
+    recipes = METHODS[method].recipes(limits)
+    missing = [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]
     if missing:
         raise InputError(
             f"evaluation.methods: {method} needs {', '.join(missing)}, which {folder} does not hold; "
             f"train with method={method}, or method=all"
         )
+    for recipe in recipes:
+        check_component(folder / recipe.name, (recipe.kind.__module__, recipe.kind.__name__))
 
 
 def check_info(info: Mapping[str, Any]) -> None:

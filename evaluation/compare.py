@@ -16,7 +16,7 @@ from envs.datasets.tasks import find_offline_task
 from envs.doctor import versions
 from envs.experts import load_policy
 from envs.experts import tasks as tasks_with_experts
-from envs.record import whole_episodes
+from envs.record import check_record, whole_episodes
 from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, require_models
 from evaluation.closed_loop import Outcome, evaluate
@@ -29,6 +29,7 @@ from mpdiffuser.engines import libraries
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole, writing
 from mpdiffuser.identity import differences
+from mpdiffuser.launch import check_samplers
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.methods.mpdiffuser import MPDiffuser
@@ -50,7 +51,9 @@ def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path
         InputError: for a value that is not allowed, or for settings that differ from those in metrics.json of `output`.
     """
     check_evaluation(cfg)
+    check_samplers(cfg)
     if environment is not None:
+        check_record(environment)
         left_out = [
             each for each in cfg.evaluation.methods if METHODS[each].needs_expert and not find_expert(environment)
         ]
@@ -122,11 +125,11 @@ def compare(
     if found:
         print(f"Evaluation: reusing {metrics_file}")
         return found
-    for name in cfg.evaluation.methods:
-        require_models(name, folder)
     pipeline = pipeline or MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
     check_info(info)
+    for name in cfg.evaluation.methods:
+        require_models(name, folder, info.get("cost_limits", ()))
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)

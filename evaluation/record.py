@@ -85,15 +85,15 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: of the pipeline {metrics['pipeline']}, found {folder_fingerprint(folder)} in {folder}"
         )
-    found = dict(metrics["settings"])
     try:
+        found = dict(metrics["settings"])
         sampler, baselines = found.pop("sampler"), found.pop("baselines")
         deadline = sampler["deadline_ms"]
         cfg.sampler.merge_with(sampler)
         cfg.baselines.merge_with(baselines)
         cfg.evaluation.merge_with(found)
         cfg.threads = metrics["machine"]["threads"]
-    except (OmegaConfBaseException, KeyError, TypeError) as error:
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: settings that this version does not know ({error!r})") from error
     if deadline:
         raise InputError(f"{file}: sampler.deadline_ms is {deadline}: an evaluation under a deadline is not repeatable")

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS, recipes_of
+from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import SamplerConfig
@@ -64,7 +65,7 @@ def _register() -> None:
     store(group="train", name="methods", node=training)
     for name, method in METHODS.items():
         methods = [each for each in METHODS if each in (name, *method.evaluated_with)]
-        node = {"evaluation": {"methods": methods}, "suffix": "" if method.evaluated_with else f"-{name}"}
+        node = {"evaluation": {"methods": methods}, "suffix": "" if name == MPDiffuser.name else f"-{name}"}
         store(group="method", name=name, node=node, package="_global_")
     node = {"evaluation": {"methods": list(METHODS)}, "suffix": "-all"}
     store(group="method", name="all", node=node, package="_global_")

@@ -123,7 +123,8 @@ class Controller(Policy):
         objective: ranks plans instead of the ranker (see `Objective`).
 
     Raises:
-        InputError: if the chunk does not fit the horizon, or the safe action does not have the actions' dimension.
+        InputError: if the pipeline has no planner, the chunk does not fit the horizon, or the safe action does not
+            have the actions' dimension.
     """
 
     def __init__(
@@ -133,14 +134,13 @@ class Controller(Policy):
         budget: Budget | None = None,
         objective: Objective | None = None,
     ) -> None:
+        if pipeline.planner is None:
+            raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
         if config.temperature is None and budget is not None:
             config = replace(config, temperature=BUDGET_TEMPERATURE)
         horizon, action_dim = (pipeline.planner.config[key] for key in ("horizon", "action_dim"))
-        if not config.chunk < horizon:
-            raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {config.chunk}")
-        if len(config.safe_action) not in (0, action_dim):
-            raise InputError(f"sampler.safe_action: must be {action_dim} numbers in -1..1, found {config.safe_action}")
+        config.check_fit(horizon, action_dim)
         self.safe = torch.tensor(list(config.safe_action) or [0.0] * action_dim, device=pipeline.device)
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)

@@ -14,12 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 
+from mpdiffuser import __version__
 from mpdiffuser.config import settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim
 from mpdiffuser.machine import git_commit
 from mpdiffuser.methods import METHODS
-from mpdiffuser.models.unet import check_horizon
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig
@@ -68,6 +70,12 @@ def start(cfg: DictConfig) -> Accelerator:
         log_with=list(cfg.trackers) or None,
         project_dir=output / "tensorboard",
     )
+    for part in cfg.train:
+        if train_config(cfg, part).batch_size % accelerator.num_processes:
+            raise InputError(
+                f"train.{part}.batch_size: {cfg.train[part].batch_size} cannot be split among "
+                f"{accelerator.num_processes} processes"
+            )
     if accelerator.is_main_process:
         claim(output, "wait for it, or choose another output_dir=")
     return accelerator
@@ -94,7 +102,7 @@ def check_training(cfg: DictConfig) -> None:
         raise InputError(f"trackers: must be of tensorboard, wandb; found {sorted(unknown)}")
     if Path(os.path.abspath(cfg.output_dir)).is_file():
         raise InputError(f"output_dir: {cfg.output_dir} is a file")
-    _check_samplers(cfg)
+    check_samplers(cfg, cfg.horizon)
     if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.gae_lambda <= 1:
         raise InputError(
             "advantage: temperature must be positive and gae_lambda lie in 0..1, "
@@ -105,11 +113,18 @@ def check_training(cfg: DictConfig) -> None:
             raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
     for part in cfg.train:
         train_config(cfg, part)
-    for model in ("planner", "dynamics"):
-        check_horizon(cfg.horizon, cfg[model].multipliers)
+    with torch.device("meta"):  # the constructors check their arguments
+        Planner(1, 1, cfg.horizon, **settings(cfg.planner))
+        Dynamics(1, 1, cfg.horizon, **settings(cfg.dynamics))
+        Ranker(1, 1, **settings(cfg.ranker))
 
 
-def _check_samplers(cfg: DictConfig) -> None:
+def check_samplers(cfg: DictConfig, horizon: int | None = None) -> None:
+    """Raises InputError for settings of the sampler, or of a baseline to be evaluated, that are not allowed.
+
+    Args:
+        horizon: of the plans; None: not known yet.
+    """
     configs = {"sampler": SamplerConfig(**settings(cfg.sampler))}
     for name in cfg.evaluation.methods:
         config = METHODS[name].sampler_config(settings(cfg.baselines).get(name, {}))
@@ -118,18 +133,16 @@ def _check_samplers(cfg: DictConfig) -> None:
     for name, config in configs.items():
         try:
             NoiseSchedule().grid(config.steps, config.grid)
+            if horizon is not None:
+                config.check_fit(horizon, len(config.safe_action))
         except InputError as error:
             raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
-        if not config.chunk < cfg.horizon:
-            raise InputError(
-                f"{name}.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {config.chunk}"
-            )
 
 
 def origin(cfg: DictConfig) -> dict[str, Any]:
     """Return the entries of a pipeline's info that describe its training: seed, commit, versions."""
-    packages = ("mpdiffuser", "torch", "diffusers", "accelerate", "numpy", "safetensors")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    packages = ("torch", "diffusers", "accelerate", "numpy", "safetensors")
+    versions = {"mpdiffuser": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     return {"seed": cfg.seed, "commit": git_commit(), "versions": versions}
 
 

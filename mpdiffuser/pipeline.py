@@ -129,8 +129,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
             InputError: unless the folder is a complete pipeline folder of this format version (`check_pipeline`).
         """
         check_pipeline(Path(folder))
-        logging.disable_progress_bar()  # the bar takes a third of a second
-        return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # loading takes a third of a second
+        try:
+            return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def sampler(self, config: SamplerConfig) -> Sampler:
         """Return a sampler with these settings. The engine "auto" and the temperature None are replaced by values.

@@ -10,6 +10,7 @@ model (see `load_model`).
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -46,6 +47,7 @@ SAME = (
     "planner.condition_dim condition.dim",
 )
 LARGEST = 100_000  # largest number in a configuration; real widths, levels and horizons are far smaller
+MOST_CANDIDATES = 1000  # their comparison takes memory in proportion to the square
 LONGEST = 100  # largest length of a list or text in a configuration
 REMEDY = "get it again; for a folder that you made and trust: python -m mpdiffuser.safe_loading FOLDER"
 
@@ -128,7 +130,8 @@ def _check_sampler(file: Path, settings: Any) -> None:
         for name, usual in asdict(SamplerConfig()).items():
             if isinstance(usual, int | str) and type(settings.get(name, usual)) is not type(usual):
                 raise TypeError(f"{name} must be like {usual!r}, found {settings[name]!r}")
-        SamplerConfig(**settings)
+        if SamplerConfig(**settings).candidates > MOST_CANDIDATES:
+            raise InputError(f"candidates must be at most {MOST_CANDIDATES}, found {settings['candidates']}")
     except (InputError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: sampler_defaults: {error}; {REMEDY}") from error
 
@@ -136,6 +139,13 @@ def _check_sampler(file: Path, settings: Any) -> None:
 def _check_info(file: Path, info: Any) -> None:
     if not isinstance(info, dict):
         raise InputError(f"{file}: info must be an object; {REMEDY}")
+    limits = info.get("cost_limits", [])
+    fits = isinstance(limits, list) and all(type(each) in (int, float) and 0 <= each < math.inf for each in limits)
+    if not fits:
+        raise InputError(f"{file}: info.cost_limits must be a list of finite numbers, found {str(limits)[:80]}")
+    for key in ("task", "suite", "back_end"):
+        if not isinstance(info.get(key, ""), str):
+            raise InputError(f"{file}: info.{key} must be a text, found {str(info[key])[:80]}")
     seen = info.get("observation", {"shape": [], "dtype": "uint8"})
     fits = isinstance(seen, dict) and seen.get("dtype") in ("uint8", "float32") and isinstance(seen.get("shape"), list)
     if not fits or not all(type(side) is int for side in seen["shape"]):

@@ -118,6 +118,15 @@ class SamplerConfig:
         fits = all(isinstance(each, int | float) and abs(each) <= 1 for each in self.safe_action)
         require(fits, "safe_action", "be numbers in -1..1")
 
+    def check_fit(self, horizon: int, action_dim: int) -> None:
+        """Raises InputError unless the chunk fits plans of this horizon and the safe action has this dimension."""
+        if not self.chunk < horizon:
+            raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {self.chunk}")
+        if len(self.safe_action) not in (0, action_dim):
+            raise InputError(
+                f"sampler.safe_action: must be {action_dim} numbers in -1..1, found {list(self.safe_action)}"
+            )
+
 
 class Sampler:
     """Samples normalised trajectories with two diffusion models.

@@ -35,7 +35,7 @@ from mpdiffuser.files import check_manifest, publish, read_json, write_manifest,
 from mpdiffuser.identity import plain, refuse_other
 from mpdiffuser.schedule import NoiseSchedule
 
-MAY_CHANGE = ("skip_bad_steps",)  # settings that may differ when a run is resumed
+MAY_CHANGE = ("skip_bad_steps", "log_every", "validate_every", "checkpoint_every")  # settings that may differ when a run is resumed
 
 
 class Data(Protocol):
@@ -375,7 +375,7 @@ class Trainer:
         self.ema.shadow_params = [averaged[name].clone() for name in names]
         self.ema.optimization_step = state["ema_step"]
         self.step, self.skipped = state["step"], state["skipped"]
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and "scaler" in state:  # absent after a start in another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._trim_log()
         return True

@@ -23,7 +23,7 @@ from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.trainer import Trainer
+from mpdiffuser.trainer import MAY_CHANGE, Trainer
 from mpdiffuser.windows import split, step_rows
 
 COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
@@ -33,7 +33,7 @@ ORIGIN = ("commit", "versions")  # entries of a pipeline's info that may differ 
 WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
     *("output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers", "debug", "debug_rules"),
-    *("checkpoint_every", "skip_bad_steps"),
+    *MAY_CHANGE,
 }
 
 
@@ -118,6 +118,7 @@ def train_pipeline(
     parts: dict[str, Any] = {name: data.trained.get(name) for name in COMPONENTS}
     if parts["ranker"] is not None and "costs" in data.parts[0]:
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])
+    sampler = settings(cfg.sampler) | ({"composition": "planner"} if parts["dynamics"] is None else {})
     pipeline = MPDiffuserPipeline(
         encoder,
         data.latents,
@@ -126,7 +127,7 @@ def train_pipeline(
         **parts,
         schedule=data.schedule,
         decoder=decoder,
-        sampler_defaults=settings(cfg.sampler),
+        sampler_defaults=sampler,
         info=info | data.info,
     )
     if accelerator.is_main_process:

@@ -50,7 +50,7 @@ def encoder_identities(cfg: DictConfig, data: str, representation: Representatio
         data: the dataset's checksum.
         representation: result of `build_representation`.
     """
-    encoder = settings(cfg.encoder)
+    encoder = {key: value for key, value in settings(cfg.encoder).items() if key != "download"}
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
     latents = {"data": data, "encoder": {**options, "backbone_weights": weights}}
@@ -96,10 +96,10 @@ def train_encoder(
         with clock(name):
             return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
+    decoder = Decoder(encoder.config["latent_dim"], episodes["frames"].shape[1])  # refuses sizes that it cannot draw
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
-    decoder = Decoder(encoder.config["latent_dim"], episodes["frames"].shape[1])
     decoder.latents.fit(latents)
     decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     kept = {key: episodes[key] for key in episodes.arrays if key not in ("frames", "observations", "physics")}

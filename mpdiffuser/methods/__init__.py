@@ -22,6 +22,7 @@ def _found() -> dict[str, type[Method]]:
     return {each.name: each for each in sorted(classes, key=lambda each: (each.order, each.name))}
 
 
+TAKEN = ("encoder", "decoder", "latents", "actions", "condition", "schedule")  # names of a pipeline's components
 METHODS = _found()
 
 
@@ -34,7 +35,12 @@ def recipes_of(methods: Iterable[str], limits: Sequence[float] = ()) -> dict[str
     """
     wanted = set(methods)
     chosen = [method for name, method in reversed(METHODS.items()) if name in wanted]
-    return {recipe.name: recipe for method in chosen for recipe in method.recipes(limits)}
+    found: dict[str, Recipe] = {}
+    for recipe in (recipe for method in chosen for recipe in method.recipes(limits)):
+        other = found.setdefault(recipe.name, recipe)
+        if (other.kind, other.section) != (recipe.kind, recipe.section) or recipe.name in TAKEN:
+            raise AssertionError(f"{recipe.name}: another model has this name; choose another in its Recipe")
+    return found
 
 
 __all__ = ["METHODS", "Baseline", "Method", "Planning", "Recipe", "Setup", "TrainingData", "recipes_of"]

@@ -188,6 +188,8 @@ class Setup:
             InputError: unless the folder has the model and its dimensions are those of the pipeline.
         """
         dims = {"latent_dim": self.pipeline.latents.config["dim"], "action_dim": self.pipeline.actions.config["dim"]}
+        if self.pipeline.planner is not None:  # a run has one horizon and one set of targets
+            dims |= {key: self.pipeline.planner.config[key] for key in ("horizon", "condition_dim")}
         return load_model(self.folder / name, kind, dims).to(self.pipeline.device)
 
 
@@ -337,7 +339,7 @@ class Baseline(Method, MPDiffuserPipeline):
         return states.new_zeros(len(states)) if self.ranker is None else super().scores(states, actions, cost_to_go)
 
 
-def drawing(**settings: Any) -> dict[str, Any]:
+def sampler_section(**settings: Any) -> dict[str, Any]:
     """Return the sampler settings of a baseline: `settings`, and common defaults for all other options."""
     common = {
         "steps": 8,

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
 from mpdiffuser.methods.diffusion_policy import ACTION_PLANNER
 from mpdiffuser.models.denoisers import Dynamics
 from mpdiffuser.models.ranker import Ranker
@@ -77,5 +77,5 @@ class DMPC(Baseline):
     )
     roles = {"planner": "action_planner", "dynamics": "clean_dynamics", "ranker": "critic"}  # noqa: RUF012
     fixed = {"composition": "sequential", "guidance": 0.0}  # noqa: RUF012
-    settings = drawing(candidates=16)
+    settings = sampler_section(candidates=16)
     sampler_class = ProposalSampler

@@ -3,7 +3,7 @@
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from mpdiffuser.methods.base import Baseline, Recipe, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, sampler_section
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.denoisers import Planner, weighted_error
@@ -87,7 +87,7 @@ class DecisionDiffuser(Baseline):
     roles = {"condition": "logged_returns", "planner": "state_planner", "inverse": "inverse"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012
     # target: a return from the lowest (0) to the highest (1) of the data; the paper scales the noise's variance by 0.5
-    settings = drawing(guidance=1.2, guidance_interval=[0.0, 1.0], target=0.9, temperature=0.7)
+    settings = sampler_section(guidance=1.2, guidance_interval=[0.0, 1.0], target=0.9, temperature=0.7)
     sampler_class = StateSampler
 
     def target(

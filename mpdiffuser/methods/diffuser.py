@@ -6,7 +6,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.denoisers import Planner, hold, levels_and_noise
@@ -124,7 +124,7 @@ class Diffuser(Baseline):
     fixed = {"composition": "planner"}  # noqa: RUF012
     # guidance: g, with J in standard deviations of the data's returns; its gradient is wrong near pure noise
     # (sigma_t above 0.99)
-    settings = drawing(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
+    settings = sampler_section(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
     sampler_class = GuidedSampler
 
     def scores(

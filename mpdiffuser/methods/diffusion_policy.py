@@ -2,7 +2,7 @@
 
 import torch
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
 from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.sampler import Sampler
 
@@ -56,6 +56,6 @@ class DiffusionPolicy(Baseline):
     order = 20
     models = (ACTION_PLANNER,)
     roles = {"planner": "action_planner"}  # noqa: RUF012
-    settings = drawing(chunk=8)
+    settings = sampler_section(chunk=8)
     sampler_class = ActionSampler
     plans_states = False

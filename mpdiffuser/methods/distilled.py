@@ -20,7 +20,7 @@ from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.models.denoisers import Planner, hold, weighted_error
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import TEMPERATURE, Sampler, SamplerConfig
-from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.schedule import NoiseSchedule, moves
 
 # the settings that a plan depends on; the other settings are for the controller or the speed
 PLAN_SETTINGS = (
@@ -83,8 +83,19 @@ def plan_settings(config: SamplerConfig) -> dict[str, Any]:
 
 
 def teacher_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the student's settings from the whole configuration."""
-    return {"teacher": plan_settings(teacher_config(SamplerConfig(**cfg["sampler"])))}
+    """Return the student's settings from the whole configuration.
+
+    Raises:
+        InputError: for a teacher that draws noise between levels: its plans are no function of their initial noise.
+    """
+    config, schedule = teacher_config(SamplerConfig(**cfg["sampler"])), NoiseSchedule()
+    updates = moves(schedule, schedule.grid(config.steps, config.grid), config.solver, config.eta)
+    if any(move.noise_std for move in updates) or config.composition == "sequential":
+        raise InputError(
+            "sampler: a student needs a teacher that draws no noise between levels: solver=ddim (eta=0) or dpmpp_2m, "
+            "and no sequential composition"
+        )
+    return {"teacher": plan_settings(config)}
 
 
 def build_student(data: TrainingData) -> Student:
@@ -119,11 +130,6 @@ def fit_student(fit: Fit, student: Student, data: TrainingData) -> Student:
     ]
     windows = [data.windows(part, each, data.shared["condition"]) for part, each in enumerate(targets)]
     student.teacher = pipeline.to(device).sampler(SamplerConfig(**settings, engine="torch"))
-    if any(move.noise_std for move in student.teacher.moves) or settings["composition"] == "sequential":
-        raise InputError(
-            "sampler: a student needs a teacher that draws no noise between levels: solver=ddim (eta=0) or dpmpp_2m, "
-            "and no sequential composition"
-        )
     return fit("student", student, *windows)
 
 

@@ -1,6 +1,6 @@
 """Sample and rank, as in Diffusion Veteran (Lu et al. 2025): a critic chooses among many unguided plans."""
 
-from mpdiffuser.methods.base import Baseline, drawing
+from mpdiffuser.methods.base import Baseline, sampler_section
 from mpdiffuser.methods.d_mpc import CRITIC
 from mpdiffuser.methods.decision_diffuser import INVERSE, STATE_PLANNER, StateSampler
 
@@ -15,5 +15,5 @@ class SampleAndRank(Baseline):
     order = 24
     models = (STATE_PLANNER, INVERSE, CRITIC)
     roles = {"planner": "state_planner", "inverse": "inverse", "ranker": "critic"}  # noqa: RUF012
-    settings = drawing(steps=5, candidates=50)
+    settings = sampler_section(steps=5, candidates=50)
     sampler_class = StateSampler
