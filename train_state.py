@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 import envs
 from envs.datasets import open_dataset
+from evaluation.check import check_evaluation
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.launch import Clock, origin, start, start_trackers
+from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
 from mpdiffuser.training import check_folder, identities, train_pipeline
 from vision import IdentityEncoder
 
@@ -40,6 +41,7 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     info["observation"] = {"shape": [state_dim], "dtype": "float32"}
     if "environment" in info:
         info["decision_seconds"] = envs.make(info["environment"]).decision_seconds
+    check_samplers(cfg, cfg.horizon, action_dim)
     methods = cfg.evaluation.methods
     check_folder(Path(cfg.output_dir), identities(cfg, {"data": info["data"]}, methods, info["cost_limits"]))
     start_trackers(accelerator, cfg)
@@ -49,6 +51,8 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
 @configured("state")
 def main(cfg: DictConfig) -> None:
     """Train and evaluate on a task from states."""
+    check_evaluation(cfg)
+    check_training(cfg)
     episodes, output = dataset(cfg), Path(cfg.output_dir)
     prepare(cfg, episodes.info.get("environment"), output)
     accelerator, clock = start(cfg), Clock()

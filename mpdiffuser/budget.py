@@ -103,8 +103,8 @@ def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
         `steps` (n = 1, 2, 4, ... and the length of the longest episode), `probabilities` (levels of the quantiles),
         `margins` (the quantiles of the errors for each n, at least 0), and `largest_step` (the largest cost of a step).
     """
-    tensors = [torch.from_numpy(np.array(episodes[key], np.float32)).to(ranker.device) for key in ("observations", "actions")]
-    predicted = ranker(*tensors)["cost"].clamp(min=0).cpu().numpy().astype(np.float64)
+    rows = [torch.from_numpy(np.array(episodes[key], np.float32)) for key in ("observations", "actions")]
+    predicted = ranker(*(part.to(ranker.device) for part in rows))["cost"].clamp(min=0).cpu().numpy().astype(np.float64)
     short = np.asarray(episodes["costs"], np.float64) - predicted
     least = episodes["costs"].max() / 2
     longest = int(episodes.lengths.max())

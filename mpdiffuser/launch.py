@@ -119,11 +119,11 @@ def check_training(cfg: DictConfig) -> None:
         Ranker(1, 1, **settings(cfg.ranker))
 
 
-def check_samplers(cfg: DictConfig, horizon: int | None = None) -> None:
+def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int | None = None) -> None:
     """Raises InputError for settings of the sampler, or of a baseline to be evaluated, that are not allowed.
 
     Args:
-        horizon: of the plans; None: not known yet.
+        horizon: of the plans; None: not known yet. action_dim: m; None: not known yet.
     """
     configs = {"sampler": SamplerConfig(**settings(cfg.sampler))}
     for name in cfg.evaluation.methods:
@@ -134,7 +134,7 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None) -> None:
         try:
             NoiseSchedule().grid(config.steps, config.grid)
             if horizon is not None:
-                config.check_fit(horizon, len(config.safe_action))
+                config.check_fit(horizon, len(config.safe_action) if action_dim is None else action_dim)
         except InputError as error:
             raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
 
@@ -142,7 +142,8 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None) -> None:
 def origin(cfg: DictConfig) -> dict[str, Any]:
     """Return the entries of a pipeline's info that describe its training: seed, commit, versions."""
     packages = ("torch", "diffusers", "accelerate", "numpy", "safetensors")
-    versions = {"mpdiffuser": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    versions = {"mpdiffuser": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in packages}
     return {"seed": cfg.seed, "commit": git_commit(), "versions": versions}
 
 

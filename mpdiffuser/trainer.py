@@ -35,7 +35,8 @@ from mpdiffuser.files import check_manifest, publish, read_json, write_manifest,
 from mpdiffuser.identity import plain, refuse_other
 from mpdiffuser.schedule import NoiseSchedule
 
-MAY_CHANGE = ("skip_bad_steps", "log_every", "validate_every", "checkpoint_every")  # settings that may differ when a run is resumed
+# settings that may differ when a run is resumed
+MAY_CHANGE = ("skip_bad_steps", "log_every", "validate_every", "checkpoint_every")
 
 
 class Data(Protocol):

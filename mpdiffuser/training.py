@@ -18,7 +18,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, publish, read_json, writing
 from mpdiffuser.identity import check_run
 from mpdiffuser.launch import Clock, train_config
-from mpdiffuser.methods import Recipe, TrainingData, recipes_of
+from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -46,6 +46,17 @@ def common_options(cfg: DictConfig) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in WITHOUT_EFFECT and not isinstance(v, dict)}
 
 
+def run_recipes(output: Path, methods: Sequence[str], limits: Sequence[float] = ()) -> dict[str, Recipe]:
+    """Return the recipes of the methods' models and of all models that the run's pipeline has already.
+
+    The pipeline keeps its models when a later run of the same folder names fewer methods.
+    """
+    wanted, all_recipes = recipes_of(methods, limits), recipes_of(METHODS, limits)
+    return {
+        name: recipe for name, recipe in all_recipes.items() if name in wanted or (output / "pipeline" / name).is_dir()
+    }
+
+
 def identities(
     cfg: DictConfig, data: Mapping[str, Any], methods: Sequence[str], limits: Sequence[float] = ()
 ) -> dict[str, dict[str, Any]]:
@@ -57,7 +68,8 @@ def identities(
         methods: names of the methods.
         limits: the cost limits of an episode that the methods get.
     """
-    recipes, options, common = recipes_of(methods, limits), settings(cfg), common_options(cfg)
+    recipes = run_recipes(Path(cfg.output_dir), methods, limits)
+    options, common = settings(cfg), common_options(cfg)
 
     def identity(recipe: Recipe) -> dict[str, Any]:
         after = {name: identity(recipes[name]) for name in recipe.after}
@@ -103,7 +115,7 @@ def train_pipeline(
         InputError: if the folder has a run with another identity, or the data are not finite.
     """
     output, limits = Path(cfg.output_dir), info.get("cost_limits", ())
-    recipes = recipes_of(methods, limits)
+    recipes = run_recipes(output, methods, limits)
     expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits)
     check_folder(output, expected)
     data = training_data(cfg, episodes)
