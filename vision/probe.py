@@ -8,6 +8,7 @@ root along the ground (`rootx`) cannot be seen and is left out of the positions.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mpdiffuser.commands import entry_point, program
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.mlp import mlp
@@ -85,27 +87,25 @@ def report(encoder: PixelEncoder, episodes: Episodes, cache: Path, validation: f
     return {"episodes": len(episodes), "held_out": len(parts[1]), "r2": r2}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+@entry_point
+def main(arguments: Sequence[str] | None = None) -> None:
+    description = (__doc__ or "").split("\n\n")[1]
+    parser = argparse.ArgumentParser(prog=program("vision.probe"), description=description)
     parser.add_argument("pipeline", type=Path, help="a pipeline folder, or a folder with an encoder/ in it")
     parser.add_argument("dataset", type=Path, nargs="+")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
     parser.add_argument("--validation", type=float, default=0.1, help="share of held-out episodes, as in training")
     parser.add_argument("--seed", type=int, default=0, help="of the split, as in training")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        if not (args.pipeline / "encoder" / "config.json").is_file():
-            raise InputError(f"{args.pipeline}: no encoder in this folder")
-        check_component(args.pipeline / "encoder", ("vision.encoder", "PixelEncoder"))
-        encoder = PixelEncoder.from_pretrained(args.pipeline / "encoder", use_safetensors=True)
-        for path in args.dataset:
-            result = report(encoder, Episodes.load(path), args.cache, args.validation, args.seed)
-            print(json.dumps({"dataset": path.name, **result}))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if not (args.pipeline / "encoder" / "config.json").is_file():
+        raise InputError(f"{args.pipeline}: no encoder in this folder")
+    check_component(args.pipeline / "encoder", ("vision.encoder", "PixelEncoder"))
+    encoder = PixelEncoder.from_pretrained(args.pipeline / "encoder", use_safetensors=True)
+    for path in args.dataset:
+        result = report(encoder, Episodes.load(path), args.cache, args.validation, args.seed)
+        print(json.dumps({"dataset": path.name, **result}))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
