@@ -331,6 +331,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_their_number_may_change(make_episodes, tmp_path: Path) -> None:
     make_episodes([9, 7, 2]).save(tmp_path / "episodes")
     script = tmp_path / "script.py"
@@ -364,7 +365,7 @@ def test_a_batch_that_cannot_be_shared(parts, tmp_path: Path) -> None:
     class Three:
         num_processes, process_index = 3, 0
 
-    with pytest.raises(InputError, match=r"tiny\.batch_size: 8 cannot be shared among 3 processes"):
+    with pytest.raises(InputError, match=r"tiny\.batch_size: 8 cannot be split among 3 processes"):
         Trainer("tiny", Dynamics(**SIZES), *parts, TWENTY, tmp_path, Three())  # type: ignore[arg-type]
 
 
@@ -410,6 +411,7 @@ def inconsistency(
     return (z[:, 1:] - z[:, :-1] @ A.T - u[:, :-1] @ B.T).square().mean().item()
 
 
+@pytest.mark.slow
 def test_it_learns_a_linear_system(tmp_path: Path) -> None:
     train, held_out = linear_episodes(40, 30, 0), linear_episodes(8, 30, 1)
     normalizers = tuple(Normalizer(train[key].shape[1]).fit(train[key]) for key in ("observations", "actions"))

@@ -40,7 +40,7 @@ def test_iql_on_two_arms(expectile: float, beta: float) -> None:
 
 
 def test_iql_bootstraps_and_its_target_follows_slowly() -> None:
-    """A reward of 1 for ever is worth 1 / (1 - g)."""
+    """The value of a reward of 1 for ever is 1 / (1 - g)."""
     torch.manual_seed(0)
     model = ImplicitQ(1, 1, 16, discount=0.5, expectile=0.7, inverse_temperature=3.0, target_rate=0.1)
     zeros, ones = torch.zeros(32, 1), torch.ones(32)
