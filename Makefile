@@ -1,18 +1,27 @@
-# make demo   installs, then controls a cartpole from pixels (12 minutes on 2 CPU cores)
-# make test   installs, then runs the tests
+# make demo    installs, then controls a cartpole from pixels (12 minutes on 2 CPU cores)
+# make test    installs, then runs lint, builds the site, and runs all tests (some 20 minutes)
+# make quick   installs, then runs the fast tests (under 2 minutes)
+# make docs    installs, then builds the site; a warning is an error
+# make doctor  installs, then tells what works on this machine
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # rendering without a display: EGL, or OSMesa, through Mesa's software renderer
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
 
-.PHONY: install demo test lint doctor gl
+.PHONY: install demo test quick docs lint doctor gl
 
 demo: install
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_vision.py
 
-test: install lint
+test: install lint docs
 	$(BIN)/python -m pytest
+
+quick: install
+	$(BIN)/python -m pytest -m "not slow"
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: install
 	$(BIN)/ruff check .
@@ -26,7 +35,7 @@ install: $(VENV)/installed gl
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
 	touch $@
 
 gl:

@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
 from envs.doctor import versions
 from envs.experts import ladder, load_policy, policy_names
-from envs.record import check_record, dm_control_record
+from envs.record import check_record
 from envs.simulator import DMControlEnv
 from envs.vector import VectorEnv
-from mpdiffuser.config import configured
 from mpdiffuser.console import progress
 from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
@@ -285,12 +283,3 @@ def _write_rows(arrays: dict[str, np.ndarray], rows: np.ndarray, observations: A
     arrays["frames"][rows] = observations["frames"][: len(rows)]
     arrays["observations"][rows] = observations["states"][: len(rows)]
     arrays["physics"][rows] = infos["physics"][: len(rows)]
-
-
-@configured("collect")
-def command(cfg: DictConfig) -> None:
-    """The command `python collect.py` or `mpdiffuser collect`."""
-    if "suite" in cfg.task:
-        raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: has a public file; there is nothing to collect")
-    environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
-    print(collect(environment, cfg.quality, cfg.episodes, cfg.seed, cfg.data_root, cfg.processes))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import envs  # noqa: F401  chooses MUJOCO_GL
-from mpdiffuser.console import quiet_pipes
+from mpdiffuser.commands import entry_point, program
 
 PACKAGES = ["mujoco", "dm_control", "gymnasium", "torch", "torchvision", "timm", "diffusers", "accelerate"]
 BACK_ENDS = ("cgl", "glfw") if sys.platform == "darwin" else ("egl", "osmesa", "glfw")
@@ -56,7 +56,7 @@ def probe() -> None:
 
 def examine(back_end: str) -> dict[str, Any]:
     """The outcome of `probe` with a back-end, or {"error": the reason}."""
-    command = [sys.executable, "-c", "from envs.doctor import probe; probe()"]
+    command = [sys.executable, "-P", "-c", "from envs.doctor import probe; probe()"]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = {**os.environ, "MUJOCO_GL": back_end, "PYTHONPATH": path}
     environment.pop("PYOPENGL_PLATFORM", None)
@@ -98,13 +98,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; returns 0 if at least one back-end works, else 1."""
-    argparse.ArgumentParser("envs.doctor", description=__doc__).parse_args(arguments)
+    name = program("envs.doctor")
+    description = (__doc__ or "").replace("`python -m envs.doctor`: ", "")
+    argparse.ArgumentParser(prog=name, description=description).parse_args(arguments)
     found = versions()
     print("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
-    if "missing" in found.values():
-        print("   fix for missing packages: pip install -e .")
+    if missing := [name for name, version in found.items() if version == "missing"]:
+        print(f"   fix for missing packages: pip install {' '.join(missing)}")
     outcomes = {name: examine(name) for name in BACK_ENDS}
     compare(outcomes)
     for name, outcome in outcomes.items():
@@ -125,11 +128,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@quiet_pipes()
-def command() -> int:
-    """The command `python -m envs.doctor` or `mpdiffuser doctor`."""
-    return main()
-
-
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(main())

@@ -138,7 +138,7 @@ class _Worker:
         self.connection = Connection(near.detach())
         with far:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "envs.worker", str(far.fileno())],
+                [sys.executable, "-P", "-m", "envs.worker", str(far.fileno())],  # -P: not the folder we are in
                 pass_fds=[far.fileno()],
                 env=_environment(index),
                 stdin=subprocess.DEVNULL,

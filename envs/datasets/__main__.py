@@ -18,14 +18,17 @@ from envs.datasets.description import describe, list_tasks
 from envs.datasets.download import download
 from envs.datasets.opening import open_dataset
 from envs.datasets.tasks import SUITES, find_offline_task
-from mpdiffuser.console import quiet_pipes
+from mpdiffuser.commands import entry_point, program
 from mpdiffuser.errors import InputError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+@entry_point
+def main(arguments: Sequence[str] | None = None) -> None:
+    name = program("envs.datasets")
     parser = argparse.ArgumentParser(
-        "envs.datasets", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog=name,
+        description=(__doc__ or "").replace("python -m envs.datasets", name),
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("command", choices=("ls", "show", "convert", "download"))
     parser.add_argument("id", nargs="?", help="not with ls")
@@ -38,17 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.command == "convert"
     ):
         parser.error("expected: ls, show ID, convert ID PATH, or download ID")
-    try:
-        _run(options)
-    except BrokenPipeError:  # stdout is closed: quiet_pipes ends the program
-        raise
-    except (InputError, OSError) as error:  # an OSError names the file and the reason
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
     if options.command == "ls":
         print("\n".join(list_tasks(options.data_dir)))
         return
@@ -65,11 +57,5 @@ def _run(options: argparse.Namespace) -> None:
     print("\n".join(describe(episodes)))
 
 
-@quiet_pipes()
-def command() -> int:
-    """The command `python -m envs.datasets` or `mpdiffuser datasets`."""
-    return main()
-
-
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(main())

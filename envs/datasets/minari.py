@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.datasets.readers.minari import INFO_KEY, read_minari
-from mpdiffuser.console import quiet_pipes
+from mpdiffuser.commands import entry_point
 from mpdiffuser.episodes import REQUIRED, Episodes
 from mpdiffuser.errors import InputError
 
@@ -153,8 +153,11 @@ def _speed(read: Callable[[int, int], Any], episodes: np.ndarray, starts: list[i
     return len(starts) / seconds
 
 
-def main(arguments: list[str]) -> int:
-    match arguments:
+@entry_point
+def main(arguments: list[str] | None = None) -> int:
+    match sys.argv[1:] if arguments is None else arguments:
+        case ["-h" | "--help"]:
+            print(__doc__)
         case ["export", path, dataset_id]:
             print(export_minari(Episodes.load(path), dataset_id).storage.data_path)
         case ["import", source, path]:
@@ -170,9 +173,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    with quiet_pipes():
-        try:
-            sys.exit(main(sys.argv[1:]))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+    sys.exit(main())

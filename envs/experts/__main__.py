@@ -11,8 +11,7 @@ import numpy as np
 from scipy.stats import sem
 
 from envs.experts import SEEDS, ladder, load_policy, rollout_returns, tasks
-from mpdiffuser.console import quiet_pipes
-from mpdiffuser.errors import InputError
+from mpdiffuser.commands import entry_point
 
 
 def format_returns(returns: np.ndarray) -> str:
@@ -33,8 +32,8 @@ def table_row(task: str, episodes: int, mppi: int) -> list[str]:
     return row
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; returns the exit status."""
+@entry_point
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m envs.experts",
         description="Mean return ± standard error of the committed policies, over episodes from fixed seeds.",
@@ -44,16 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mppi", type=int, default=0, help="episodes of MPPI for each task (default: %(default)s)")
     options = parser.parse_args(arguments)
     head = ["task", "random", "checkpoints", "expert"] + (["MPPI"] if options.mppi else [])
-    try:
-        print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-        for task in options.tasks or tasks():
-            print("| " + " | ".join(table_row(task, options.episodes, options.mppi)) + " |", flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for task in options.tasks or tasks():
+        print("| " + " | ".join(table_row(task, options.episodes, options.mppi)) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    with quiet_pipes():
-        sys.exit(main())
+    sys.exit(main())

@@ -16,7 +16,7 @@ from mujoco import rollout
 
 from envs.experts.rewards import REWARDS, States, reward_of
 from envs.simulator import DMControlEnv
-from mpdiffuser.console import quiet_pipes
+from mpdiffuser.commands import entry_point
 from mpdiffuser.errors import InputError
 
 STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
@@ -158,6 +158,7 @@ def mppi_returns(task: str, seeds: Sequence[int], action_repeat: int = 1, **sett
     return totals
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m envs.experts.mppi", description="Returns of MPPI on a task.")
     parser.add_argument("task", help=", ".join(REWARDS))
@@ -175,9 +176,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with quiet_pipes():
-        try:
-            main()
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Cost budgets: how they shrink, and what is kept back."""
+"""Cost budgets: how they shrink, and safety margins."""
 
 import numpy as np
 import pytest
@@ -9,24 +9,24 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.models.ranker import Ranker
 
 
-def test_what_is_left_shrinks_by_what_was_paid() -> None:
+def test_what_is_left_shrinks_by_what_was_spent() -> None:
     budget = Budget(10, 5)
     budget.reset(2)
     for costs in ([1.0, 0.0], [2.0, 6.0]):
-        budget.pay(np.array(costs))
+        budget.record_costs(np.array(costs))
     allowance = budget.allowance(torch.device("cpu"))
     assert allowance.cost.tolist() == [7.0, 4.0]
     assert allowance.steps.tolist() == [3.0, 3.0]
     assert allowance.rate.tolist() == pytest.approx([7 / 3, 4 / 3])
     for _ in range(9):
-        budget.pay(np.array([5.0, 0.0]))
+        budget.record_costs(np.array([5.0, 0.0]))
     late = budget.allowance(torch.device("cpu"))
     assert late.steps.tolist() == [1.0, 1.0]  # longer than it was said to be
     assert late.rate.tolist() == [0.0, 4.0]
 
 
 def test_the_margin_is_read_between_steps_and_probabilities() -> None:
-    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]], "dearest": 0.25}
+    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]], "largest_step": 0.25}
     budget = Budget(10, 8, margins, 0.7)
     np.testing.assert_allclose(budget.margin(np.array([1, 2.5, 4, 100])), [0.75, 2.5, 4.25, 4.25])
     assert budget.allowance(torch.device("cpu")).cost.tolist() == [5.75]
@@ -46,14 +46,20 @@ def test_budgets_that_cannot_be(arguments: tuple, words: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": [4, 1]}, {"margins": [[0.0], [1.0]]}, {"margins": None}, {"dearest": float("inf")}, {"dearest": "all"}],
+    [
+        {"steps": [4, 1]},
+        {"margins": [[0.0], [1.0]]},
+        {"margins": None},
+        {"largest_step": float("inf")},
+        {"largest_step": "all"},
+    ],
 )
 def test_margins_that_training_does_not_write(change: dict) -> None:
-    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]], "dearest": 1.0}
+    margins = {"steps": [1, 4], "probabilities": [0.5, 0.9], "margins": [[0.0, 1.0], [2.0, 6.0]], "largest_step": 1.0}
     Budget(10, 8, margins, 0.7)
     with pytest.raises(InputError, match="cost_margins"):
         Budget(10, 8, margins | change, 0.7)
-    del margins["dearest"]
+    del margins["largest_step"]
     with pytest.raises(InputError, match="cost_margins"):
         Budget(10, 8, margins, 0.7)
 
@@ -65,7 +71,7 @@ def test_calibration_by_a_plain_loop(make_episodes, randomize) -> None:
         for parameter in ranker.step[-1].parameters():
             parameter.mul_(17)  # so that predictions differ
     found = calibrate(ranker, episodes)
-    assert found["steps"] == [1, 2, 4, 7] and found["dearest"] == pytest.approx(max(episodes["costs"]), abs=1e-4)
+    assert found["steps"] == [1, 2, 4, 7] and found["largest_step"] == pytest.approx(max(episodes["costs"]), abs=1e-4)
     with torch.no_grad():
         tensors = (torch.from_numpy(episodes["observations"]), torch.from_numpy(episodes["actions"]))
         predicted = ranker(*tensors)["cost"].clamp(min=0).numpy()

@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.planning import untrained
 from mpdiffuser import engines
 from mpdiffuser.engines import Prepared, compiled, libraries, resolved
 from mpdiffuser.errors import InputError
@@ -67,6 +66,7 @@ def test_openvino_leaves_the_choice_of_a_core_to_the_system(randomize, monkeypat
     assert not chosen[0].get_property("ENABLE_CPU_PINNING")
 
 
+@pytest.mark.slow
 def test_compile_agrees_with_torch(randomize, monkeypatch) -> None:
     """The graph that torch takes down; its code generator would take a minute and is torch's affair."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -125,19 +125,19 @@ def test_networks_that_no_graph_can_express(capfd) -> None:
     assert len(capfd.readouterr().out) < 1000  # the exporter prints the whole network
 
 
-def test_frames_are_seen_through_the_engine(randomize, monkeypatch) -> None:
+def test_frames_are_seen_through_the_engine(make_pipeline, randomize, monkeypatch) -> None:
     """In float32, also where the feature map, 3 x 3, does not divide into the cells; but not by one that cannot."""
     encoder = randomize(PixelEncoder("conv", 8, 2, 2, D, M))
     info = {"observation": {"shape": [20, 20, 3], "dtype": "uint8"}}
-    pipeline = untrained(encoder, Planner(**SIZES), Dynamics(**SIZES), info)
+    pipeline = make_pipeline(D, M, H, encoder=encoder, info=info)
     frames = torch.randint(256, (5, 20, 20, 3), dtype=torch.uint8)
     for engine in TOLERANCE:
-        see = pipeline.features(engine)
-        assert see != encoder.features
+        encode = pipeline.frame_encoder(engine)
+        assert encode != encoder.features
         with torch.inference_mode():
-            torch.testing.assert_close(see(frames), encoder.features(frames), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(encode(frames), encoder.features(frames), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(encoder, "frame_net", Odd())
-    assert pipeline.features("onnx") == encoder.features
+    assert pipeline.frame_encoder("onnx") == encoder.features
 
 
 @pytest.mark.parametrize("kind", ["planner", "dynamics"])

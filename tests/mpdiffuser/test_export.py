@@ -6,21 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.planning import untrained
 from mpdiffuser.errors import InputError
 from mpdiffuser.export import export
-from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from vision.encoder import PixelEncoder
 
-SIZES = dict(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
-
 
 @pytest.fixture
-def folder(randomize, tmp_path: Path) -> Path:
+def folder(make_pipeline, tmp_path: Path) -> Path:
     encoder = PixelEncoder("conv", 8, 2, 2, 3, 2)
     info = {"observation": {"shape": [16, 16, 3], "dtype": "uint8"}}
-    made = untrained(encoder, randomize(Planner(**SIZES)), randomize(Dynamics(**SIZES)), info)
+    made = make_pipeline(encoder=encoder.eval(), info=info)
     made.save_pretrained(tmp_path / "pipeline")
     return tmp_path / "pipeline"
 

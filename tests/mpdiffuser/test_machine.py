@@ -1,87 +1,29 @@
-"""Work on several cores."""
+"""Facts about this machine and this checkout."""
 
-import signal
+import re
 import subprocess
-import sys
-import threading
-import time
-
-import pytest
-import torch
+from pathlib import Path
 
 from mpdiffuser import machine
-from mpdiffuser.machine import available_cores, cpu_name, side_by_side
-
-CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(("cores", "processes", "expected"), [(2, 1, 2), (8, 1, 4), (1, 1, 1), (2, 2, 1)])
-def test_jobs_run_at_once_where_cores_lie_idle(monkeypatch, cores: int, processes: int, expected: int) -> None:
-    monkeypatch.setattr(machine, "available_cores", lambda: cores)
-    together = threading.Barrier(expected)  # passed only by that many at a time
-    seen = []
-
-    def job(number: int) -> int:
-        together.wait(timeout=20)
-        seen.append((threading.get_ident(), torch.get_num_threads()))
-        return number
-
-    results = side_by_side([lambda n=n: job(n) for n in range(4)], CPU, processes)
-    assert results == [0, 1, 2, 3]
-    assert len({thread for thread, _ in seen}) <= expected
-    assert {threads for _, threads in seen} == {torch.get_num_threads()}
-
-
-def test_a_job_that_fails(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "available_cores", lambda: 2)
-    with pytest.raises(ZeroDivisionError):
-        side_by_side([lambda: 1, lambda: 1 // 0], CPU)
-
-
-WAITING = """
-import os, signal, time, torch
-from mpdiffuser import machine
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started deaf to it
-machine.available_cores = lambda: 2
-def job():
-    os.write(1, b"running\\n")  # one call, or the lines of two threads could mix
-    time.sleep(600)
-machine.side_by_side([job, job, job], torch.device("cpu"))
-"""
-
-
-def test_ctrl_c_does_not_wait_for_the_jobs() -> None:
-    with subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline().strip() for _ in range(2)] == [b"running"] * 2
-        time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(timeout=60) != 0  # the jobs last ten minutes
-        finally:
-            process.kill()
-        assert process.stdout.read() == b""  # the third was not begun
-
-
-def test_after_a_failure_no_further_job_is_begun(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "available_cores", lambda: 2)
-    begun: list[int] = []
-    failed = threading.Event()
-
-    def job(number: int) -> None:
-        begun.append(number)
-        if number == 0:
-            raise ValueError("the first")
-        failed.wait(timeout=20)
-
-    with pytest.raises(ValueError, match="the first"):
-        side_by_side([lambda n=n: job(n) for n in range(6)], CPU)
-    time.sleep(0.3)
-    before = len(begun)
-    failed.set()
-    time.sleep(0.3)
-    assert len(begun) == before < 6
+from mpdiffuser.machine import available_cores, cpu_name, git_commit
 
 
 def test_this_machine() -> None:
     assert available_cores() >= 1 and cpu_name()
+
+
+def test_the_commit_that_runs(monkeypatch, tmp_path: Path) -> None:
+    """With -dirty for a changed checkout; None outside of one."""
+    file = tmp_path / "package" / "machine.py"
+    file.parent.mkdir()
+    file.write_text("")
+    monkeypatch.setattr(machine, "__file__", str(file))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+    who = ("-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    commit = git_commit()
+    assert commit is not None and re.fullmatch(r"[0-9a-f]{40}", commit)
+    file.write_text("changed = True")
+    assert git_commit() == f"{commit}-dirty"

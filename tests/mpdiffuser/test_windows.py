@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.windows import Steps, Windows, resample, split, split_indices, step_rows, to_go
+from mpdiffuser.windows import Steps, Windows, occupancy, resample, split, split_indices, step_rows, to_go
 
 
 def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
@@ -209,3 +209,14 @@ def test_a_single_episode_serves_as_both() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_split_depends_on_the_seed(seed: int) -> None:
     assert not np.array_equal(split_indices(50, 0.2, seed)[1], split_indices(50, 0.2, seed + 1)[1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_occupancy_by_a_plain_loop(make_episodes, share: float) -> None:
+    """1 on average over the steps; of a share g^t, t the steps since the episode's start."""
+    episodes = make_episodes([7, 5], terminated=[1])
+    found, rows = occupancy(episodes, 0.8, share), step_rows(episodes)
+    discounted = [0.8**t for length in (7, 5) for t in range(length)]
+    expected = [1 - share + share * d / (sum(discounted) / 12) for d in discounted]
+    np.testing.assert_allclose(found[rows], expected)
+    assert found[rows].mean() == pytest.approx(1)

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from mpdiffuser.evaluation import Outcome, evaluate
 
 from envs.vector import VectorEnv
-from mpdiffuser.controller import RandomController
+from evaluation.closed_loop import Outcome, evaluate
+from mpdiffuser.methods.random_actions import RandomPolicy
 
 SEEDS = [5, 6, 7, 8, 9]
+HOPPER = {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None}
 
 
-class Noted(RandomController):
+class Noted(RandomPolicy):
     """Random actions, which depend on the seed; notes who asks, and fails after some."""
 
     def __init__(self, lasts: int = 10**6) -> None:
@@ -33,20 +34,20 @@ class Noted(RandomController):
         return super().act(observations, active)
 
 
-def run(shares: list[int], controllers: list[Noted]) -> Outcome:
-    environments = [VectorEnv(count, 1, env_id="Hopper-v4") for count in shares]
+def run(counts: list[int], policies: list[Noted]) -> Outcome:
+    environments = [VectorEnv(HOPPER, count, 1) for count in counts]
     try:
-        return evaluate(controllers, environments, SEEDS)
+        return evaluate(policies, environments, SEEDS)
     finally:
         for batch in environments:
             batch.close()
 
 
-def test_shares_give_what_one_batch_gives() -> None:
+def test_counts_give_what_one_batch_gives() -> None:
     whole = run([5], [Noted()])
     pair = [Noted(), Noted()]
     parts = run([3, 2], pair)
-    assert [controller.seeds for controller in pair] == [[5, 6, 7], [8, 9]]
+    assert [policy.seeds for policy in pair] == [[5, 6, 7], [8, 9]]
     assert not pair[0].threads & pair[1].threads  # side by side
     assert len(set(whole.returns.tolist())) == 5
     np.testing.assert_array_equal(parts.returns, whole.returns)
@@ -55,7 +56,7 @@ def test_shares_give_what_one_batch_gives() -> None:
 
 
 def test_a_share_that_fails_ends_the_others_and_their_simulators() -> None:
-    environments = [VectorEnv(count, 1, env_id="Hopper-v4") for count in (3, 2)]
+    environments = [VectorEnv(HOPPER, count, 1) for count in (3, 2)]
     with pytest.raises(ArithmeticError, match="no more"):
         evaluate([Noted(), Noted(lasts=2)], environments, SEEDS)
     assert all(batch.closed for batch in environments)

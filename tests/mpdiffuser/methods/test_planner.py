@@ -1,0 +1,91 @@
+"""The planner's data: rounds of values, and weights by advantage."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.methods import TrainingData
+from mpdiffuser.methods.planner import advantage_weights, fit_ranker
+from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.trainer import TrainConfig, Trainer
+from mpdiffuser.windows import to_go
+
+START, CROSSING, GOOD, BAD, ELSEWHERE = range(5)
+DISCOUNT = 0.9
+
+
+def data_of(parts: tuple[Episodes, Episodes], **settings: Any) -> TrainingData:
+    """Training data of these parts as they are."""
+    dims = [parts[0][key].shape[1] for key in ("observations", "actions")]
+    return TrainingData({"discount": DISCOUNT, **settings}, parts, *map(Normalizer, dims), NoiseSchedule())
+
+
+def crossroads(repeats: int = 8, tail: int = 12) -> Episodes:
+    """All episodes from START cross to BAD (reward 0); those from ELSEWHERE cross to GOOD (reward 1)."""
+    places = [[START, START, CROSSING, *[BAD] * tail], [ELSEWHERE, ELSEWHERE, CROSSING, *[GOOD] * tail]] * repeats
+    rows, steps = np.concatenate(places), len(places[0]) - 1
+    rewards, ends = (rows == GOOD).astype(np.float32), np.zeros(len(rows), bool)
+    offsets = np.arange(len(places) + 1) * (steps + 1)
+    ends[offsets[1:] - 2] = True
+    arrays = {"observations": np.eye(5, dtype=np.float32)[rows], "actions": np.zeros((len(rows), 1), np.float32)}
+    arrays |= {"rewards": rewards, "terminations": np.zeros(len(rows), bool), "truncations": ends}
+    return Episodes(arrays, offsets)
+
+
+@pytest.mark.parametrize(("rounds", "td_lambda", "value"), [(1, 0.5, 0.0), (4, 0.0, 0.632), (4, 0.5, 0.317)])
+def test_rounds_put_beginnings_and_ends_together(tmp_path: Path, rounds: int, td_lambda: float, value: float) -> None:
+    """The value of START: 0 as logged. But from CROSSING half went to GOOD, so its value is c = 0.8 g, the
+    0.8-expectile of {0, g}. Two rows are START, with the returns g (1 - lambda) c = a and, one step before,
+    b = g ((1 - lambda) V + lambda a); V is their expectile: 0.8 (a - V) = 0.2 (V - b).
+    """
+    episodes = crossroads()
+    trained: list[str] = []
+
+    def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
+        trained.append(name)
+        config = TrainConfig(steps=150, batch_size=64, learning_rate=3e-3, warmup=5, ema_decay=0.95)
+        return Trainer(name, model, data, validation, config, tmp_path / name, Accelerator(cpu=True)).train()
+
+    torch.manual_seed(0)
+    ranker = Ranker(5, 1, hidden=32, discount=DISCOUNT, optimism=0.8)
+    data = data_of((episodes, episodes), rounds=rounds, td_lambda=td_lambda, occupancy=0.0)
+    assert fit_ranker(fit, ranker, data) is ranker
+    assert trained == [*(f"ranker/round_{k}" for k in range(1, rounds)), "ranker"]
+    if rounds == 1:
+        np.testing.assert_allclose(data.shared["targets"][0][:, 0], to_go(episodes["rewards"], episodes, DISCOUNT))
+    found = ranker.values(np.eye(5))
+    assert found[START] == pytest.approx(value, abs=0.06)
+    assert found[GOOD] == pytest.approx(1, abs=0.02)
+    assert found[BAD] == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.6, 1.0])
+def test_weights_by_their_definition(make_episodes, randomize, gae_lambda: float) -> None:
+    """One-step errors of the values, summed with (g lambda)^k (Schulman et al. 2016, eq. 16), exponentiated."""
+    parts = (make_episodes([7, 5], terminated=[1]), make_episodes([4], seed=1))
+    ranker = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
+    found = advantage_weights(ranker, data_of(parts), gae_lambda, 0.7, 0.5)
+    advantages = []
+    for part in parts:
+        values = ranker.values(part["observations"]).astype(float)
+        each = np.zeros(len(values))
+        for e in range(len(part)):
+            rows = part.rows(e)
+            last, ends = rows.stop - 1, part["terminations"][rows.stop - 2]
+            for t in range(rows.start, last):
+                for k in range(t, last):
+                    beyond = 0.0 if k + 1 == last and ends else values[k + 1]
+                    error = (1 - DISCOUNT) * part["rewards"][k] + DISCOUNT * beyond - values[k]
+                    each[t] += (DISCOUNT * gae_lambda) ** (k - t) * error
+        advantages.append(each)
+    steps = [np.delete(np.arange(len(a)), part.offsets[1:] - 1) for a, part in zip(advantages, parts)]
+    scale = 0.7 * advantages[0][steps[0]].std()
+    for weights, advantage, rows in zip(found, advantages, steps):
+        np.testing.assert_allclose(np.log(weights[rows]), np.clip(advantage[rows] / scale, -8, 0.5), atol=1e-3)

@@ -1,0 +1,132 @@
+"""The denoisers: saving, losses and random numbers against plain loops."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.models.denoisers import Dynamics, Planner, hold
+from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
+
+D, M, H = 3, 2, 8
+SIZES = dict(latent_dim=D, action_dim=M, horizon=H, width=8, multipliers=(1, 2), embedding=16)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of_windows(batch: int = 4, valid: int = H) -> dict[str, torch.Tensor]:
+    """Windows whose first `valid` rows are real; no action is taken at the last of them."""
+    rows = torch.arange(H).expand(batch, H)
+    return {
+        "latents": normal(batch, H, D, seed=1),
+        "actions": normal(batch, H, M, seed=2),
+        "mask": (rows < valid).float(),
+        "action_mask": (rows < valid - 1).float(),
+        "condition": normal(batch, 1, seed=3),
+    }
+
+
+@pytest.mark.parametrize("kind", [Planner, Dynamics])
+def test_other_sizes_that_cannot_be(kind: type) -> None:
+    with pytest.raises(InputError, match=r"prediction: must be one of epsilon, sample, v_prediction.*'noise'"):
+        kind(**SIZES, prediction="noise")
+    with pytest.raises(InputError, match=r"width: must be a multiple of 8.*found 12"):
+        kind(**{**SIZES, "width": 12})
+
+
+@pytest.mark.parametrize("kind", [Planner, Dynamics])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("valid", [2, 5, H])
+def test_denoising_loss_by_hand(randomize, kind: type, prediction: str, valid: int) -> None:
+    schedule = NoiseSchedule(100)
+    model = randomize(kind(**SIZES, prediction=prediction))
+    batch = batch_of_windows(valid=valid)
+    random = model.draw(4, schedule, torch.Generator().manual_seed(0))
+    levels, noise = random["levels"], random["noise"]
+    clean = torch.cat([batch["latents"], batch["actions"]], -1)
+    alpha = schedule.alpha_bar[levels].sqrt().float()[:, None, None]
+    sigma = (1 - schedule.alpha_bar[levels]).sqrt().float()[:, None, None]
+    noisy = alpha * clean + sigma * noise
+    noisy[:, 0, :D] = clean[:, 0, :D]
+    with torch.no_grad():
+        inputs = (batch["condition"], random["keep"]) if kind is Planner else ()
+        output = model(noisy, levels, *inputs)
+        found = model.loss(batch, random, schedule)["loss"].item()
+    wanted = {"epsilon": noise, "sample": clean, "v_prediction": alpha * noise - sigma * clean}[prediction]
+    channels = D + M if kind is Planner else D
+    per_window = []
+    for b in range(4):
+        total = weights = 0.0
+        for k in range(H):
+            for c in range(channels):
+                weight = float(0 < k < valid) if c < D else float(k < valid - 1) * (50.0 if k == 0 else 1.0)
+                total += weight * (output[b, k, c] - wanted[b, k, c]).item() ** 2
+                weights += weight
+        per_window.append(total / weights)
+    assert found == pytest.approx(sum(per_window) / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Planner, Dynamics])
+def test_padded_rows_are_no_targets(kind: type) -> None:
+    schedule, valid = NoiseSchedule(100), 5
+    model = kind(**SIZES)  # fresh, its output is the same whatever it sees, so only targets matter
+    batch = batch_of_windows(valid=valid)
+    random = model.draw(4, schedule, torch.Generator().manual_seed(0))
+    loss = model.loss(batch, random, schedule)["loss"]
+    padded = {**batch, "latents": batch["latents"].clone(), "actions": batch["actions"].clone()}
+    padded["latents"][:, valid:] += 5
+    padded["actions"][:, valid - 1 :] += 5
+    assert torch.equal(model.loss(padded, random, schedule)["loss"], loss)
+    padded["latents"][:, valid - 1] += 5
+    assert model.loss(padded, random, schedule)["loss"] > loss + 0.1
+
+
+def test_dropped_conditions_do_not_matter(randomize) -> None:
+    planner = randomize(Planner(**SIZES))
+    x, levels = normal(2, H, D + M), torch.tensor([3, 50])
+    for keep, same in ((torch.zeros(2), True), (torch.ones(2), False)):
+        outputs = [planner(x, levels, condition, keep) for condition in (normal(2, 1), normal(2, 1, seed=9))]
+        assert torch.equal(*outputs) == same
+    free, zero = (planner(x, levels, torch.zeros(2, 1), keep) for keep in (torch.zeros(2), torch.ones(2)))
+    assert not torch.allclose(free, zero)  # "no target" is not "the target 0"
+
+
+def test_share_of_dropped_conditions() -> None:
+    keep = Planner(**SIZES, dropout=0.25).draw(20_000, NoiseSchedule(100), torch.Generator().manual_seed(0))["keep"]
+    assert set(keep.tolist()) == {0.0, 1.0}
+    assert keep.mean().item() == pytest.approx(0.75, abs=0.01)
+
+
+def test_draw_covers_all_levels_and_repeats() -> None:
+    model, schedule = Dynamics(**SIZES), NoiseSchedule(10)
+    first, second = (model.draw(500, schedule, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert set(first["levels"].tolist()) == set(range(10))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_levels_are_the_highest_of_several_draws(draws: int) -> None:
+    """Of n even draws from 0..T-1 the highest is at most t with probability ((t + 1) / T)^n."""
+    planner, schedule = Planner(**SIZES, level_draws=draws), NoiseSchedule(10)
+    levels = planner.draw(50_000, schedule, torch.Generator().manual_seed(3))["levels"]
+    for t in range(10):
+        assert (levels <= t).float().mean().item() == pytest.approx(((t + 1) / 10) ** draws, abs=0.01)
+    with pytest.raises(InputError, match=r"planner\.level_draws: must be at least 1, found 0"):
+        Planner(**SIZES, level_draws=0)
+
+
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.data())
+def test_hold_puts_what_is_known_in_its_place(horizon: int, d: int, m: int, with_goal: bool, data) -> None:
+    count = data.draw(st.integers(0, horizon))
+    x, present, goal = normal(2, horizon, d + m), normal(2, d, seed=1), normal(2, d, seed=2)
+    committed = normal(2, count, m, seed=3)
+    before = x.clone()
+    held = hold(x, present, goal if with_goal else None, committed if count else None)
+    assert torch.equal(x, before)
+    for k in range(horizon):
+        state = present if k == 0 else goal if with_goal and k == horizon - 1 else x[:, k, :d]
+        assert torch.equal(held[:, k, :d], state)
+        assert torch.equal(held[:, k, d:], committed[:, k] if k < count else x[:, k, d:])
