@@ -73,16 +73,18 @@ def test_what_is_not_given_is_as_saved(stage: SimpleNamespace, make_pipeline: An
 
 
 def test_methods_that_need_the_expert_are_left_out_where_there_is_none(stage: SimpleNamespace, capsys: Any) -> None:
-    cfg = stage.configuration("evaluation.methods=[random,expert]")
-    prepare(cfg, HOPPER, stage.output)
-    assert list(cfg.evaluation.methods) == ["random"]
+    def prepared(methods: str, environment: dict[str, Any]) -> list[str]:
+        cfg = stage.configuration(f"evaluation.methods={methods}")
+        use_saved_settings(cfg, MPDiffuserPipeline.from_pretrained(stage.folder))
+        prepare(cfg, environment, stage.output)
+        return list(cfg.evaluation.methods)
+
+    assert prepared("[random,expert]", HOPPER) == ["random"]
     assert "note: expert left out: there is no expert of this environment" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"evaluation\.methods: .*expert"):
-        prepare(stage.configuration("evaluation.methods=[expert]"), HOPPER, stage.output)
+        prepared("[expert]", HOPPER)
     capsys.readouterr()
-    cfg = stage.configuration("evaluation.methods=[random,expert]")
-    prepare(cfg, CARTPOLE, stage.output)
-    assert list(cfg.evaluation.methods) == ["random", "expert"] and not capsys.readouterr().out
+    assert prepared("[random,expert]", CARTPOLE) == ["random", "expert"] and not capsys.readouterr().out
     assert find_expert(HOPPER) is None and find_expert(CARTPOLE | {"task": "hopper_stand"}) is None
     assert find_expert(CARTPOLE) is not None
 
