@@ -1,5 +1,6 @@
 """What each model depends on, which folders are refused, and what training leaves."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,8 @@ from mpdiffuser.training import (
 from vision.encoder import IdentityEncoder
 
 DATA = {"data": "abc"}
-TINY = ["debug=true", "trackers=[]", "horizon=8", "rounds=2", "train.*.steps=4", "checkpoint_every=2"]
-SMALL = ["planner.width=8", "planner.embedding=16", "dynamics.width=8", "dynamics.embedding=16", "ranker.hidden=8"]
+TINY = ["debug=true", "trackers=[]", "horizon=8", "rounds=2", "checkpoint_every=2", "ranker.hidden=8"]
+TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "embedding=16")]
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +156,17 @@ def train(cfg: DictConfig, episodes: Any, methods: list[str], **info: Any) -> MP
     return train_pipeline(cfg, episodes, IdentityEncoder(d, m), None, Accelerator(cpu=True), Clock(), info, methods)
 
 
+@functools.cache
+def tiny_options() -> DictConfig:
+    """Of a run of a few steps; composed once, as that takes longer than the run."""
+    trained = {recipe.section or recipe.name for recipe in recipes_of(METHODS).values() if recipe.train is not None}
+    return load("state", [*TINY, *(f"train.{name}.steps=4" for name in sorted(trained))])
+
+
 def tiny(output: Path, *more: str) -> DictConfig:
-    options = [word for word in TINY if "*" not in word]
-    steps = {recipe.section or recipe.name for recipe in recipes_of(METHODS).values() if recipe.train is not None}
-    options += [f"train.{name}.steps=4" for name in sorted(steps)]
-    return load("state", [*options, *SMALL, f"output_dir={output}", *more])
+    cfg = OmegaConf.merge(tiny_options(), OmegaConf.from_dotlist([f"output_dir={output}", *more]))
+    assert isinstance(cfg, DictConfig)
+    return cfg
 
 
 @pytest.fixture(scope="module")
