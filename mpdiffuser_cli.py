@@ -8,7 +8,7 @@ from mpdiffuser.commands import entry_point
 from mpdiffuser.errors import InputError
 
 LAUNCH = "for several processes: accelerate launch --no_python mpdiffuser"
-COMMANDS = {  # name -> module whose `main` runs it, what it does
+COMMANDS = {  # name -> module whose `main` runs the command, summary
     "train-vision": ("train_vision", f"train from pixels ({LAUNCH} train-vision ...)"),
     "train-state": ("train_state", f"train from states ({LAUNCH} train-state ...)"),
     "evaluate": ("evaluation.command", "evaluate a pipeline in closed loop"),
@@ -21,7 +21,7 @@ COMMANDS = {  # name -> module whose `main` runs it, what it does
 
 
 def usage() -> str:
-    """What `mpdiffuser --help` prints."""
+    """Return the text of `mpdiffuser --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(["usage: mpdiffuser COMMAND ..., where COMMAND --help tells its options\n", *lines])
@@ -29,10 +29,10 @@ def usage() -> str:
 
 @entry_point
 def main() -> int | None:
-    """Run the command that the first word names.
+    """Run the command that is the first argument, and return its exit status.
 
     Raises:
-        InputError: if there is no such command.
+        InputError: for an unknown command.
     """
     word, *rest = sys.argv[1:] or ["--help"]
     if word in ("-h", "--help"):

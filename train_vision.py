@@ -1,8 +1,8 @@
-"""From pixels to a controlled robot: accelerate launch train_vision.py
+"""Train from pixels and evaluate: accelerate launch train_vision.py
 
-Collects pixel episodes (or opens `dataset=`), trains the encoder and the models of the method (method=mpdiffuser by
-default, or a baseline of docs/methods.md, or all), controls the task from pixels, and writes metrics.json, video.mp4
-and report.html under output_dir.
+The script collects episodes with pixels (or opens `dataset=`) and trains the encoder and the models of the method. The
+default is method=mpdiffuser; other values are the baselines in docs/methods.md, and all. It then evaluates the method
+from pixels and writes metrics.json, video.mp4 and report.html into output_dir.
 """
 
 from pathlib import Path
@@ -11,24 +11,28 @@ from omegaconf import DictConfig
 
 from envs.collect import collect
 from envs.record import dm_control_record
+from evaluation.check import check_evaluation
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from mpdiffuser.config import configured
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.launch import Clock, origin, start, start_trackers
+from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
 from mpdiffuser.training import check_folder, identities, train_pipeline
 from vision.training import build_representation, encoder_identities, train_encoder
 
-# of the dataset's info, what the pipeline's info keeps
+# entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
 
 
 @configured("vision")
 def main(cfg: DictConfig) -> None:
+    """Train and evaluate on a task from pixels."""
     if "suite" in cfg.task:
         raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: a task from states, for train_state.py")
-    output, clock, methods = Path(cfg.output_dir), Clock(), cfg.evaluation.methods
+    check_evaluation(cfg)
+    check_training(cfg)
+    output, clock = Path(cfg.output_dir), Clock()
     episodes = Episodes.load(cfg.dataset) if cfg.dataset else None
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
     prepare(cfg, episodes.info.get("environment") if episodes else environment, output)
@@ -37,9 +41,11 @@ def main(cfg: DictConfig) -> None:
         with clock("collect"), accelerator.main_process_first():
             chosen = (cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
             episodes = Episodes.load(collect(environment, *chosen, processes=cfg.processes))
+    check_samplers(cfg, cfg.horizon, episodes["actions"].shape[1])
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     info["data"] = episodes.checksum()
     representation = build_representation(cfg, episodes)
+    methods = cfg.evaluation.methods
     encoder_stages = encoder_identities(cfg, info["data"], representation)
     latents_identity = encoder_stages["representation"]
     check_folder(output, encoder_stages | identities(cfg, latents_identity, methods))

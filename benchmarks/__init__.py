@@ -1,1 +1,1 @@
-"""What it costs, against what this machine can do: each module is a command."""
+"""Benchmarks: what each part costs, beside the limit of this machine; each module is a command."""

@@ -1,7 +1,7 @@
 """Frames a second of encoders, by backbone, batch and engine: python -m benchmarks.encoding
 
-Untrained weights, 64 x 64 pixels, each network cut at the stride that train_vision.py uses. The bound is the arithmetic
-at the best rate that this run measured.
+Untrained weights, 64 x 64 pixels, each network cut at the stride that train_vision.py uses. The bound is the network's
+arithmetic at the best rate that this run measured.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.limits import limits, parser, report, timed, work
+from benchmarks.common import parse, parser, rates, report, timed
+from benchmarks.limits import limits, work
 from mpdiffuser.engines import ENGINES, compiled, resolved
 from vision.backbones import DEFAULT, Backbone
 
@@ -17,22 +18,17 @@ NAMES = (DEFAULT, "timm:mobilenetv3_small_100", "torchvision:resnet18", "conv")
 
 
 def encode(name: str, engine: str, batch: int, size: int, repeats: int, rate: float) -> dict[str, Any]:
-    """A row: features of a batch of frames."""
+    """A row: features of a batch of frames.
+
+    Args:
+        size: pixels a side. rate: GFLOP a second, for the bound.
+    """
     net = Backbone(name).eval().requires_grad_(False)
     frames = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8)
     run = compiled(net, engine, (frames[:1].repeat(2, 1, 1, 1),))
     with torch.inference_mode():
-        found = timed(lambda: run(frames), repeats)
-        bound = work(net, frames) / rate / 1e6
-    return {
-        "backbone": name,
-        "engine": engine,
-        "batch": batch,
-        **found,
-        "frames a second of a core": 1e3 * batch / found["cpu_ms"],
-        "bound ms": bound,
-        "times the bound": found["cpu_ms"] / bound,
-    }
+        found = rates(timed(lambda: run(frames), repeats), "frames", batch, work(net, frames) / rate / 1e6)
+    return {"backbone": name, "engine": engine, "batch": batch, **found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--engines", nargs="*", default=engines, choices=ENGINES[1:])
     options.add_argument("--batches", nargs="*", type=int, default=[1, 64])
     options.add_argument("--size", type=int, default=64)
-    args = options.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    args = parse(options, arguments)
     if args.quick:
         args.backbones, args.batches = ["conv"], [1, 2]
     measured = limits(args.quick)

@@ -1,9 +1,9 @@
 """Windows a second, and the memory of datasets: python -m benchmarks.loading
 
-A million transitions of states as the planner is trained on them, and 100,000 frames of 64 x 64 pixels in a dataset's
-folder, memory-mapped, of which windows of 32 rows are drawn. Memory: what the process holds more than before; of mapped
-files only what it touched, which the system may take back. The bound: the windows' bytes at the memory bandwidth that
-this run measured.
+Draws windows from a million transitions of states, as in the planner's training, and windows of 32 rows from 100,000
+memory-mapped frames of 64 x 64 pixels. Memory is the growth of the process; of memory-mapped files it counts the pages
+that were read, which the system can take back. The bound is the windows' bytes at the memory bandwidth that this run
+measured.
 """
 
 import tempfile
@@ -15,13 +15,16 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.limits import episodes_of, limits, parser, report, timed
+from benchmarks.common import parse, parser, rates, report, timed
+from benchmarks.limits import limits
+from experiments.untrained import random_episodes
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.trainer import data_order
 from mpdiffuser.windows import Windows, to_go
 
 BATCH, HORIZON = 64, 32
+STATES_LENGTH, FRAMES_LENGTH = 1000, 250  # steps of an episode
 
 
 def resident_gib() -> float:
@@ -31,7 +34,7 @@ def resident_gib() -> float:
 def states(steps: int, rate: float, repeats: int) -> dict[str, Any]:
     """A row: batches of windows of states, in the trainer's order."""
     before = resident_gib()
-    episodes = episodes_of(steps)
+    episodes = random_episodes(max(1, steps // STATES_LENGTH), STATES_LENGTH, 11, 3)
     held = resident_gib()
     returns = to_go(episodes["rewards"], episodes, 0.99)[:, None]
     normalizers = Normalizer(11).fit(episodes["observations"]), Normalizer(3).fit(episodes["actions"])
@@ -46,14 +49,14 @@ def states(steps: int, rate: float, repeats: int) -> dict[str, Any]:
 def pixels(steps: int, rate: float, repeats: int) -> dict[str, Any]:
     """A row: batches of windows of frames, from a folder on the disk."""
     with tempfile.TemporaryDirectory() as folder:
-        episodes_of(steps, length=250, size=64).save(Path(folder) / "data")
+        random_episodes(max(1, steps // FRAMES_LENGTH), FRAMES_LENGTH, frame_size=64).save(Path(folder) / "data")
         before = resident_gib()
         episodes = Episodes.load(Path(folder) / "data")
         held, random = resident_gib(), np.random.default_rng(0)
 
         def batch() -> np.ndarray:
             chosen = random.integers(len(episodes), size=BATCH)
-            starts = episodes.offsets[chosen] + random.integers(0, 250 - HORIZON, BATCH)
+            starts = episodes.offsets[chosen] + random.integers(0, FRAMES_LENGTH - HORIZON, BATCH)
             return episodes["frames"][starts[:, None] + np.arange(HORIZON)]
 
         found = timed(batch, repeats)
@@ -62,21 +65,17 @@ def pixels(steps: int, rate: float, repeats: int) -> dict[str, Any]:
 
 
 def row(found: dict[str, float], size: int, rate: float) -> dict[str, Any]:
-    bound = 2 * size / rate / 1e6
-    return {
-        **found,
-        "windows a second of a core": 1e3 * BATCH / found["cpu_ms"],
-        "bound ms": bound,
-        "times the bound": found["cpu_ms"] / bound,
-    }
+    """Columns of a timing of BATCH windows; the bound is to read and to write their `size` bytes at `rate` GB/s."""
+    return rates(found, "windows", BATCH, 2 * size / rate / 1e6)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--transitions", type=int, default=1_000_000)
-    options.add_argument("--frames", type=int, default=100_000, help="1.2 GB for a moment on the disk")
-    args = options.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    options.add_argument(
+        "--frames", type=int, default=100_000, help="the default takes 1.2 GB of the disk for a moment"
+    )
+    args = parse(options, arguments)
     if args.quick:
         args.transitions, args.frames = 5000, 500
     repeats = 5 if args.quick else 50

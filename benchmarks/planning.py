@@ -1,9 +1,9 @@
 """What a plan costs: python -m benchmarks.planning --help
 
-Untrained networks, which cost what trained ones do; 11 + 3 dimensions, horizon 32, guidance 2 on the planner: at each
-level two passes of it and one of the dynamics model. A level is the slope between few and many levels; its bound is its
-arithmetic at the best rate that this run measured (benchmarks.limits). Then, from a frame to an action: the settings of
-train_vision.py, or any pipeline that sees pixels.
+First plans from states, with untrained networks, 11 + 3 dimensions, horizon 32 and guidance 2: at each level two passes
+of the planner and one of the dynamics model. The cost of a level is the slope between few and many levels; its bound is
+its arithmetic at the best rate that this run measured (benchmarks.limits). Then the time from a frame to an action,
+with the settings of train_vision.py, or with a pipeline that sees pixels and its own settings.
 
     python -m benchmarks.planning --engines openvino torch --candidates 64 --sizes reference
     python -m benchmarks.planning --pipeline results/cartpole_swingup-mixed/pipeline
@@ -17,19 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import vision  # noqa: F401  the encoder classes that a pipeline folder may name
-from benchmarks.limits import limits, parser, report, timed, work
+from benchmarks.common import parse, parser, report, timed
+from benchmarks.limits import limits, work
+from experiments.untrained import untrained
 from mpdiffuser.config import load, settings
 from mpdiffuser.controller import Controller
 from mpdiffuser.engines import ENGINES, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.training import sampler_config
 from vision.encoder import IdentityEncoder, PixelEncoder
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -41,40 +38,30 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def states_pipeline(size: str, latent_dim: int = 11, action_dim: int = 3, horizon: int = 32) -> MPDiffuserPipeline:
-    """From states, untrained."""
+    """An untrained pipeline on states."""
     sizes = {"latent_dim": latent_dim, "action_dim": action_dim, "horizon": horizon, **SIZES[size]}
     return untrained(IdentityEncoder(latent_dim, action_dim), Planner(**sizes), Dynamics(**sizes), info={})
 
 
 def pixels_pipeline() -> MPDiffuserPipeline:
-    """From pixels, as train_vision.py would make it for cartpole; untrained."""
+    """An untrained pipeline on pixels, of the sizes and settings of train_vision.py for cartpole."""
     cfg = load("vision", [])
     encoder = PixelEncoder(**{k: v for k, v in settings(cfg.encoder).items() if k not in ("pretrained", "download")})
     sizes = {"latent_dim": encoder.config["latent_dim"], "action_dim": 1, "horizon": cfg.horizon}
     planner, dynamics = Planner(**sizes, **settings(cfg.planner)), Dynamics(**sizes, **settings(cfg.dynamics))
     info = {"observation": {"shape": [cfg.task.size, cfg.task.size, 3], "dtype": "uint8"}}
-    return untrained(encoder, planner, dynamics, info)
-
-
-def untrained(encoder: Any, planner: Planner, dynamics: Dynamics, info: dict[str, Any]) -> MPDiffuserPipeline:
-    d, m = (planner.config[key] for key in ("latent_dim", "action_dim"))
-    normalizers = Normalizer(d).fit(np.eye(d) * 3), Normalizer(m).fit(np.array([[-1.0] * m, [1.0] * m]))
-    ranker, condition = Ranker(d, m), Marginals(1).fit(np.linspace(-1, 1, 9)[:, None])
-    models = [model.eval() for model in (encoder, planner, dynamics, ranker)]
-    return MPDiffuserPipeline(
-        models[0], *normalizers, condition, models[1], models[2], models[3], NoiseSchedule(), info=info
-    )
+    return untrained(encoder, planner, dynamics, info, settings(cfg.sampler))
 
 
 def level_work(pipeline: MPDiffuserPipeline, guidance: float) -> float:
-    """FLOP of a level for one candidate."""
+    """Floating-point operations of a level for one candidate."""
     passes = 1 if guidance in (0, 1) else 2
     planner, dynamics = (work(model, *model.example()) / 2 for model in (pipeline.planner, pipeline.dynamics))
     return passes * planner + dynamics
 
 
 def plan(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> dict[str, float]:
-    """Times of a plan for one environment."""
+    """Timing of a plan for one environment."""
     sampler, generator = pipeline.sampler(config), torch.Generator().manual_seed(0)
     latents = torch.zeros(1, pipeline.planner.config["latent_dim"])
     return timed(lambda: pipeline(latents, sampler, [generator]), repeats)
@@ -83,7 +70,11 @@ def plan(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> d
 def level(
     pipeline: MPDiffuserPipeline, config: SamplerConfig, steps: Sequence[int], repeats: int, rate: float
 ) -> dict[str, Any]:
-    """A row: a plan with the most of `steps` levels, and of a level the slope between them, beside its bound."""
+    """A row: a plan with the larger number of levels, and the cost of a level with its bound.
+
+    Args:
+        steps: a small and a large number of levels. rate: GFLOP a second, for the bound.
+    """
     few, many = (plan(pipeline, replace(config, steps=count), repeats) for count in steps)
     slope = {key: (many[key] - few[key]) / (steps[1] - steps[0]) for key in ("cpu_ms", "cpu_ms_best", "wall_ms")}
     bound = config.candidates * level_work(pipeline, config.guidance) / rate / 1e6
@@ -103,9 +94,9 @@ def act(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> di
     """A row: from a frame to an action."""
     controller = Controller(pipeline, config)
     frames = np.random.default_rng(0).integers(0, 256, (1, *pipeline.config["info"]["observation"]["shape"]), np.uint8)
-    see, seen = pipeline.features(config.engine), torch.from_numpy(frames)
+    encoder, frame = pipeline.frame_encoder(config.engine), torch.from_numpy(frames)
     with torch.inference_mode():
-        encode = timed(lambda: see(seen), repeats)
+        encode = timed(lambda: encoder(frame), repeats)
     found = timed(lambda: controller.act(frames), repeats)
     return {
         "engine": config.engine,
@@ -126,16 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--guidance", nargs="*", type=float, default=[2.0], help="0 and 1 need one pass of the planner"
     )
-    options.add_argument("--levels", nargs=2, type=int, default=[2, 10], help="few and many")
-    options.add_argument("--pipeline", type=Path, help="one that sees pixels, in place of an untrained one")
+    options.add_argument("--levels", nargs=2, type=int, default=[2, 10], help="a small and a large number")
+    options.add_argument("--pipeline", type=Path, help="of pixels, in place of an untrained one")
     options.add_argument("--repeats", type=int, default=30)
-    args = options.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    args = parse(options, arguments)
     if args.quick:
         args.sizes, args.candidates, args.levels, args.repeats = ["small"], args.candidates[:2], [1, 2], 3
     pixels = MPDiffuserPipeline.from_pretrained(args.pipeline) if args.pipeline else pixels_pipeline()
     if not pixels.sees_pixels:
-        raise InputError(f"--pipeline: must say in its info what frames it sees, found {args.pipeline}; train it anew")
+        raise InputError(f"--pipeline: must be a pipeline on pixels, found {args.pipeline}")
     measured, rows = limits(args.quick), []
     for size in args.sizes:
         pipeline = states_pipeline(size)
@@ -145,10 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     config = SamplerConfig(candidates=count, guidance=guidance, engine=engine)
                     row = level(pipeline, config, args.levels, args.repeats, measured["best_gflops"])
                     rows.append({"network": size, **row})
-    base = sampler_config(load("vision", []).sampler)
     for engine in args.engines:
         for count in args.candidates:
-            row = act(pixels, replace(base, candidates=count, engine=engine), args.repeats)
+            row = act(pixels, replace(pixels.sampler_defaults, candidates=count, engine=engine), args.repeats)
             rows.append({"network": str(args.pipeline or "train_vision.py"), **row})
     report(args, "planning", rows, measured)
 

@@ -1,30 +1,31 @@
-"""How cost grows: python -m benchmarks.scaling
+"""How the cost grows with the size: python -m benchmarks.scaling
 
-With candidates, horizon, width of the networks and environments planned for at once: the processor time of a plan of 4
-levels. With processes: wall time of a decision of 16 environments with pixels, the processes' own work included. Each
-row has the exponent k of cost ~ size^k, fitted over its sizes: 1 is proportional, below 1 the machine is used better
-the larger the work is. In the limit k is 1 for candidates, horizon and environments, 2 for width, -1 for processes as
-far as there are cores.
+Along candidates, horizon, width of the networks and number of environments: processor time of a plan of 4 levels. Along
+processes: wall time of a step of 16 environments with pixels. Each row has the exponent k of cost ~ size^k, fitted over
+its sizes. For large sizes k is 1 for candidates, horizon and environments, 2 for width, and -1 for processes up to the
+number of cores; a smaller k means that larger work uses the machine better.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from envs.vector import VectorEnv  # before torch: see tests/test_imports.py
-
-import numpy as np  # isort: skip
+import numpy as np
 import torch
 
-from benchmarks.limits import limits, parser, report, timed
-from benchmarks.planning import level_work, untrained
+from benchmarks.common import parse, parser, report, timed
+from benchmarks.limits import limits
+from benchmarks.planning import level_work
+from envs.record import dm_control_record
+from envs.vector import VectorEnv
+from experiments.untrained import untrained
 from mpdiffuser.engines import ENGINES
 from mpdiffuser.machine import available_cores
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.sampler import SamplerConfig
 from vision.encoder import IdentityEncoder
 
-LIMITS = {"candidates": 1, "horizon": 1, "width": 2, "environments": 1, "processes": -1}
+EXPONENTS = {"candidates": 1, "horizon": 1, "width": 2, "environments": 1, "processes": -1}
 SIZES = {
     "candidates": (1, 4, 16, 64, 256),
     "horizon": (16, 32, 64, 128),
@@ -43,7 +44,7 @@ def plan(
     width: int = 32,
     environments: int = 1,
 ) -> dict[str, float]:
-    """Times of a plan, and its bound."""
+    """Timing of a plan, and its bound."""
     sizes = {"latent_dim": 11, "action_dim": 3, "horizon": horizon, "width": width, "multipliers": (1, 2, 4)}
     pipeline = untrained(IdentityEncoder(11, 3), Planner(**sizes), Dynamics(**sizes), info={})
     config = replace(config, candidates=candidates)
@@ -55,8 +56,9 @@ def plan(
 
 
 def decide(processes: int, repeats: int) -> dict[str, float]:
-    """Wall time of a decision of 16 environments that are drawn."""
-    environments = VectorEnv(16, processes, task="cartpole_swingup", observation="frames")
+    """Wall time of a step of 16 environments with pixels."""
+    task = {"name": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1}
+    environments = VectorEnv(dm_control_record(task, "fast"), 16, processes, observation="frames")
     try:
         environments.reset(seed=0)
         found = timed(lambda: environments.step(np.zeros((16, 1), np.float32)), repeats)
@@ -66,7 +68,7 @@ def decide(processes: int, repeats: int) -> dict[str, float]:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """k of cost ~ size^k, by least squares of logarithms."""
+    """k of cost ~ size^k, by least squares on the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
@@ -74,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--engine", default="auto", choices=ENGINES)
     options.add_argument("--along", nargs="*", default=list(SIZES), choices=list(SIZES))
-    args = options.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    args = parse(options, arguments)
     measured, repeats = limits(args.quick), 3 if args.quick else 15
     config, rows = SamplerConfig(steps=1 if args.quick else 4, engine=args.engine), []
     for axis in args.along:
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fitted = exponent(sizes, [each[key] for each in found])
         for size, each in zip(sizes, found):
             ratio: dict[str, Any] = {"times the bound": each["cpu_ms"] / each["bound ms"]} if "bound ms" in each else {}
-            rows.append({"along": axis, "size": size, **each, **ratio, "exponent": fitted, "limit": LIMITS[axis]})
+            rows.append({"along": axis, "size": size, **each, **ratio, "exponent": fitted, "limit": EXPONENTS[axis]})
     report(args, "scaling", rows, measured)
 
 

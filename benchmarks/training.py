@@ -1,8 +1,8 @@
 """What a training step costs, by model and precision: python -m benchmarks.training
 
-The trainer's own loop on random episodes, batch 64, each model as train_vision.py makes it; `reference` is a U-Net of
-width 32, (1, 2, 4), horizon 32. The bound is the arithmetic of a forward and a backward pass at the best rate that this
-run measured, in float32.
+Runs the trainer on random episodes with batch 64 and the models of train_vision.py; `reference` is a U-Net of width 32,
+(1, 2, 4), horizon 32. The bound is the arithmetic of a forward and a backward pass at the best float32 rate that this
+run measured.
 """
 
 import json
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from mpdiffuser.models.cloning import BehaviourCloning
 
-from benchmarks.limits import episodes_of, limits, parser, report, spread, work
+from benchmarks.common import parse, parser, rates, report, spread
+from benchmarks.limits import limits, work
 from benchmarks.planning import SIZES
+from experiments.untrained import random_episodes
+from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
@@ -33,16 +35,16 @@ MODELS: dict[str, Callable[[], Any]] = {
     "planner, small": lambda: Planner(**DIMS, horizon=16, **SIZES["small"]),
     "planner, medium": lambda: Planner(**DIMS, **SIZES["medium"]),
     "ranker": lambda: Ranker(**DIMS),
-    "cloning": lambda: BehaviourCloning(**DIMS),
+    "cloning": lambda: CloningPolicy(**DIMS),
 }
 
 
 def train(name: str, precision: str, steps: int, rate: float) -> dict[str, Any]:
-    """A row: steps of the trainer, as its log tells them."""
+    """A row: times of the trainer's steps, from its log."""
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     torch.manual_seed(0)
-    episodes, model, schedule = episodes_of(20_000), MODELS[name](), NoiseSchedule()
+    episodes, model, schedule = random_episodes(20, 1000, 11, 3), MODELS[name](), NoiseSchedule()
     returns = to_go(episodes["rewards"], episodes, 0.99)
     normalizers = Normalizer(11).fit(episodes["observations"]), Normalizer(3).fit(episodes["actions"])
     condition = Marginals(1).fit(returns[:, None])
@@ -61,17 +63,13 @@ def train(name: str, precision: str, steps: int, rate: float) -> dict[str, Any]:
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "core_s" in line][2:]  # the first steps warm up
     core, wall = (1e3 * np.array([line[key] for line in logged]) for key in ("core_s", "update_s"))
-    bound = flops / rate / 1e6
+    times = spread("cpu_ms", core.tolist()) | spread("wall_ms", wall.tolist())
     return {
         "model": name,
         "precision": precision,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        **spread("step cpu_ms", core.tolist()),
-        **spread("step wall_ms", wall.tolist()),
         "waiting for data ms": 1e3 * float(np.median([line["data_s"] for line in logged])),
-        "steps a second of a core": 1e3 / float(np.median(core)),
-        "bound ms": bound,
-        "times the bound": float(np.median(core)) / bound,
+        **rates(times, "steps", 1, flops / rate / 1e6),
     }
 
 
@@ -80,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     options.add_argument("--precisions", nargs="*", default=["no", "bf16"], choices=["no", "bf16"])
     options.add_argument("--steps", type=int, default=100)
-    args = options.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    args = parse(options, arguments)
     if args.quick:
         args.models, args.precisions, args.steps = ["planner, small", "ranker"], ["no"], 5
     measured = limits(args.quick)

@@ -75,7 +75,13 @@ def draw(axis: plt.Axes) -> None:
 
 
 def main() -> None:
-    plt.rcParams |= {"font.size": 9.5, "svg.fonttype": "path", "svg.hashsalt": "method", "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"}
+    plt.rcParams |= {
+        "font.size": 9.5,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "method",
+        "font.family": "DejaVu Sans",
+        "mathtext.fontset": "dejavusans",
+    }
     figure, axis = plt.subplots(figsize=(10.2, 5.2))
     figure.subplots_adjust(0, 0, 1, 1)
     axis.set(xlim=(-0.05, 11.4), ylim=(-0.05, 5.8))

@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog=name, description=description).parse_args(arguments)
     found = versions()
     print("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
-    if "missing" in found.values():
-        print("   fix for missing packages: pip install -e .")
+    if missing := [name for name, version in found.items() if version == "missing"]:
+        print(f"   fix for missing packages: pip install {' '.join(missing)}")
     outcomes = {name: examine(name) for name in BACK_ENDS}
     compare(outcomes)
     for name, outcome in outcomes.items():

@@ -1,1 +1,1 @@
-"""Runs pipelines in environments, compares methods, and writes metrics, tables, reports and videos."""
+"""Evaluate pipelines in environments, compare methods, and write metrics, tables, reports and videos."""

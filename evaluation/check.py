@@ -1,6 +1,6 @@
-"""Checks of an evaluation, before any training and before any episode."""
+"""Checks of the evaluation settings, before any training and before any episode."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from envs.rendering import back_end
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.safe_loading import check_component
 
 
 def check_evaluation(cfg: DictConfig) -> None:
-    """Raises InputError for settings that no evaluation can have."""
+    """Raise InputError for a value of the configuration that evaluation does not allow."""
     section = cfg.evaluation
     if not section.methods or set(section.methods) - set(METHODS):
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")
@@ -29,19 +30,24 @@ def check_evaluation(cfg: DictConfig) -> None:
         )
 
 
-def require_models(method: str, folder: Path) -> None:
-    """Raises InputError unless a pipeline folder holds the models that the method needs."""
-    missing = [recipe.name for recipe in METHODS[method].models if not (folder / recipe.name).is_dir()]
+def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> None:
+    """Raise InputError unless a pipeline folder has the models that the method needs."""
+    recipes = METHODS[method].recipes(limits)
+    missing = [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]
     if missing:
         raise InputError(
             f"evaluation.methods: {method} needs {', '.join(missing)}, which {folder} does not hold; "
             f"train with method={method}, or method=all"
         )
+    for recipe in recipes:
+        check_component(folder / recipe.name, (recipe.kind.__module__, recipe.kind.__name__))
 
 
 def check_info(info: Mapping[str, Any]) -> None:
-    """Raises InputError unless a pipeline's info says what evaluation needs. Another rendering back-end draws nearly
-    the same pictures, so it is only noted."""
+    """Raise InputError unless a pipeline's info has the entries that evaluation needs.
+
+    Rendering back-ends differ only a little in their pictures, so another back-end than the data's prints a note.
+    """
     missing = [key for key in ("task", "data", "environment") if key not in info]
     if missing:
         raise InputError(f"the pipeline's info: {missing[0]} is missing: it cannot be evaluated in an environment")
@@ -51,7 +57,13 @@ def check_info(info: Mapping[str, Any]) -> None:
 
 
 def check_environments(environments: Environments, pipeline: MPDiffuserPipeline, states: bool) -> None:
-    """Raises InputError unless actions, and observations other than true states, are as in the training data."""
+    """Raise InputError unless the environments have the spaces and the decision time of the training data.
+
+    Args:
+        environments: a batch of environments.
+        pipeline: the trained pipeline.
+        states: whether the environments return true states; their space is then not compared.
+    """
     actions, seen = environments.single_action_space, environments.single_observation_space
     assert isinstance(actions, gymnasium.spaces.Box)
     info = pipeline.config["info"]

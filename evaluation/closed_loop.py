@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: many environments at once, listed seeds, and a check of the plans against the simulator."""
+"""Closed-loop evaluation in many environments with fixed seeds, and comparison of plans with the simulator."""
 
 import time
 from collections.abc import Sequence
@@ -21,11 +21,17 @@ STEPS_AHEAD = (1, 2, 4, 8)
 class Outcome:
     """Results of B episodes.
 
-    returns, lengths, costs: (B,), undiscounted. batch: episodes stepped together: B, or those of one controller of
-    several. plan_ms: of each plan for a whole batch; plan_ms_single: of plans for one environment; action_ms_single:
-    from its observation to its action. distances: steps ahead -> squared distances of planned and real latents, one for
-    each probe and environment, mean over dimensions, in variances of the data. facts: `Policy.planning_facts`. film: of
-    the first environment, as `evaluation.video` shows it.
+    Attributes:
+        returns, lengths, costs: (B,), undiscounted.
+        seconds: time of all episodes.
+        batch: number of episodes of one policy, which step together.
+        plan_ms: milliseconds of each plan for a whole batch.
+        plan_ms_single: milliseconds of each plan for one environment.
+        action_ms_single: milliseconds from an observation to its action, for one environment.
+        distances: steps ahead -> squared distances of planned and real latents, one for each probe and environment. A
+            distance is the mean over dimensions, in variances of the data.
+        facts: `Policy.planning_facts`.
+        film: frames, plans and returns of the first environment, for the video.
     """
 
     returns: np.ndarray
@@ -41,7 +47,7 @@ class Outcome:
     film: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
-        """The results as JSON holds them."""
+        """Return the results as a JSON object."""
         result = {
             **summary(self.returns),
             "returns": [round(float(r), 3) for r in self.returns],
@@ -77,21 +83,24 @@ def evaluate(
     film: bool = False,
     label: str = "evaluate",
 ) -> Outcome:
-    """One episode for each seed, distributed over policies of one method that act in parallel threads.
+    """Run one episode for each seed, with policies of one method in parallel threads.
 
     Args:
-        environments: a batch for each policy, as many environments in all as seeds, which go to them in this order.
-        seeds: one for each environment; they seed the policies too.
-        probe_every: decisions between two checks of the plans (0 = none). The simulator executes a plan's first steps
-            and is set back, so a check compares the plan itself, not the replanned future.
-        film: whether to keep frames and plans of the first environment.
+        policies: the policies, all of the same method.
+        environments: a batch of environments for each policy; in total one environment for each seed.
+        seeds: one for each environment, in this order. They also seed the policies.
+        probe_every: number of decisions between two probes of the plans; 0: no probes. In a probe the simulator
+            executes the first steps of a plan and then restores its state. So a probe measures the plan without
+            replanning.
+        film: whether the frames and plans of the first environment are recorded.
+        label: title of the progress bar.
     """
     ends = np.cumsum([batch.num_envs for batch in environments])
     parts = [[int(seed) for seed in part] for part in np.split(np.asarray(seeds), ends[:-1])]
     threads = torch.get_num_threads()
 
     def run_part(index: int) -> tuple[Outcome, Any]:
-        torch.set_num_threads(threads)  # it holds for the thread that sets it
+        torch.set_num_threads(threads)  # the setting applies only to this thread
         first = index == 0
         pair = (policies[index], environments[index])
         return _episodes(*pair, parts[index], probe_every, film and first, label if first else None)
@@ -99,7 +108,7 @@ def evaluate(
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
             outcomes, observations = zip(*pool.map(run_part, range(len(parts))))
-        except BaseException:  # one failed, or Ctrl-C: the others end at their next step
+        except BaseException:  # a part failed, or Ctrl-C: closed environments end the other parts at their next step
             for batch in environments:
                 batch.close()
             raise
@@ -110,7 +119,7 @@ def evaluate(
 
 
 def _joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """Those of several policies as one."""
+    """Join the outcomes of several policies."""
     first = outcomes[0]
     facts = dict(first.facts)
     if "fallbacks" in facts:
@@ -135,7 +144,7 @@ def _episodes(
     film: bool,
     label: str | None,
 ) -> tuple[Outcome, Any]:
-    """One policy's episodes, and the first environment's last observation, (1, ...)."""
+    """Run the episodes of one policy. Return their outcome and the first environment's last observation, (1, ...)."""
     began = time.perf_counter()
     observations, _ = environments.reset(seed=list(seeds))
     policy.reset(seeds)
@@ -147,7 +156,7 @@ def _episodes(
         while alive.any():
             actions = policy.act(observations, alive)
             if policy.plan is not None and policy.planned_now:
-                if alive.all():  # later plans are for fewer episodes
+                if alive.all():  # later plans are for a smaller batch
                     outcome.plan_ms.append(policy.plan.plan_ms)
                 if probe_every and decision >= probe_due:
                     _probe(policy, environments, alive, outcome)
@@ -170,23 +179,25 @@ def _episodes(
 
 
 def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcome: Outcome) -> None:
-    """Let the simulator execute the plans, and note how far the real latents are from the planned ones."""
+    """Execute the plans in the simulator, and record the distances between the real and the planned latents."""
     errors = policy.plan_errors(environments.peek, max(STEPS_AHEAD))
     for k in (k for k in STEPS_AHEAD if k <= errors.shape[1]):
         outcome.distances.setdefault(k, []).extend(errors[alive, k - 1].tolist())
 
 
 def _scene(policy: Policy, observations: np.ndarray, return_so_far: float) -> dict[str, Any]:
-    """One moment of the film; `plan` holds the rest of the plan, (K, d), empty without planning."""
+    """Return one scene of the film. Its `plan` is the rest of the plan, (K, d), empty without a plan."""
     return {"return": float(return_so_far), "frame": observations[0].copy(), "plan": policy.upcoming_latents()}
 
 
 def _single_latency(policy: Policy, observation: Any, repeats: int = 30) -> tuple[list[float], list[float]]:
-    """Milliseconds of a plan, and from an observation to its action, for one environment alone, as on a robot. The
-    first two are warm-up."""
+    """Measure the milliseconds of plans, and from an observation to its action, for one environment.
+
+    The results are two lists of `repeats` times. They omit the first two measurements, which are warm-up.
+    """
     plans, actions = [], []
     for _ in range(repeats + 2):
-        policy.reset([0])  # so that the action needs a plan, for any chunk
+        policy.reset([0])  # so that every action needs a new plan, for any chunk
         began = time.perf_counter()
         policy.act(observation)
         actions.append(1e3 * (time.perf_counter() - began))

@@ -1,4 +1,4 @@
-"""The command `python evaluate.py` or `mpdiffuser evaluate`, and the evaluation at the end of a training."""
+"""The command `python evaluate.py` or `mpdiffuser evaluate`, and the evaluation after training."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 
 @configured("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Evaluate a saved pipeline in closed loop, or repeat a recorded evaluation and compare every digit."""
+    """Evaluate a saved pipeline in closed loop, or repeat a recorded evaluation and compare the results exactly."""
     folder = Path(cfg.pipeline)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")
@@ -42,9 +42,9 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
-    """Evaluate the pipeline that a training left in `output`, and print where everything is.
+    """Evaluate the trained pipeline in `output`, and print the paths of the results.
 
-    A pipeline whose data have no environment here is not evaluated.
+    A pipeline is not evaluated if its data have no environment in this program.
     """
     OmegaConf.save(cfg, output / "config.yaml")
     folder = output / "pipeline"

@@ -1,4 +1,4 @@
-"""Evaluate a pipeline's methods on the same episodes, and write metrics.json and video.mp4."""
+"""Evaluate the methods of a pipeline with the same seeds, and write metrics.json and video.mp4."""
 
 import datetime
 import json
@@ -16,7 +16,7 @@ from envs.datasets.tasks import find_offline_task
 from envs.doctor import versions
 from envs.experts import load_policy
 from envs.experts import tasks as tasks_with_experts
-from envs.record import whole_episodes
+from envs.record import check_record, whole_episodes
 from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, require_models
 from evaluation.closed_loop import Outcome, evaluate
@@ -29,6 +29,7 @@ from mpdiffuser.engines import libraries
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole, writing
 from mpdiffuser.identity import differences
+from mpdiffuser.launch import check_samplers
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.methods.mpdiffuser import MPDiffuser
@@ -39,16 +40,20 @@ FILM_STEPS_AHEAD = (2, 4, 8, 12)
 
 
 def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path) -> None:
-    """Check an evaluation before any training. Methods that need the data's expert leave cfg where there is none.
+    """Check the evaluation settings before training. Without an expert, remove the methods that need it from cfg.
 
     Args:
-        environment: its record; None: there is none, and nothing will be evaluated.
+        cfg: the whole configuration.
+        environment: record of the environment; None: the data have no environment, and nothing is evaluated.
+        output: the run's folder.
 
     Raises:
-        InputError: for settings that no evaluation can have, or other ones than in the output folder's metrics.json.
+        InputError: for a value that is not allowed, or for settings that differ from those in metrics.json of `output`.
     """
     check_evaluation(cfg)
+    check_samplers(cfg)
     if environment is not None:
+        check_record(environment)
         left_out = [
             each for each in cfg.evaluation.methods if METHODS[each].needs_expert and not find_expert(environment)
         ]
@@ -61,10 +66,14 @@ def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path
 
 
 def check_metrics(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The metrics of this very evaluation, where the file holds them.
+    """Return the metrics in a file; None if the file is missing.
+
+    Args:
+        file: metrics.json of an evaluation.
+        identity: required entries of the metrics.
 
     Raises:
-        InputError: if the file holds another evaluation.
+        InputError: if the file has another evaluation.
     """
     if not file.exists():
         return None
@@ -78,13 +87,13 @@ def check_metrics(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def find_expert(environment: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray] | None:
-    """The data's expert in an environment, states (B, o) -> actions (B, m); None where there is none."""
+    """Return the expert of an environment, states (B, o) -> actions (B, m); None if there is no expert."""
     task = environment.get("task")
     return load_policy(task) if task in tasks_with_experts() else None
 
 
 def use_saved_settings(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> None:
-    """Fill the options of the section `sampler` that are null with the pipeline's own settings."""
+    """Replace options of the section `sampler` that are null by the settings that are saved in the pipeline."""
     saved = dict(pipeline.config["sampler_defaults"])
     cfg.sampler.merge_with(saved | {key: value for key, value in settings(cfg.sampler).items() if value is not None})
 
@@ -96,17 +105,19 @@ def compare(
     stages: Mapping[str, float] | None = None,
     pipeline: MPDiffuserPipeline | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the methods on the same seeds; write metrics.json and video.mp4 into `output`.
+    """Evaluate the methods with the same seeds, write metrics.json and video.mp4 into `output`, and return the metrics.
 
-    A folder that holds this very evaluation of these very weights already is reused.
+    If `output` has the same evaluation of the same weights, its metrics are returned.
 
     Args:
-        cfg: as `prepare` left it.
-        stages: seconds of each stage of the training.
-        pipeline: that of the folder, if it is loaded already.
+        cfg: the configuration, after `prepare`.
+        folder: the pipeline folder.
+        output: the folder for the results.
+        stages: stage of the training -> seconds.
+        pipeline: the pipeline of the folder; None: it is loaded.
 
     Raises:
-        InputError: for a folder with another evaluation, or of another pipeline; for models that are missing.
+        InputError: if `output` has another evaluation or one of another pipeline, or if models are missing.
     """
     identity: dict[str, Any] = {"settings": evaluation_settings(cfg), "pipeline": folder_fingerprint(folder)}
     metrics_file = output / "metrics.json"
@@ -114,11 +125,11 @@ def compare(
     if found:
         print(f"Evaluation: reusing {metrics_file}")
         return found
-    for name in cfg.evaluation.methods:
-        require_models(name, folder)
     pipeline = pipeline or MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
     check_info(info)
+    for name in cfg.evaluation.methods:
+        require_models(name, folder, info.get("cost_limits", ()))
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -149,7 +160,7 @@ def compare(
 
 
 def policies(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> Iterator[tuple[str, str, Setup]]:
-    """(row of the table, method, setup of its policy) for each method, and for each cost limit that it is given."""
+    """Yield (row of the table, name of the method, setup of its policy) for each method and each of its cost limits."""
     info = pipeline.config["info"]
     sampler, sections = SamplerConfig(**settings(cfg.sampler)), settings(cfg.baselines)
     probability, expert = cfg.evaluation.safety_probability, find_expert(info["environment"])
@@ -168,7 +179,7 @@ def run_methods(
     seeds: list[int],
     partial: PartialResults,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each row of the table; rows in `partial` are reused. Methods of states run without rendering."""
+    """Return row of the table -> metrics. Rows in `partial` are reused. Methods on states run without rendering."""
     info = pipeline.config["info"]
     rows = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder)}
     if partial.methods:
@@ -200,8 +211,16 @@ def run_methods(
 
 
 def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> dict[str, Any]:
-    """The suite's normalised score and its constants. Where there are costs: the mean cost, its ratio to each limit,
-    the share of episodes within each limit, and the limit that the method was given."""
+    """Return the normalised score of the suite and its constants; empty without a suite.
+
+    If the suite has cost limits, the result also has the mean cost, its ratio to each limit, the share of episodes
+    within each limit, and the method's limit.
+
+    Args:
+        info: of the pipeline.
+        outcome: results of the method.
+        limit: the method's limit on the cost of an episode; None: no limit.
+    """
     if "suite" not in info:
         return {}
     task = find_offline_task(info["task"], info["suite"])
@@ -219,7 +238,7 @@ def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> di
 
 
 def write_film(file: Path, outcome: Outcome, decoder: Any) -> Path:
-    """The first episode: real frames beside the decoded plan."""
+    """Write a video of the first episode: the simulator's frames beside the decoded plans."""
     length = min(len(scene["plan"]) for scene in outcome.film)
     steps = [k for k in FILM_STEPS_AHEAD if k < length]
     plans = np.stack([scene["plan"][steps] for scene in outcome.film])

@@ -1,4 +1,4 @@
-"""Reads metrics.json, checks what it holds, and explains its numbers."""
+"""Read metrics.json, check its fields, and explain its numbers."""
 
 import json
 import math
@@ -10,10 +10,10 @@ from mpdiffuser.errors import InputError
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """The metrics of an evaluation.
+    """Read the metrics of an evaluation.
 
     Raises:
-        InputError: if the file is missing, is not JSON, or a field is of the wrong kind; names file and field.
+        InputError: if the file is missing or not JSON, or a field has a wrong type. The message names file and field.
     """
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
@@ -29,12 +29,12 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def limit_key(method: dict[str, Any]) -> str:
-    """The cost limit that the method was told, as the key of `normalised_cost` and `share_within_limit`; "" if none."""
+    """Return the method's cost limit as a key of `normalised_cost` and `share_within_limit`; "" without a limit."""
     return "" if method.get("limit") is None else f"{method['limit']:g}"
 
 
 def explanations(metrics: dict[str, Any]) -> Iterator[str]:
-    """Sentences on how a suite's numbers are computed; none without a suite."""
+    """Yield sentences that explain the numbers of a suite; none without a suite."""
     suite, methods = metrics.get("suite"), metrics["methods"].values()
     if metrics.get("stand_in"):
         yield f"The data are a stand-in for the suite's: no number here is a {str(suite).upper()} result."
@@ -49,7 +49,7 @@ def explanations(metrics: dict[str, Any]) -> Iterator[str]:
 
 
 def _check(metrics: Any) -> None:
-    """Only methods, each with its returns and mean, must be there; what else is there must be of its kind."""
+    """Raise InputError for a wrong field. Required are methods, each with returns and mean. Others are optional."""
     if not isinstance(metrics, dict) or not isinstance(metrics.get("methods"), dict) or not metrics["methods"]:
         raise InputError("must be an object with `methods`, at least one")
     for key in ("settings", "machine", "stages"):
@@ -89,7 +89,7 @@ def _check_method(where: str, method: Any) -> None:
 
 
 def _check_fields(where: str, value: Any, fields: tuple[str, ...]) -> None:
-    """An object that holds these fields, each a number."""
+    """Raise InputError unless a value is an object with these fields, each a number."""
     if not isinstance(value, dict) or not set(fields) <= set(value):
         raise InputError(f"{where} must be an object with {' and '.join(fields)}, found {value!r}")
     _check_numbers(where, {key: value[key] for key in fields})

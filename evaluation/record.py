@@ -1,4 +1,4 @@
-"""What is recorded of an evaluation, so that it can resume after a cut, and be repeated digit for digit."""
+"""Records of an evaluation, so that it can be resumed, or repeated with exactly the same results."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ from mpdiffuser.methods import METHODS
 
 
 def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that the outcome depends on: those of the evaluation, and of each sampler that takes part.
+    """Return the settings that the results depend on: those of the evaluation and of the samplers of its methods.
 
-    The engine and the number of parallel controllers decide the last digits of plans, so "auto" and null are replaced
-    by what they mean on this machine.
+    The last digits of plans depend on the engine and on the number of parallel controllers. So "auto" and null are
+    replaced by their values on this machine.
     """
     sections = {name: settings(section) for name, section in {"sampler": cfg.sampler, **cfg.baselines}.items()}
     for section in sections.values():
@@ -33,16 +33,16 @@ def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def parallel_controllers(cfg: DictConfig) -> int:
-    """Number of controllers that act in parallel, each on a part of the episodes."""
+    """Return the number of controllers that run in parallel, each with a part of the episodes."""
     return min(cfg.evaluation.parallel_controllers or available_cores(), cfg.evaluation.episodes)
 
 
 class PartialResults:
-    """Results of the methods that are done, in a file, so that an evaluation that was cut off resumes after them.
+    """The results of the finished methods, in a file, so that an interrupted evaluation can be resumed.
 
     Args:
-        file: where; a file of another evaluation is replaced.
-        identity: of the evaluation.
+        file: the JSON file. A file of another evaluation is replaced.
+        identity: the settings and the pipeline of the evaluation.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
@@ -52,13 +52,13 @@ class PartialResults:
         self.methods: dict[str, dict[str, Any]] = found["methods"] if fits else {}
 
     def add(self, name: str, result: dict[str, Any]) -> None:
-        """Record a method's results."""
+        """Add the results of a row and write the file."""
         self.methods[name] = result
         write_whole(self.file, json.dumps(self.identity | {"methods": self.methods}))
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A name for the content of a pipeline folder, wherever it lies. The manifest follows from the other files."""
+    """Return 16 hex digits of the SHA-256 of a pipeline folder's files, without the manifest."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != MANIFEST:
@@ -67,10 +67,15 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """The metrics of an earlier evaluation; its settings are put into cfg.
+    """Return the metrics of an earlier evaluation, and copy its settings to cfg.
+
+    Args:
+        file: metrics.json of the evaluation.
+        cfg: the configuration; its settings are replaced.
+        folder: the pipeline folder.
 
     Raises:
-        InputError: if it was of another pipeline, or drew plans under a deadline, which depends on the clock.
+        InputError: if the evaluation used another pipeline, or a deadline, since the results then depend on the clock.
     """
     metrics = read_json(file)
     missing = [key for key in ("settings", "pipeline", "machine", "methods") if not metrics.get(key)]
@@ -80,15 +85,15 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: of the pipeline {metrics['pipeline']}, found {folder_fingerprint(folder)} in {folder}"
         )
-    found = dict(metrics["settings"])
     try:
+        found = dict(metrics["settings"])
         sampler, baselines = found.pop("sampler"), found.pop("baselines")
         deadline = sampler["deadline_ms"]
         cfg.sampler.merge_with(sampler)
         cfg.baselines.merge_with(baselines)
         cfg.evaluation.merge_with(found)
         cfg.threads = metrics["machine"]["threads"]
-    except (OmegaConfBaseException, KeyError, TypeError) as error:
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: settings that this version does not know ({error!r})") from error
     if deadline:
         raise InputError(f"{file}: sampler.deadline_ms is {deadline}: an evaluation under a deadline is not repeatable")
@@ -96,7 +101,7 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def changed_results(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Where the results of two evaluations differ, apart from times."""
+    """Return one phrase for each difference between the results of two evaluations; times are not compared."""
     result = []
     for name, method in first["methods"].items():
         for key in ("returns", "lengths", "costs", "feasibility", "fallbacks", "levels"):

@@ -1,4 +1,4 @@
-"""The report of a run, one HTML file: python -m evaluation.report FOLDER"""
+"""Write the report of a run as one HTML file: python -m evaluation.report FOLDER"""
 
 import argparse
 import base64
@@ -35,13 +35,13 @@ GLOSSARY = (
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `<folder>/report.html` from metrics.json and, where there, */log.jsonl and video.mp4.
+    """Write `<folder>/report.html` from metrics.json and, if they exist, */log.jsonl and video.mp4.
 
     Returns:
-        The report: one file that needs no other and no network.
+        The path of the report. It needs no other files and no network.
 
     Raises:
-        InputError: if metrics.json or a log is missing or broken, naming the file and field.
+        InputError: if metrics.json is missing, or metrics.json or a log is damaged. The message names file and field.
     """
     folder = Path(folder)
     metrics = read_metrics(folder / "metrics.json")
@@ -72,7 +72,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _facts(metrics: dict[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
-    """Task, date, seeds, the sentence that sums up, the command."""
+    """Return the task, the date and seeds, the headline, and the command."""
     seeds = metrics.get("seeds") or []
     facts = [str(metrics["date"]).replace("T", " ")] if "date" in metrics else []
     if isinstance(seeds, list) and seeds:
@@ -86,7 +86,7 @@ def _facts(metrics: dict[str, Any], methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headline(methods: dict[str, Any]) -> str:
-    """The sentence that sums up; "" where MPDiffuser was not evaluated."""
+    """Return a sentence with the mean returns; "" without results of MPDiffuser."""
     if "mpdiffuser" not in methods:
         return ""
     decimals = _decimals(methods.values())
@@ -99,7 +99,7 @@ def _headline(methods: dict[str, Any]) -> str:
 
 
 def _returns(methods: dict[str, Any]) -> dict[str, Any]:
-    """Cards, table and figure of the returns. All cards are rounded to the same decimals."""
+    """Return the cards, the table and the figure of the returns. All cards have the same number of decimals."""
     decimals = _decimals(methods.values())
     cards = []
     for row, method in methods.items():
@@ -125,7 +125,7 @@ Cell = Callable[[dict[str, Any]], str]
 
 
 def _table(methods: dict[str, Any], columns: Mapping[str, Cell]) -> dict[str, Any] | None:
-    """Titles and rows, without the columns and rows that hold nothing; None if nothing is left."""
+    """Return titles and rows, without empty columns and rows; None if all are empty."""
     cells = {title: [cell(method) for method in methods.values()] for title, cell in columns.items()}
     cells = {title: column for title, column in cells.items() if any(column)}
     rows = [
@@ -145,7 +145,7 @@ def _mean_of(key: str) -> Cell:
 
 
 def _times(key: str) -> Cell:
-    """Median and 95th percentile."""
+    """Return a cell with the median and the 95th percentile."""
     return lambda method: f"{_number(method[key]['median'])} / {_number(method[key]['p95'])}" if key in method else ""
 
 
@@ -172,7 +172,7 @@ TIMES: dict[str, Cell] = {
 
 
 def _feasibility(methods: dict[str, Any]) -> dict[str, Any] | None:
-    """Figure and table of the distance between planned and realised latents, for each method that has it."""
+    """Return the figure and the table of the distances between planned and real latents; None without distances."""
     series = {
         row: {int(steps): distance for steps, distance in method["feasibility"].items()}
         for row, method in methods.items()
@@ -202,7 +202,7 @@ def _feasibility(methods: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _curves(folder: Path, stages: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """A figure for each <model>/log.jsonl that holds a loss: in the order of the stages, then by name."""
+    """Yield a figure for each <model>/log.jsonl with a loss, in the order of the stages, then by name."""
     logs = {file.parent.name: file for file in sorted(folder.glob("*/log.jsonl"))}
     for model in dict.fromkeys([*(stage for stage in stages if stage in logs), *logs]):
         lines = _read_log(logs[model])
@@ -212,7 +212,7 @@ def _curves(folder: Path, stages: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _read_log(file: Path) -> list[dict[str, Any]]:
-    """The log's lines; a torn last one (the run was killed, or goes on) is left out."""
+    """Return the lines of a log. An incomplete last line, of a run that was killed or still runs, is skipped."""
     lines = []
     texts = file.read_text(encoding="utf-8").splitlines()
     for number, text in enumerate(texts, 1):
@@ -228,14 +228,14 @@ def _read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def _losses(lines: list[dict[str, Any]], key: str) -> np.ndarray:
-    """(n, 2) steps and finite losses."""
+    """Return steps and finite losses, (n, 2)."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     array = np.array(points, np.float64).reshape(-1, 2)
     return array[np.isfinite(array).all(1)]
 
 
 def _video(file: Path) -> str | None:
-    """The video as a data: address."""
+    """Return the video as a data: URL; None if the file is missing."""
     return f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}" if file.is_file() else None
 
 
@@ -249,7 +249,7 @@ def _stages(stages: dict[str, float]) -> dict[str, Any]:
 
 
 def _settings(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The evaluation's settings, and what names the data and the pipeline."""
+    """Yield the evaluation's settings and the checksums of the data and the pipeline, as (name, value)."""
     yield from _flatten(metrics.get("settings", {}))
     for key, name in (("data", "checksum of the data"), ("pipeline", "checksum of the pipeline")):
         if key in metrics:
@@ -257,7 +257,7 @@ def _settings(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
+    """Yield nested settings as (dotted name, value)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
@@ -268,13 +268,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _share(row: str, methods: dict[str, Any]) -> str:
-    """Share of the expert's mean return; "" unless that is positive."""
+    """Return the mean return relative to the expert's; "" unless the expert's is positive."""
     expert = methods.get("expert", {}).get("mean", 0.0)
     return f"{100 * methods[row]['mean'] / expert:.0f} %" if expert > 0 else ""
 
 
 def _number(value: float) -> str:
-    """Three or four significant digits, without exponents unless tiny."""
+    """Format a number with three or four significant digits, with an exponent only below 1e-4."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -284,7 +284,7 @@ def _number(value: float) -> str:
 
 
 def _mean(values: dict[str, Any]) -> tuple[str, ...]:
-    """Mean and, where known, its standard error with two significant digits; both to the same decimals."""
+    """Format the mean and, if known, its standard error, which has two significant digits, with equal decimals."""
     error = values.get("standard_error")
     if error is None:
         return (_number(values["mean"]),)
@@ -295,13 +295,13 @@ def _mean(values: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _decimals(methods: Iterable[dict[str, Any]]) -> int:
-    """Decimals for numbers that stand beside each other: two significant digits of the largest standard error."""
+    """Return the number of decimals for a group of numbers: two significant digits of the largest standard error."""
     error = max(method.get("standard_error", 0.0) for method in methods)
     return max(0, min(6, 1 - math.floor(math.log10(error)))) if error >= 1e-6 else 2
 
 
 def _rounded(values: dict[str, Any], decimals: int) -> tuple[str, ...]:
-    """Mean and, where known, its standard error with these decimals; an error that is less than them as such."""
+    """Format the mean and, if known, its standard error with these decimals; an error that rounds to 0 as "<0.1"."""
     mean = f"{values['mean']:.{decimals}f}"
     if "standard_error" not in values:
         return (mean,)
@@ -323,6 +323,7 @@ def _plural(count: int, noun: str) -> str:
 
 @quiet_pipes()
 def main() -> None:
+    """Write the report of the folder on the command line."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.report", description="Write a run's report.html.")
     parser.add_argument("folder", type=Path, help="the run's folder, which holds metrics.json")
     try:

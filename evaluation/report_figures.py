@@ -1,4 +1,4 @@
-"""Figures of the report: inline SVG whose colours are the page's CSS variables, so that they follow light and dark."""
+"""Figures of the report: inline SVG with the page's CSS variables as colours, for light and dark pages."""
 
 import io
 import re
@@ -15,11 +15,11 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from evaluation.labels import NEUTRAL, color_name, colors, method_of
 
-PAGE = ("ink", NEUTRAL, "rule")  # the page's own colours, beside those of the methods
+PAGE = ("ink", NEUTRAL, "rule")  # colours of the page; the methods have other colours
 
 
 def _drawn() -> dict[str, str]:
-    """What matplotlib draws with: for each CSS variable a colour of its own, which the variable then replaces."""
+    """Return CSS variable -> placeholder colour for matplotlib. `_svg` replaces the colour by the variable."""
     return {name: f"#{0x5A0001 + number:06x}" for number, name in enumerate((*PAGE, *colors()))}
 
 
@@ -50,7 +50,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Returns:
-    """One row of the returns figure: its name, label, returns (E,), and the IQM with its interval where known."""
+    """One row of the returns figure: its name, label and returns (E,), and, if known, the IQM with its interval."""
 
     name: str
     label: str
@@ -60,7 +60,7 @@ class Returns:
 
 
 def returns_figure(rows: Sequence[Returns]) -> Markup:
-    """Every episode a dot; the IQM a large dot with its 95 % interval."""
+    """Draw a small dot for each episode, and a large dot for the IQM with its 95 % interval."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.0, 0.55 + 0.52 * len(rows))
         for y, row in enumerate(reversed(rows)):
@@ -87,10 +87,10 @@ def returns_figure(rows: Sequence[Returns]) -> Markup:
 
 
 def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float, float]]]]) -> Markup:
-    """Distance of planned and realised latents over steps ahead.
+    """Draw the distances between planned and real latents over the steps ahead.
 
     Args:
-        series: row -> (label, steps ahead -> (mean, standard error)). Rows told a cost limit are dashed.
+        series: row -> (label, steps ahead -> (mean, standard error)). A row with a cost limit has a dashed line.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.0, 2.4 + 0.15 * (len(series) + 1))
@@ -113,7 +113,12 @@ def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float,
 
 
 def curve_figure(model: str, training: np.ndarray, validation: np.ndarray) -> Markup:
-    """Losses of one model: training (n, 2) and validation (m, 2), columns step and loss; either may be empty."""
+    """Draw the losses of one model.
+
+    Args:
+        model: name of the model.
+        training, validation: (n, 2), with columns step and loss. At most one of them may be empty.
+    """
     with mpl.rc_context(STYLE):
         figure, axes = _axes(3.5, 2.3)
         color = _color("mpdiffuser")
@@ -147,7 +152,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _dot(points: np.ndarray) -> str | None:
-    """A line through one point would not show."""
+    """Return a marker for a single point, since a line through one point is not visible."""
     return "o" if len(points) == 1 else None
 
 
@@ -156,7 +161,7 @@ def _color(row: str) -> str:
 
 
 def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an <svg> element for an HTML page: no ids that clash, no address, colours as CSS variables."""
+    """Return the figure as an <svg> element with unique ids, without URLs, and with CSS variables as colours."""
     buffer = io.StringIO()
     nothing: dict[str, Any] = {key: None for key in ("Date", "Creator", "Format", "Type")}
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

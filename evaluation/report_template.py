@@ -1,4 +1,4 @@
-"""The report's page."""
+"""The Jinja template of the report."""
 
 TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""Mean, interquartile mean and their uncertainty, from few episodes."""
+"""Mean, interquartile mean and their uncertainty for few episodes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ LEVEL = 0.95
 
 
 def summary(returns: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Mean, its standard error, interquartile mean (IQM) and the IQM's 95 % percentile-bootstrap interval.
+    """Return the mean, its standard error, the interquartile mean (IQM), and its 95 % percentile-bootstrap interval.
 
     Args:
-        returns: (E,) one an episode. A single episode has standard error 0 and the interval [x, x].
-        seed: of the bootstrap; the result depends on nothing else.
+        returns: (E,), one for each episode. A single episode has standard error 0 and the interval [x, x].
+        seed: of the bootstrap. Equal returns and seeds give equal results.
 
     Raises:
         InputError: if there is no episode, or a return is not finite.
@@ -39,12 +39,12 @@ def summary(returns: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, A
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean of values (E,) or (E, 1); 0 for a single one."""
+    """Return the standard error of the mean of values (E,) or (E, 1); 0 for a single value."""
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def _interval(values: np.ndarray, seed: int) -> np.ndarray:
-    """(2,) bounds of the IQM of values (E, 1)."""
+    """Return the bounds (2,) of the IQM of values (E, 1)."""
     with _global_seed(seed):
         _, intervals = library.get_interval_estimates(
             {"x": values},
@@ -57,7 +57,7 @@ def _interval(values: np.ndarray, seed: int) -> np.ndarray:
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, and restore it: rliable resamples with it, whatever its `random_state`."""
+    """Seed numpy's global generator, and restore it at the end. rliable uses it and ignores its own `random_state`."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""The table of a comparison for terminals, in ASCII."""
+"""The ASCII table of a comparison, for terminals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ from evaluation.metrics_schema import explanations, limit_key
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """A line a method with what `COLUMNS` lists, and below it how the numbers of a suite are computed.
+    """Return one line for each method with the cells of `COLUMNS`, and sentences that explain the numbers of a suite.
 
-    Each column has one width and is aligned to the right; "-" stands for what a method has not. The columns of a suite
-    are there where any method has a score or a cost.
+    Each column has a fixed width and is aligned to the right. An empty cell is "-". The table has the columns of
+    `SUITE` if a method has a score or a cost.
     """
     methods = metrics["methods"]
     suite = any("score" in method or "cost" in method for method in methods.values())
@@ -38,7 +38,8 @@ def _error(method: dict[str, Any]) -> str:
     return f"{method['feasibility']['1']['mean']:.4f}" if "1" in method.get("feasibility", {}) else ""
 
 
-# title -> a method's cell; plan ms: a plan for all environments at once, one: for one, action: an action for one
+# title -> cell of a method. plan ms: milliseconds of a plan for all environments; one: of a plan for one environment;
+# action: from an observation to its action for one environment
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "return": lambda method: f"{method['mean']:.1f}",
     "+-se": lambda method: f"{method['standard_error']:.1f}",

@@ -1,4 +1,4 @@
-"""Videos of an episode: the simulator's frames beside pictures decoded from the plans."""
+"""Video of an episode: the simulator's frames beside frames that are decoded from the plans."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mpdiffuser.errors import InputError
 
-PANEL = 256  # px, side of a picture
+PANEL = 256  # px, height and width of a picture
 GAP, WIDE_GAP, MARGIN = 8, 28, 16
-LINE = 28  # px, height of a line of text
+LINE = 28  # px, height of a text line
 BACKGROUND, INK, FAINT = (24, 26, 30), (236, 238, 240), (150, 156, 164)
 
 
@@ -25,17 +25,21 @@ def write_video(
     captions: Sequence[str] | None,
     fps: float,
 ) -> Path:
-    """Write an H.264 MP4 that browsers play; `file` appears only when it is whole.
+    """Write an H.264 MP4 file for browsers. The file appears only when it is complete.
 
     Args:
-        frames: (T, s, s, 3) uint8, from the simulator.
-        imagined: (T, K, s', s', 3) uint8, decoded latents of the plan at each time, or None.
-        ahead: (K,) steps ahead of each imagined picture; 0 = now.
-        captions: (T,) a line above each frame, or None.
-        fps: frames a second.
+        file: the file to write.
+        frames: (T, s, s, 3) uint8, of the simulator.
+        imagined: (T, K, s', s', 3) uint8, decoded from the plan at each time; None: no plans.
+        ahead: (K,), steps ahead of each decoded frame; 0 is the present.
+        captions: (T,), a text line above each frame; None: no captions.
+        fps: frames per second.
+
+    Returns:
+        The file.
 
     Raises:
-        InputError: if shapes or types do not fit, or ffmpeg is missing or fails.
+        InputError: if shapes or dtypes are wrong, or ffmpeg is missing or fails.
     """
     _check(frames, imagined, ahead, captions, fps)
     file = Path(file)
@@ -72,7 +76,7 @@ def write_video(
 def _compose(
     frame: np.ndarray, imagined: Sequence[np.ndarray], ahead: Sequence[int], caption: str | None
 ) -> np.ndarray:
-    """One picture of the video, (height, width, 3) uint8 with even sides."""
+    """Return one frame of the video, (height, width, 3) uint8 with even height and width."""
     top = LINE if caption is None else 2 * LINE
     width = 2 * MARGIN + PANEL + (WIDE_GAP - GAP if len(imagined) else 0) + len(imagined) * (PANEL + GAP)
     height = top + PANEL + MARGIN

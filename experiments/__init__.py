@@ -1,1 +1,1 @@
-"""Experiments: each a command, minutes on a CPU, with its figure and table in docs/."""
+"""Experiments: each is a command that takes minutes on a CPU and writes a page and a figure of docs/."""

@@ -1,26 +1,21 @@
-"""The compositions of the sampler where everything is known: python -m experiments.closed_form
+"""The compositions of the sampler against exact densities: python -m experiments.closed_form
 
-Runs every composition with exact denoisers on a linear-Gaussian problem (experiments/gaussian.py), compares mean,
-covariance and dynamics violation with the exact product of the two densities, and writes docs/closed_form.md and
-docs/closed_form.png. The maths is in docs/theory.md. About a minute on one core.
+Runs every composition with exact denoisers on a linear-Gaussian problem (experiments/gaussian.py). Compares mean,
+covariance and dynamics violation with the exact product of the two densities. Writes docs/closed_form.md and
+docs/closed_form.png. docs/theory.md derives the results. About a minute on one core.
 """
 
-import argparse
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from experiments import pages
+from experiments.figures import COLORS, plt, save, use_small_style
 from experiments.gaussian import Distance, Gaussian, Problem, System, problem
 
 LEVELS = (100, 50, 20, 10, 5, 3)
@@ -37,7 +32,7 @@ RUNS = (
     ("sequential", "dpmpp_2m"),
     ("sequential", "ddpm"),
 )
-COLOURS = {"planner": "C7", "fused": "C0", "release": "C3", "joint": "C1", "sequential": "C2"}
+FUSED: dict[str, Any] = {"composition": "fused", "solver": "dpmpp_2m"}
 VARIANCES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.99)
 
 
@@ -50,49 +45,47 @@ def alike(variance: float, mean: float = 1.0) -> Problem:
 
 
 def release_bias(variance: float) -> tuple[float, float]:
-    """What infinitely many levels of the release make of `alike`: (mean / true mean, variance / true variance) of the
-    states (docs/theory.md, section 4)."""
+    """(mean / true mean, variance / true variance) of the states that infinitely many levels of the release draw for
+    `alike` (docs/theory.md, section 4)."""
     k = 1 - variance
     area = math.atanh(k**0.5) / k**0.5
     return (1 - variance / 2 - variance**2 * area / 2) / k, (2 + variance) / 6
 
 
 Runs = dict[tuple[str, str, int], Distance]  # by composition, solver and number of levels
-Promises = dict[tuple[str, str, int], tuple[float, float]]  # last position, planned and carried out
+Ends = dict[tuple[str, str, int], tuple[float, float]]  # last position, as planned and where the actions lead
 Powers = dict[tuple[float, int], Distance]  # by power and number of levels
 Biases = list[tuple[float, float, float, float, float]]  # variance; mean and variance ratios drawn; the same in theory
 
 
-def sweep(one: Problem) -> tuple[Runs, Runs, Promises]:
-    """Distance of every run from the product and from the planner's actions carried out, and what it promises."""
+def sweep(one: Problem) -> tuple[Runs, Runs, Ends]:
+    """Distance of every run from the product and from the rollouts of the planner's actions, and its last positions."""
     keys = [(c, s, n) for c, s in RUNS for n in LEVELS]
     drawn = {(c, s, n): one.drawn(composition=c, solver=s, steps=n, dynamics_power=0.5) for c, s, n in keys}
     product, feasible = ({k: one.distance(x, to) for k, x in drawn.items()} for to in (one.product, one.feasible))
-    return product, feasible, {k: one.promise(x) for k, x in drawn.items()}
+    return product, feasible, {k: one.end_positions(x) for k, x in drawn.items()}
 
 
 def power_sweep(one: Problem) -> Powers:
     """Distance from the product of fused (DPM-Solver++ 2M) for each power of the dynamics' weight."""
     return {
-        (p, n): one.distance(one.drawn(composition="fused", steps=n, dynamics_power=p), one.product)
-        for p in POWERS
-        for n in LEVELS
+        (p, n): one.distance(one.drawn(**FUSED, steps=n, dynamics_power=p), one.product) for p in POWERS for n in LEVELS
     }
 
 
-def heard(one: Problem) -> list[tuple[str, list[Distance], list[tuple[float, float]]]]:
-    """Fused with p = 2 without and with actions that hear the dynamics model (docs/theory.md, section 8): distances
-    from the product and promises at each number of levels."""
+def with_action_term(one: Problem) -> list[tuple[str, list[Distance], list[tuple[float, float]]]]:
+    """Fused with p = 2, without and with the dynamics model's action term (docs/theory.md, section 8): distances from
+    the product and last positions at each number of levels."""
     rows = []
-    for hearing, name in ((False, "fused, p = 2"), (True, "the same, heard")):
-        each = replace(one, hearing=hearing)
-        drawn = [each.drawn(composition="fused", steps=n, dynamics_power=2.0) for n in LEVELS]
-        rows.append((name, [one.distance(x, one.product) for x in drawn], [one.promise(x) for x in drawn]))
+    for action_term, name in ((False, "fused, p = 2"), (True, "with the action term")):
+        each = replace(one, action_term=action_term)
+        drawn = [each.drawn(**FUSED, steps=n, dynamics_power=2.0) for n in LEVELS]
+        rows.append((name, [one.distance(x, one.product) for x in drawn], [one.end_positions(x) for x in drawn]))
     return rows
 
 
 def bias() -> Biases:
-    """The states of `alike` as 1000 levels of the release draw them, beside the theory."""
+    """Ratios of mean and variance of the states that 1000 levels of the release draw for `alike`, and the theory's."""
     rows = []
     for v in VARIANCES:
         drawn = alike(v).drawn(levels=1000, composition="release", solver="ddpm", steps=1000)
@@ -100,14 +93,9 @@ def bias() -> Biases:
     return rows
 
 
-def figure(
-    runs: Runs,
-    powers: Powers,
-    biases: Biases,
-    path: Path,
-) -> None:
-    """Two rows: against the number of levels; against the noise weight, and the release's bias."""
-    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+def figure(runs: Runs, powers: Powers, biases: Biases, file: Path) -> None:
+    """Two rows: against the number of levels; against the power of the dynamics' weight, and the release's bias."""
+    use_small_style()
     fig, axes = plt.subplots(2, 3, figsize=(11, 6.8))
     names = {"mean": "error of the mean", "covariance": "error of the covariance", "violation": "dynamics violation"}
     for axis, (measure, title) in zip(axes[0], names.items()):
@@ -126,10 +114,7 @@ def figure(
         axis.set_xticks(range(len(POWERS)), [f"{p:g}" for p in POWERS])
     axes[1, 0].legend(fontsize=7.5)
     _bias_panel(axes[1, 2], biases)
-    fig.tight_layout(rect=(0, 0, 1, 0.92))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, file, rect=(0, 0, 1, 0.92))
 
 
 def _against_levels(axis: Axes, runs: Runs, measure: str) -> None:
@@ -138,7 +123,7 @@ def _against_levels(axis: Axes, runs: Runs, measure: str) -> None:
             continue
         values = [getattr(runs[composition, solver, n], measure) for n in LEVELS]
         style = "-" if solver == "dpmpp_2m" else "--"
-        axis.plot(LEVELS, values, f"o{style}", ms=3, color=COLOURS[composition], label=f"{composition}, {solver}")
+        axis.plot(LEVELS, values, f"o{style}", ms=3, color=COLORS[composition], label=f"{composition}, {solver}")
 
 
 def _bias_panel(axis: Axes, biases: Biases) -> None:
@@ -151,56 +136,54 @@ def _bias_panel(axis: Axes, biases: Biases) -> None:
     axis.legend(fontsize=7.5, loc="center right")
 
 
-def table(one: Problem, runs: Runs, feasible: Runs, promises: Promises, powers: Powers, biases: Biases) -> str:
+def page(one: Problem, runs: Runs, feasible: Runs, ends: Ends, powers: Powers, biases: Biases) -> str:
     """docs/closed_form.md"""
-    date = subprocess.run(["date", "-u", "+%Y-%m-%d"], capture_output=True, text=True, check=True).stdout.strip()
-    machine = f"{platform.machine()} with {os.cpu_count()} shared cores"
-    ends = [(WORDS[name], [one.distance(getattr(one, name), one.product)]) for name in WORDS]
+    densities = [(WORDS[name], [one.distance(getattr(one, name), one.product)]) for name in WORDS]
     by_levels = [(f"{c}, {s}", [runs[c, s, n] for n in LEVELS]) for c, s in RUNS]
-    carried_out = [(f"{c}, {s}", [feasible[c, s, n] for n in LEVELS]) for c, s in RUNS if c != "planner"]
-    hearing = heard(one)
+    rollouts = [(f"{c}, {s}", [feasible[c, s, n] for n in LEVELS]) for c, s in RUNS if c != "planner"]
     by_power = [(f"{p:g}", [powers[p, n] for n in LEVELS]) for p in POWERS]
-    lines = [
-        HEAD.format(date=date, machine=machine),
-        "## What there is to find\n",
-        *_rows("density", ["mean / covariance / violation"], ends),
+    terms = with_action_term(one)
+    parts = [
+        HEAD.format(written_by=pages.written_by("closed_form")),
+        "## The densities\n",
+        distances("density", ["mean / covariance / violation"], densities),
         "## Distance from the product against the number of levels (p = 0.5)\n",
-        *_rows("composition, solver", LEVELS, by_levels),
+        distances("composition, solver", LEVELS, by_levels),
         "## Distance from the planner's actions carried out, p_P(u) p_D(z \\| u)\n",
-        *_rows("composition, solver", LEVELS, carried_out),
-        "## What plans promise: mean last position as planned, and as their actions bring about (goal 0.6)\n",
-        *_pairs([(f"{c}, {s}", [promises[c, s, n] for n in LEVELS]) for c, s in RUNS]),
-        "The product: {:.2f}, {:.2f}.\n".format(*one.promise(one.product)),
+        distances("composition, solver", LEVELS, rollouts),
+        "## Mean last position: as planned, and where the planned actions lead (goal 0.6)\n",
+        positions([(f"{c}, {s}", [ends[c, s, n] for n in LEVELS]) for c, s in RUNS]),
+        "The product: {:.2f}, {:.2f}.\n".format(*one.end_positions(one.product)),
         "## Fused, dpmpp_2m: distance from the product against the power p of the dynamics' weight\n",
-        *_rows("p", LEVELS, by_power),
-        "## If the actions heard the dynamics model: distance from the product; last position planned, brought about\n",
-        *_rows("composition", LEVELS, [(name, distances) for name, distances, _ in hearing]),
-        *_pairs([(name, pairs) for name, _, pairs in hearing]),
+        distances("p", LEVELS, by_power),
+        "## With the dynamics model's action term: distance from the product; last position as planned, and where the "
+        "actions lead\n",
+        distances("composition", LEVELS, [(name, found) for name, found, _ in terms]),
+        positions([(name, pairs) for name, _, pairs in terms]),
         "## The release's bias where both models are the same, right density N(1, v)\n",
-        "| v | mean, 1000 levels | theory | variance / v, 1000 levels | theory |",
-        "|---|---|---|---|---|",
-        *(f"| {v:g} | {m:.3f} | {tm:.3f} | {r:.3f} | {tr:.3f} |" for v, m, r, tm, tr in biases),
+        pages.table(
+            ["v", "mean, 1000 levels", "theory", "variance / v, 1000 levels", "theory"],
+            [(f"{v:g}", *(f"{each:.3f}" for each in (m, tm, r, tr))) for v, m, r, tm, tr in biases],
+        ),
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join(parts)
 
 
-def _rows(corner: str, columns: Sequence[object], rows: Sequence[tuple[str, Sequence[Distance]]]) -> list[str]:
+def distances(corner: str, columns: Sequence[object], rows: Sequence[tuple[str, Sequence[Distance]]]) -> str:
     """A table of distances."""
-    cells = [[f"{x.mean:.2f} / {x.covariance:.2f} / {x.violation:.1f}" for x in row] for _, row in rows]
-    head = [f"| {corner} | {' | '.join(map(str, columns))} |", "|---" * (len(columns) + 1) + "|"]
-    return [*head, *(f"| {name} | {' | '.join(row)} |" for (name, _), row in zip(rows, cells)), ""]
+    cell = lambda x: f"{x.mean:.2f} / {x.covariance:.2f} / {x.violation:.1f}"  # noqa: E731
+    return pages.table([corner, *columns], [(name, *map(cell, found)) for name, found in rows])
 
 
-def _pairs(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> list[str]:
-    """A table of promises."""
-    head = [f"| composition | {' | '.join(map(str, LEVELS))} |", "|---" * (len(LEVELS) + 1) + "|"]
-    cells = [" | ".join("{:.2f}, {:.2f}".format(*pair) for pair in pairs) for _, pairs in rows]
-    return [*head, *(f"| {name} | {row} |" for (name, _), row in zip(rows, cells)), ""]
+def positions(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+    """A table of last positions."""
+    cell = "{:.2f}, {:.2f}".format
+    return pages.table(["composition", *LEVELS], [(name, *(cell(*pair) for pair in pairs)) for name, pairs in rows])
 
 
 HEAD = """# The compositions in closed form
 
-Written by `python -m experiments.closed_form` on {date}, {machine}, one used. What it means, and why:
+{written_by}, one used. What it means, and why:
 [theory.md](theory.md).
 
 Exact denoisers of a linear-Gaussian problem in the library's own sampler; mean and covariance of what it draws are
@@ -217,15 +200,15 @@ WORDS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the table and the figure")
-    output = parser.parse_args().output
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--output", type=Path, default=pages.DOCS, help="folder of the page and the figure")
+    output = parser.parse_args(arguments).output
     torch.set_num_threads(1)
     one = problem()
-    (runs, feasible, promises), powers, biases = sweep(one), power_sweep(one), bias()
+    (runs, feasible, ends), powers, biases = sweep(one), power_sweep(one), bias()
     figure(runs, powers, biases, output / "closed_form.png")
-    (output / "closed_form.md").write_text(table(one, runs, feasible, promises, powers, biases))
+    (output / "closed_form.md").write_text(page(one, runs, feasible, ends, powers, biases))
     print(f"{output / 'closed_form.md'}\n{output / 'closed_form.png'}")
 
 

@@ -22,8 +22,10 @@ class Gaussian:
     covariance: torch.Tensor
 
     def given(self, observe: torch.Tensor, value: torch.Tensor, deviation: float) -> "Gaussian":
-        """Conditioned on observe x (r, n) = value (r,), seen with noise of this deviation; which is also the product
-        of the density with N(observe x; value, deviation^2)."""
+        """The density conditioned on observe x (r, n) = value (r,), measured with noise of this deviation.
+
+        It is also the product of the density with N(observe x; value, deviation^2).
+        """
         innovation = observe @ self.covariance @ observe.T + deviation**2 * torch.eye(len(value), dtype=value.dtype)
         gain = torch.linalg.solve(innovation, observe @ self.covariance).T
         mean = self.mean + gain @ (value - observe @ self.mean)
@@ -74,9 +76,9 @@ class System:
         return rows.reshape(-1, n)
 
     def rollouts(self, actions: Gaussian) -> Gaussian:
-        """What the system does under random actions u (H m): p(u) p(z | u)."""
+        """Density of trajectories under random actions u (H m): p(u) p(z | u)."""
         d, _, n = self.sizes
-        # the rows of (z_0, residuals, u) are independent; x is their image under the inverse of that map
+        # z_0, the residuals and u are independent; x is their image under the inverse of the map to them
         state, action = torch.eye(n, dtype=torch.float64)[self.states], torch.eye(n, dtype=torch.float64)[~self.states]
         inverse = torch.linalg.inv(torch.cat([state[:d], self.residuals(), action]))
         mean = torch.cat([self.present, torch.zeros(n - d - len(action), dtype=torch.float64), actions.mean])
@@ -86,7 +88,7 @@ class System:
 
 
 class ExactPlanner(nn.Module):
-    """A planner that knows its density."""
+    """A planner whose denoiser is exact for its density."""
 
     def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
         super().__init__()
@@ -100,12 +102,12 @@ class ExactPlanner(nn.Module):
         return self.clean(x.flatten(1), int(levels[0])).view_as(x)
 
 
-class HearingPlanner(ExactPlanner):
-    """A planner whose actions hear the dynamics model: D_P + E_D[u | z_t, u_t] - E_D[u | u_t] for the actions."""
+class ActionTermPlanner(ExactPlanner):
+    """A planner with the dynamics model's action term: D_P + E_D[u | z_t, u_t] - E_D[u | u_t] for the actions."""
 
     def __init__(self, density: Gaussian, dynamics: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
         super().__init__(density, latent_dim, schedule)
-        self.informed = dynamics.denoiser(schedule)
+        self.given_states = dynamics.denoiser(schedule)
         self.dynamics, self.schedule = dynamics, schedule
 
     def forward(
@@ -117,12 +119,12 @@ class HearingPlanner(ExactPlanner):
         is_action[:, : self.config["latent_dim"]] = 0
         actions = is_action.flatten()
         alone = Gaussian(self.dynamics.mean, self.dynamics.covariance * actions * actions[:, None])
-        heard = self.informed(x.flatten(1), level) - alone.denoiser(self.schedule)(x.flatten(1), level)
-        return super().forward(x, levels, condition, keep) + (actions * heard).view_as(x)
+        term = self.given_states(x.flatten(1), level) - alone.denoiser(self.schedule)(x.flatten(1), level)
+        return super().forward(x, levels, condition, keep) + (actions * term).view_as(x)
 
 
 class ExactDynamics(nn.Module):
-    """A dynamics model that knows the density p(u) p(z | u) of what it learned from, with both noised."""
+    """A dynamics model whose denoiser is exact for the density p(u) p(z | u) of its data, with noise on both."""
 
     def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
         super().__init__()
@@ -136,9 +138,12 @@ class ExactDynamics(nn.Module):
 
 @dataclass(frozen=True)
 class Distance:
-    """mean: |difference of means| in deviations of the wanted density (root of its covariance's trace); covariance:
-    Frobenius norm of the difference, relative; violation: root mean square of z_{k+1} - A z_k - B u_k, in deviations of
-    the system's own noise (1 = as the system itself)."""
+    """Distance of a density from a reference, and of its trajectories from the system.
+
+    mean: |difference of means| in deviations of the reference (root of its covariance's trace). covariance: Frobenius
+    norm of the difference, relative. violation: root mean square of z_{k+1} - A z_k - B u_k, in deviations of the
+    system's own noise (1 = as the system itself).
+    """
 
     mean: float
     covariance: float
@@ -147,9 +152,10 @@ class Distance:
 
 @dataclass(frozen=True)
 class Problem:
-    """The system, what planner and dynamics model learned, and what they say together.
+    """The system and the densities of its models.
 
-    planner p_P(z, u), dynamics p_D(z | u) p(u); product p_P(z, u) p_D(z | u); feasible p_P(u) p_D(z | u).
+    planner p_P(z, u); dynamics p_D(z | u) p(u); product p_P(z, u) p_D(z | u); feasible p_P(u) p_D(z | u).
+    action_term: whether the planner has the dynamics model's action term.
     """
 
     system: System
@@ -157,55 +163,59 @@ class Problem:
     dynamics: Gaussian
     product: Gaussian
     feasible: Gaussian
-    hearing: bool = False  # whether the planner's actions hear the dynamics model
+    action_term: bool = False
 
-    def sampler(self, levels: int = 100, betas: str = "cosine", **config) -> Sampler:
-        schedule, (d, m, _) = NoiseSchedule(levels, betas), self.system.sizes
+    def sampler(self, levels: int = 100, temperature: float = 1.0, **config) -> Sampler:
+        schedule, (d, m, _) = NoiseSchedule(levels), self.system.sizes
         free = torch.full((d + m,), 1e9, dtype=torch.float64)
         planner, dynamics = ExactPlanner(self.planner, d, schedule), ExactDynamics(self.dynamics, d, schedule)
-        if self.hearing:
-            planner = HearingPlanner(self.planner, self.dynamics, d, schedule)
-        return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(**config))  # type: ignore[arg-type]
+        if self.action_term:
+            planner = ActionTermPlanner(self.planner, self.dynamics, d, schedule)
+        return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(temperature=temperature, **config))  # type: ignore[arg-type]
 
     def equilibrium(self, states: tuple[float, float], actions: tuple[float, float]) -> torch.Tensor:
-        """Where clean trajectories would rest if states and actions each followed their gradient of
-        planner * log p_P(z, u) + dynamics * log p_D(z | u), with these pairs of weights: the mean, (n,)."""
+        """The fixed point (n,) of clean trajectories whose states and actions each follow their gradient of
+        w_P log p_P(z, u) + w_D log p_D(z | u).
+
+        Args:
+            states, actions: the pairs of weights (w_P, w_D).
+        """
         d = self.system.sizes[0]
         residuals = self.system.residuals() / self.system.noise
         planner = torch.linalg.inv(self.planner.covariance[d:, d:])
         parts = (planner, residuals[:, d:].T @ residuals[:, d:])
-        pulls = (planner @ self.planner.mean[d:], -residuals[:, d:].T @ residuals[:, :d] @ self.system.present)
+        offsets = (planner @ self.planner.mean[d:], -residuals[:, d:].T @ residuals[:, :d] @ self.system.present)
         is_state = self.system.states[d:, None]
         weight = [torch.where(is_state, torch.tensor(s).double(), torch.tensor(a)) for s, a in zip(states, actions)]
         field = sum(w * part for w, part in zip(weight, parts))
         return torch.cat(
-            [self.system.present, torch.linalg.solve(field, sum(w[:, 0] * h for w, h in zip(weight, pulls)))]
+            [self.system.present, torch.linalg.solve(field, sum(w[:, 0] * h for w, h in zip(weight, offsets)))]
         )
 
-    def distance(self, drawn: Gaussian, wanted: Gaussian) -> "Distance":
-        """How far one density is from another, and how far its trajectories are from the system."""
+    def distance(self, drawn: Gaussian, reference: Gaussian) -> Distance:
+        """Distance of one density from another, and of its trajectories from the system."""
         residuals = self.system.residuals()
         square = (residuals @ drawn.mean).square().sum() + (residuals @ drawn.covariance @ residuals.T).trace()
         return Distance(
-            float((drawn.mean - wanted.mean).norm() / wanted.covariance.trace().sqrt()),
-            float((drawn.covariance - wanted.covariance).norm() / wanted.covariance.norm()),
+            float((drawn.mean - reference.mean).norm() / reference.covariance.trace().sqrt()),
+            float((drawn.covariance - reference.covariance).norm() / reference.covariance.norm()),
             float((square / len(residuals)).sqrt() / self.system.noise),
         )
 
-    def promise(self, drawn: Gaussian) -> tuple[float, float]:
-        """Mean last position: as the plans say, and where the plans' actions take the system."""
+    def end_positions(self, drawn: Gaussian) -> tuple[float, float]:
+        """Mean last position: as planned, and where the planned actions lead."""
         actions = ~self.system.states
         mean, covariance = drawn.mean[actions], drawn.covariance[actions][:, actions]
         last = (self.system.horizon - 1) * sum(self.system.sizes[:2])
         return float(drawn.mean[last]), float(self.system.rollouts(Gaussian(mean, covariance)).mean[last])
 
-    def drawn(self, temperature: float = 1.0, goal: torch.Tensor | None = None, **config) -> Gaussian:
-        """Exact mean and covariance of what the sampler draws.
+    def drawn(self, goal: torch.Tensor | None = None, **config) -> Gaussian:
+        """Exact mean and covariance of the sampler's trajectories.
 
-        With these denoisers it is affine in its noise, x = mean + sum_j M_j e_j over its draws j: one call with no
-        noise gives the mean, one with a batch of all unit vectors all M_j.
+        With these denoisers a trajectory is affine in the sampler's noise: x = mean + sum_j M_j e_j over its draws j. A
+        call without noise gives the mean; a call with a batch of all unit vectors gives all M_j.
         """
-        sampler = self.sampler(temperature=temperature, **config)
+        sampler = self.sampler(**config)
         shape, n = (self.system.horizon, sum(self.system.sizes[:2])), self.system.sizes[2]
         calls = 0
 
@@ -232,10 +242,10 @@ class Problem:
 
 
 def problem(horizon: int = 8) -> Problem:
-    """A cart on a line (position, speed; one force) that should be at 0.6 in the end.
+    """A cart on a line (position, speed; one force) that must end at 0.6.
 
-    The planner learned from episodes of a cart whose force is worth 0.7 of the true one, with a noise ten times as
-    large: its plans reach the goal, but the true cart would not follow them.
+    The planner's data come from a cart with 0.7 of the true force and ten times the noise. Its plans reach the goal,
+    but the true cart does not follow them.
     """
     A = torch.tensor([[1.0, 0.3], [0.0, 1.0]], dtype=torch.float64)
     B = torch.tensor([[0.0], [0.3]], dtype=torch.float64)

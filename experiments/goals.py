@@ -1,28 +1,25 @@
 """New goals at run time, without training again: python -m experiments.goals PIPELINE
 
-A halfcheetah that learned from logged episodes is asked to run at 2 m/s, to run backwards, and to keep its body low
-while it runs: each a Python function of planned observations and actions, by which candidates are ranked, and in a
-second run whose gradient also pulls at the plans. Writes docs/goals.md. About 10 minutes on one core.
+A pipeline that was trained on logged episodes of halfcheetah gets three goals: run at 2 m/s, run backwards, keep the
+body low while running. Each goal is a Python function of planned observations and actions. It ranks the candidates;
+in a second run its gradient also moves the plans. Writes docs/goals.md. About 10 minutes on one core.
 """
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mpdiffuser.statistics import standard_error
 
-import vision  # noqa: F401  the encoder classes that a pipeline folder may name
-from envs.vector import VectorEnv
-from experiments.measuring import machine
+from evaluation.statistics import standard_error
+from experiments import pages
+from experiments.measuring import describe, load_pipeline, make_environments
 from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline, Objective
-from mpdiffuser.sampler import SamplerConfig
 
-PAGE = Path(__file__).parent.parent / "docs" / "goals.md"
 FIRST_SEED = 6000
 HEIGHT, SPEED = 0, 8  # columns of halfcheetah's observations: m above the usual stance, m/s forwards
 
@@ -37,7 +34,7 @@ def backwards(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor
 
 
 def low(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Speed up to 2 m/s, and a forbidden region above 5 cm below the usual stance, where it can be avoided."""
+    """Speed up to 2 m/s, minus a penalty for a body higher than 5 cm below the usual stance."""
     return observations[..., SPEED].clamp(max=2.0) - 50 * (observations[..., HEIGHT] + 0.05).clamp(min=0)
 
 
@@ -47,9 +44,9 @@ GOALS: dict[str, tuple[Objective | None, str]] = {
     "run backwards": (backwards, "-v"),
     "keep low": (low, "min(v, 2) - 50 max(z + 0.05, 0)"),
 }
-PULLS = (0.0, 0.1)
-# candidates that differ: wishes from the worst outcomes of the data to the best, drawn with all their noise; and what
-# the dynamics model says of the planned actions, as the planner has its own idea of what is wanted
+SCALES = (0.0, 0.1)  # objective_scale
+# With a goal the candidates must differ: their targets run from the worst returns of the data to the best, and all
+# noise is drawn. The planner follows its own target, so the dynamics model draws the states given the planned actions.
 SAMPLER: dict[str, Any] = {
     "candidates": 16,
     "target": 0.5,
@@ -59,14 +56,21 @@ SAMPLER: dict[str, Any] = {
 }
 
 
+def make_controller(pipeline: MPDiffuserPipeline, objective: Objective | None, scale: float) -> Controller:
+    """A controller with the pipeline's own settings, and with a goal those of SAMPLER."""
+    config = pipeline.sampler_defaults
+    if objective is not None:
+        config = replace(config, **SAMPLER, objective_scale=scale)
+    return Controller(pipeline, config, objective=objective)
+
+
 def run(
-    pipeline: MPDiffuserPipeline, objective: Objective | None, pull: float, episodes: int, steps: int
+    pipeline: MPDiffuserPipeline, objective: Objective | None, scale: float, episodes: int, steps: int
 ) -> dict[str, tuple[float, float]]:
-    """Speed, height and distance from 2 m/s, mean over the second half of the steps, and its standard error over
+    """Speed, height and distance from 2 m/s: mean over the second half of the steps, and its standard error over
     episodes."""
-    more = SAMPLER | {"pull": pull, "engine": "openvino"} if objective is not None else {"engine": "openvino"}
-    controller = Controller(pipeline, SamplerConfig(**more), objective=objective)
-    environments = VectorEnv(episodes, **pipeline.config["info"]["environment"])
+    controller = make_controller(pipeline, objective, scale)
+    environments = make_environments(pipeline, episodes)
     seeds = list(range(FIRST_SEED, FIRST_SEED + episodes))
     seen: list[np.ndarray] = []
     try:
@@ -89,49 +93,48 @@ def run(
 
 HEAD = """# New goals at run time
 
-Written by `python -m experiments.goals` on {date}, {cpu}, {cores} shared cores.
+{written_by}.
 
-The pipeline learned {task} ({source}) once; each goal is a Python function of planned
-observations and actions (`experiments/goals.py`), handed to the `Controller`. {episodes} episodes of {steps} steps,
-seeds from {first} up; mean ± standard error over episodes, of the second half. With a goal: {candidates} candidates
-with targets over the whole range of the data's outcomes, temperature 1, {levels} levels, the states by the dynamics
-model given the planned actions (sequential).
+The pipeline was trained once, on {task}.
+Each goal is a Python function of planned observations and actions (`experiments/goals.py`), handed to the
+`Controller`. {episodes} episodes of {steps} steps, seeds from {first} up; mean ± standard error over episodes, of the
+second half of the steps. With a goal: {candidates} candidates with targets over the whole range of the data's returns,
+temperature 1, {levels} levels of {solver}, the states drawn by the dynamics model given the planned actions
+(sequential).
 
-| goal | reward of a step | pull of the gradient | speed, m/s | height, m | distance from 2 m/s |
-|---|---|---|---|---|---|
 """
+COLUMNS = ("goal", "reward of a step", "objective_scale", "speed, m/s", "height, m", "distance from 2 m/s")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = pages.parser(__doc__)
     parser.add_argument("pipeline", type=Path, help="of a halfcheetah task, written by train_state.py")
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    args = parser.parse_args()
+    parser.add_argument("--page", type=Path, default=pages.DOCS / "goals.md")
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    pipeline = MPDiffuserPipeline.from_pretrained(args.pipeline)
+    pipeline = load_pipeline(args.pipeline)
     info = pipeline.config["info"]
-    if info.get("environment", {}).get("env_id") != "HalfCheetah-v4":
-        raise InputError(f"{args.pipeline}: must be a pipeline of halfcheetah, found {info.get('task')!r}")
-    source = f"{info['file']}, a stand-in, not {info['suite']}'s data" if info["stand_in"] else info["file"]
-    text = HEAD.format(
-        **machine(),
-        task=info["task"],
-        source=source,
+    if info["environment"].get("env_id") != "HalfCheetah-v4":
+        raise InputError(f"{args.pipeline}: must be a pipeline of halfcheetah, found {info['task']!r}")
+    head = HEAD.format(
+        written_by=pages.written_by("goals"),
+        task=describe(info),
         episodes=args.episodes,
         steps=args.steps,
         first=FIRST_SEED,
         candidates=SAMPLER["candidates"],
-        levels=SamplerConfig().steps,
+        levels=pipeline.sampler_defaults.steps,
+        solver=pipeline.sampler_defaults.solver,
     )
+    rows = []
     for name, (objective, formula) in GOALS.items():
-        for pull in PULLS if objective is not None else (0.0,):
-            found = run(pipeline, objective, pull, args.episodes, args.steps)
-            cells = " | ".join(f"{mean:.2f} ± {error:.2f}" for mean, error in found.values())
-            text += f"| {name} | {formula} | {pull:g} | {cells} |\n"
-            print(text.splitlines()[-1], flush=True)
-    args.page.write_text(text)
+        for scale in SCALES if objective is not None else (0.0,):
+            found = run(pipeline, objective, scale, args.episodes, args.steps)
+            rows.append([name, formula, f"{scale:g}", *(f"{mean:.2f} ± {error:.2f}" for mean, error in found.values())])
+            print(pages.row(rows[-1]), end="", flush=True)
+    args.page.write_text(head + pages.table(COLUMNS, rows))
 
 
 if __name__ == "__main__":

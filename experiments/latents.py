@@ -1,26 +1,26 @@
-"""What latents keep of the true state, by task and quality of the data: python -m experiments.latents
+"""How much of the true state the latents keep, by task and quality of the data: python -m experiments.latents
 
-For each it collects about 10,000 frames, trains the encoder on them as train_vision.py does, and asks a perceptron for
-the joints' positions (angles as sine and cosine) and velocities on the held-out episodes (`vision.probe`). What is done
-already is reused. Writes docs/latents.md.
+Collects about 10,000 frames for each task and quality, and trains the encoder on them as train_vision.py does. A
+perceptron then predicts the joints' positions (angles as sine and cosine) and velocities on the held-out episodes
+(`vision.probe`). Results under --folder are reused. Writes docs/latents.md.
 """
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from envs.collect import collect
-from experiments.measuring import machine
+from envs.record import dm_control_record
+from experiments import pages
+from experiments.measuring import measure_once
 from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.training import Clock, start
+from mpdiffuser.launch import Clock, start
 from vision.probe import report
-from vision.training import train_encoder
+from vision.training import build_representation, encoder_identities, train_encoder
 
-PAGE = Path(__file__).parent.parent / "docs" / "latents.md"
 # episodes and their seconds (None: the task's own); reacher's target moves between episodes only, so it needs many
-DATA = {
+DATA: dict[str, tuple[int, float | None]] = {
     "cartpole_swingup": (40, None),
     "reacher_easy": (160, 5.0),
     "walker_walk": (20, None),
@@ -32,52 +32,53 @@ FROZEN = {"cartpole_swingup": 0.87, "reacher_easy": 0.85, "walker_walk": 0.64, "
 
 
 def measure(task: str, quality: str, steps: int, folder: Path) -> dict[str, Any]:
-    """R2 of positions and velocities, and what they were measured on."""
-    output = folder / f"{task}-{quality}"
-    done = output / "latents.json"
-    if not done.exists():
+    """R2 of positions and velocities, and the number of frames."""
+    output, (count, seconds) = folder / f"{task}-{quality}", DATA[task]
+
+    def run() -> dict[str, Any]:
         overrides = [f"task={task}", f"output_dir={output}", f"data_root={folder / 'data'}", "trackers=[]"]
         cfg = load("vision", [*overrides, f"train.representation.steps={steps}", "train.decoder.steps=1"])
         accelerator = start(cfg)
-        episodes, seconds = DATA[task]
-        options = {key: cfg.task[key] for key in ("action_repeat", "size", "camera")}
-        data = Episodes.load(collect(task, quality, episodes, 0, cfg.data_root, time_limit=seconds, **options))
-        encoder, _, _ = train_encoder(cfg, data, accelerator, Clock())
+        record = dm_control_record(cfg.task, cfg.rendering, seconds)
+        data = Episodes.load(collect(record, quality, count, 0, cfg.data_root))
+        representation = build_representation(cfg, data)
+        identities = encoder_identities(cfg, data.checksum(), representation)
+        encoder, _, _ = train_encoder(cfg, data, representation, identities, accelerator, Clock())
         found = report(encoder, data, folder / "data" / "cache", cfg.validation, cfg.seed)
-        done.write_text(json.dumps(found | {"frames": len(data["frames"]), "steps": steps}))
-    return json.loads(done.read_text())
+        return {**found, "frames": len(data["frames"])}
+
+    return measure_once(output / "latents.json", {"steps": steps, "episodes": count, "seconds": seconds}, run)
 
 
 HEAD = """# What the latents keep of the true state
 
-Written by `python -m experiments.latents` on {date}, {cpu}, {cores} shared cores. R2 of a perceptron from the 16 latent
+{written_by}. R2 of a perceptron from the 16 latent
 dimensions to the joints' positions (angles as sine and cosine) and velocities, on held-out episodes of the data that
 the encoder was trained on for {steps} steps, true states among its targets. {done} of {all} parts are done; the command
-makes the others. Last column: positions by ridge regression from frozen features of one frame, 2,400 frames of random
-actions, measured earlier and not by this command; velocities were mostly lost.
+computes the others. Last column: positions by ridge regression from frozen features of one frame, 2,400 frames of
+random actions, not measured by this command; one frame tells almost nothing of the velocities.
 
-| task | data | frames | positions | velocities | frozen, one frame: positions |
-|---|---|---|---|---|---|
 """
+COLUMNS = ("task", "data", "frames", "positions", "velocities", "frozen, one frame: positions")
 
 
 def page(results: dict[tuple[str, str], dict[str, Any]], steps: int) -> str:
-    """The table as Markdown."""
-    rows = [
-        f"| {task} | {quality} | {r['frames']} | {r['r2']['positions']:.3f} | {r['r2']['velocities']:.3f} "
-        f"| {FROZEN[task] if quality == 'random' else ''} |\n"
-        for (task, quality), r in results.items()
-    ]
-    return HEAD.format(**machine(), steps=steps, done=len(rows), all=len(DATA) * len(QUALITIES)) + "".join(rows)
+    """docs/latents.md"""
+    rows = []
+    for (task, quality), found in results.items():
+        r2 = [f"{found['r2'][name]:.3f}" for name in ("positions", "velocities")]
+        rows.append([task, quality, found["frames"], *r2, FROZEN[task] if quality == "random" else ""])
+    counts = {"done": len(rows), "all": len(DATA) * len(QUALITIES)}
+    return HEAD.format(written_by=pages.written_by("latents"), steps=steps, **counts) + pages.table(COLUMNS, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = pages.parser(__doc__)
     parser.add_argument("tasks", nargs="*", default=list(DATA), help=f"of {', '.join(DATA)}; all by default")
     parser.add_argument("--steps", type=int, default=2000, help="of the encoder's training")
     parser.add_argument("--folder", type=Path, default=Path("results/latents"), help="of data and encoders")
-    parser.add_argument("--page", type=Path, default=PAGE)
-    args = parser.parse_args()
+    parser.add_argument("--page", type=Path, default=pages.DOCS / "latents.md")
+    args = parser.parse_args(arguments)
     results = {}
     for task in args.tasks:
         for quality in QUALITIES:

@@ -1,27 +1,22 @@
 """Learned models in two dimensions: python -m experiments.maze
 
-A car in a U-shaped maze and a pendulum, each with a tiny planner that learned from a few demonstrations on a stronger
-machine (the car steers more sharply, the pendulum's motor is stronger) and a tiny dynamics model that learned from
-random actions on the machine that is there. Draws plans by every composition, carries their actions out, without
-looking and planning anew now and then, and writes docs/maze.md and docs/maze.png. About 15 minutes on one core.
+A car in a U-shaped maze and a pendulum. For each, a tiny planner is trained on a few demonstrations of a stronger
+system (the car steers more sharply, the pendulum's motor is stronger), and a tiny dynamics model on random actions of
+the system that is controlled. Draws plans with every composition, and executes their actions in open loop and in closed
+loop. Writes docs/maze.md and docs/maze.png. About 15 minutes on one core.
 """
 
-import argparse
 import math
-import os
-import platform
-import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from experiments import pages
+from experiments.figures import COLORS, plt, save, use_small_style
 from experiments.systems import Car, Pendulum, System, demonstrations, play
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Normalizer
@@ -30,7 +25,7 @@ from mpdiffuser.schedule import NoiseSchedule
 
 HORIZON = 32
 DEMONSTRATIONS, EPISODES = 40, 2000
-CHUNK, STEPS = 8, 64  # in closed loop: actions of each plan that are carried out, and of a run
+CHUNK, STEPS = 8, 64  # in closed loop: actions to execute of each plan, and steps of a run
 LEVELS = (100, 50, 20, 10, 5, 3)
 RUNS = {  # composition, solver, power of the dynamics' weight
     "planner": ("planner", "dpmpp_2m", 0.5),
@@ -42,13 +37,12 @@ RUNS = {  # composition, solver, power of the dynamics' weight
     "release": ("release", "ddpm", 0.5),
 }
 SHOWN = ("planner", "sequential", "release", "fused, p = 0.5")
-COLOURS = {"planner": "C7", "fused": "C0", "release": "C3", "joint": "C1", "sequential": "C2"}
 SCHEDULE = NoiseSchedule(100)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A system, the models that learned it, and what the states and actions were normalised by."""
+    """A system, the models that were trained for it, and the normalisers of states and actions."""
 
     system: System
     planner: Planner
@@ -56,9 +50,11 @@ class Learned:
     latents: Normalizer
     actions: Normalizer
 
-    def sampler(self, **config) -> Sampler:
+    def sampler(self, temperature: float = 0.5, **config) -> Sampler:
         low, high = (torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds()))
-        return Sampler(self.planner, self.dynamics, SCHEDULE, low, high, SamplerConfig(**config))
+        return Sampler(
+            self.planner, self.dynamics, SCHEDULE, low, high, SamplerConfig(temperature=temperature, **config)
+        )
 
     def plans(
         self, sampler: Sampler, present: torch.Tensor, generator: torch.Generator
@@ -70,7 +66,7 @@ class Learned:
         return self.latents.denormalize(x[..., :d]), self.actions.denormalize(x[..., d:])
 
     def arrives(self, sampler: Sampler, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Whether runs from states z (B, d), of STEPS with a new plan every CHUNK, come to the goal, (B,)."""
+        """Whether runs of STEPS from states z (B, d), with a new plan every CHUNK steps, reach the goal: (B,)."""
         arrived = torch.zeros(len(z), dtype=torch.bool)
         for _ in range(0, STEPS, CHUNK):
             actions = self.plans(sampler, z, generator)[1]
@@ -80,7 +76,7 @@ class Learned:
         return arrived
 
     def executed(self, present: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """The states (B, H, d) that the actions (B, H, m) lead to from present (B, d)."""
+        """The states (B, H, d) that actions (B, H, m) lead to from the present states (B, d), in open loop."""
         states = [present]
         for k in range(actions.shape[1] - 1):
             states.append(self.system.step(states[-1], actions[:, k]))
@@ -109,7 +105,8 @@ def train(
 
 
 def learn(system: System, shown_by: System, steps: int, seed: int = 0, width: int = 32) -> Learned:
-    """Planner from few demonstrations by another system, dynamics model from many random episodes, twice as long."""
+    """Train a planner on few demonstrations of another system, and a dynamics model, twice as long, on many random
+    episodes of this one."""
     torch.manual_seed(seed)
     good, random = demonstrations(shown_by, DEMONSTRATIONS, 48, seed), play(system, EPISODES, 48, seed + 1)
     both = [torch.cat(pair) for pair in zip(good, random)]
@@ -125,18 +122,21 @@ def learn(system: System, shown_by: System, steps: int, seed: int = 0, width: in
 
 @dataclass(frozen=True)
 class Outcome:
-    """one_step: root mean square of planned z_{k+1} - f(planned z_k, u_k), in deviations of the data; drift: the same
-    of the planned last state against the one that its actions lead to, unseen; promised: share of plans that end at the
-    goal; arrived: share of runs in closed loop that come to it. Each with its standard error over plans."""
+    """Means over plans, each with its standard error.
+
+    one_step: root mean square of planned z_{k+1} - f(planned z_k, u_k), in deviations of the data. drift: root mean
+    square distance of the planned last state from the one that the actions lead to in open loop, in the same unit.
+    planned: share of plans that end at the goal. arrived: share of runs in closed loop that reach it.
+    """
 
     one_step: tuple[float, float]
     drift: tuple[float, float]
-    promised: tuple[float, float]
+    planned: tuple[float, float]
     arrived: tuple[float, float]
 
 
 def outcome(learned: Learned, states: torch.Tensor, actions: torch.Tensor, arrived: torch.Tensor) -> Outcome:
-    """Of plans, states (B, H, d) and actions (B, H, m), and of runs that came to the goal or not, (B,)."""
+    """The outcome of plans, states (B, H, d) and actions (B, H, m), and of runs that arrived or not, (B,)."""
     system, std = learned.system, learned.latents.std
     following = system.step(states[:, :-1].flatten(0, 1), actions[:, :-1].flatten(0, 1)).view_as(states[:, 1:])
     executed = learned.executed(states[:, 0], actions)
@@ -147,30 +147,30 @@ def outcome(learned: Learned, states: torch.Tensor, actions: torch.Tensor, arriv
 
 
 def trial(learned: Learned, count: int, seed: int, **config) -> Outcome:
-    """The outcome of `count` plans, and of as many runs, from fresh starts."""
+    """The outcome of `count` plans, and of as many runs, from new starts."""
     generator = torch.Generator().manual_seed(seed)
     sampler, present = learned.sampler(**config), learned.system.start(count, generator)
     plans = learned.plans(sampler, present, generator)
     return outcome(learned, *plans, learned.arrives(sampler, present, generator))
 
 
-Outcomes = dict[tuple[str, int], Outcome]  # by run and number of levels
+Outcomes = dict[tuple[str, int], Outcome]  # by composition and number of levels
 
 
 def measure(learned: Learned, count: int) -> Outcomes:
-    """Every run at every number of levels, from the same starts."""
+    """Every composition at every number of levels, from the same starts."""
     keys = [(name, levels) for name in RUNS for levels in LEVELS]
     return {key: trial(learned, count, seed=1000, **settings(*key)) for key in keys}
 
 
 def settings(name: str, levels: int) -> dict[str, Any]:
     composition, solver, power = RUNS[name]
-    return dict(composition=composition, solver=solver, dynamics_power=power, steps=levels, temperature=0.5)
+    return dict(composition=composition, solver=solver, dynamics_power=power, steps=levels)
 
 
-def figure(both: list[tuple[Learned, Outcomes]], path: Path) -> None:
-    """A row of plans for each system, and one of feasibility errors."""
-    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+def figure(both: list[tuple[Learned, Outcomes]], file: Path) -> None:
+    """A row of plans for each system, and a row of feasibility errors."""
+    use_small_style()
     fig, axes = plt.subplots(3, 4, figsize=(12, 8.6))
     for row, (learned, _) in zip(axes, both):
         for axis, name in zip(row, SHOWN):
@@ -178,7 +178,7 @@ def figure(both: list[tuple[Learned, Outcomes]], path: Path) -> None:
             generator = torch.Generator().manual_seed(2000)
             present = learned.system.start(6, generator)
             states, actions = learned.plans(learned.sampler(**settings(name, levels)), present, generator)
-            _draw(axis, learned, states, learned.executed(states[:, 0], actions))
+            _draw(axis, learned.system, states, learned.executed(states[:, 0], actions))
             axis.set_title(f"{learned.system.name}: {name}, {levels} levels")
     axes[0, 0].legend(fontsize=7.5, loc="center left")
     for i, (learned, outcomes) in enumerate(both):
@@ -186,22 +186,19 @@ def figure(both: list[tuple[Learned, Outcomes]], path: Path) -> None:
             for name, (composition, solver, power) in RUNS.items():
                 values = [getattr(outcomes[name, n], measure_name)[0] for n in LEVELS]
                 style = ":" if power == 0.5 and composition == "fused" else "-" if solver == "dpmpp_2m" else "--"
-                axis.plot(LEVELS, values, f"o{style}", ms=3, color=COLOURS[composition], label=name)
+                axis.plot(LEVELS, values, f"o{style}", ms=3, color=COLORS[composition], label=name)
             axis.set(title=f"{learned.system.name}: {WORDS[measure_name]}", xlabel="levels", xscale="log", yscale="log")
             axis.set_xticks(LEVELS, [str(n) for n in LEVELS])
             axis.xaxis.minorticks_off()
     axes[2, 0].legend(fontsize=6.5)
-    fig.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=100)
-    plt.close(fig)
+    save(fig, file)
 
 
 WORDS = {"one_step": "one-step error", "drift": "drift at the end"}
 
 
-def _draw(axis: Axes, learned: Learned, planned: torch.Tensor, executed: torch.Tensor) -> None:
-    system = learned.system
+def _draw(axis: Axes, system: System, planned: torch.Tensor, executed: torch.Tensor) -> None:
+    """States (B, H, d) as planned and as executed."""
     for i, (plan, real) in enumerate(zip(planned, executed)):
         labels = ("planned", "executed") if i == 0 else (None, None)
         for states, style, label in ((plan, "-", labels[0]), (real, ":", labels[1])):
@@ -218,63 +215,57 @@ def _draw(axis: Axes, learned: Learned, planned: torch.Tensor, executed: torch.T
         axis.set(xlabel="step", ylabel="|angle from upright|", ylim=(0, math.pi + 0.1))
 
 
-def table(both: list[tuple[Learned, Outcomes]], steps: int, count: int) -> str:
+def page(both: list[tuple[Learned, Outcomes]], steps: int, count: int) -> str:
     """docs/maze.md"""
-    date = subprocess.run(["date", "-u", "+%Y-%m-%d"], capture_output=True, text=True, check=True).stdout.strip()
-    machine = f"{platform.machine()} with {os.cpu_count()} shared cores"
-    about = dict(date=date, machine=machine, steps=steps, count=count)
-    lines = [HEAD.format(**about, demonstrations=DEMONSTRATIONS, episodes=EPISODES, run=STEPS, chunk=CHUNK)]
+    facts = {"steps": steps, "count": count, "demonstrations": DEMONSTRATIONS, "episodes": EPISODES}
+    parts = [HEAD.format(written_by=pages.written_by("maze"), **facts, run=STEPS, chunk=CHUNK)]
     for learned, outcomes in both:
-        lines += [
-            f"## {learned.system.name}\n",
-            f"| composition | {' | '.join(map(str, LEVELS))} |",
-            "|---" * (len(LEVELS) + 1) + "|",
-        ]
-        for name in RUNS:
-            text = [
-                f"{o.one_step[0]:.3f} / {o.drift[0]:.2f} / {100 * o.promised[0]:.0f} / {100 * o.arrived[0]:.0f}"
-                for o in (outcomes[name, n] for n in LEVELS)
-            ]
-            lines.append(f"| {name} | {' | '.join(text)} |")
+        rows = [[name, *(cell(outcomes[name, n]) for n in LEVELS)] for name in RUNS]
         shares = [o.one_step[1] / o.one_step[0] for o in outcomes.values()]
-        spread = [100 * max(o.arrived[1] for o in outcomes.values()), max(o.drift[1] for o in outcomes.values())]
-        lines.append(
-            f"\nStandard errors over plans at most {100 * max(shares):.0f} % of the one-step error, {spread[1]:.2f} of "
-            f"the drift and {spread[0]:.0f} of the shares.\n"
-        )
-    return "\n".join(lines)
+        drift, arrived = (max(getattr(o, name)[1] for o in outcomes.values()) for name in ("drift", "arrived"))
+        parts += [
+            f"## {learned.system.name}\n",
+            pages.table(["composition", *LEVELS], rows),
+            f"Standard errors over plans at most {100 * max(shares):.0f} % of the one-step error, {drift:.2f} of the "
+            f"drift and {100 * arrived:.0f} of the shares.\n",
+        ]
+    return "\n".join(parts)
+
+
+def cell(o: Outcome) -> str:
+    return f"{o.one_step[0]:.3f} / {o.drift[0]:.2f} / {100 * o.planned[0]:.0f} / {100 * o.arrived[0]:.0f}"
 
 
 HEAD = """# Learned models in two dimensions
 
-Written by `python -m experiments.maze` on {date}, {machine}, one used. One training seed.
+{written_by}, one used. One training seed.
 
-A planner learned from {demonstrations} demonstrations on a stronger machine ({steps} steps of batch 64), a dynamics
-model from {episodes} episodes of random actions on the machine that is there (twice as many), which turns 0.85 times as
-sharply (car) or pushes 0.9 times as hard (pendulum); horizon 32. {count} plans from fresh starts. Grid uniform in
-log-SNR, DPM-Solver++ 2M where not said otherwise (release: ddpm), temperature 0.5, no guidance. Each cell against the
-number of levels: one-step error of the plan (root mean square, in deviations of the data) / drift, the distance of the
-last planned state from where the plan's actions lead without looking / percentage of plans that end at the goal /
-percentage of runs of {run} steps with a new plan every {chunk} that come to the goal.
+The planner was trained on {demonstrations} demonstrations of a stronger system ({steps} steps of batch 64), the
+dynamics model on {episodes} episodes of random actions of the system that is controlled (twice as many steps), which
+turns 0.85 times as sharply (car) or pushes 0.9 times as hard (pendulum); horizon 32. {count} plans from new starts.
+Grid uniform in log-SNR, DPM-Solver++ 2M where not said otherwise (release: ddpm), temperature 0.5, no guidance. Each
+cell against the number of levels: one-step error of the plan (root mean square, in deviations of the data) / drift, the
+distance of the last planned state from where the plan's actions lead in open loop / percentage of plans that end at the
+goal / percentage of runs of {run} steps, with a new plan every {chunk}, that reach the goal.
 
-![Plans and what came of them](maze.png)
+![Plans and executed trajectories](maze.png)
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the table and the figure")
-    parser.add_argument("--steps", type=int, default=1200, help="of training, a model")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--output", type=Path, default=pages.DOCS, help="folder of the page and the figure")
+    parser.add_argument("--steps", type=int, default=1200, help="of training, for each model")
     parser.add_argument("--plans", type=int, default=64, help="for each measurement")
-    options = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     both = []
     for system, stronger in ((Car(turn=0.425), Car(turn=0.5)), (Pendulum(torque=2.25), Pendulum(torque=2.5))):
-        learned = learn(system, stronger, options.steps)
-        both.append((learned, measure(learned, options.plans)))
-    figure(both, options.output / "maze.png")
-    (options.output / "maze.md").write_text(table(both, options.steps, options.plans))
-    print(f"{options.output / 'maze.md'}\n{options.output / 'maze.png'}")
+        learned = learn(system, stronger, args.steps)
+        both.append((learned, measure(learned, args.plans)))
+    figure(both, args.output / "maze.png")
+    (args.output / "maze.md").write_text(page(both, args.steps, args.plans))
+    print(f"{args.output / 'maze.md'}\n{args.output / 'maze.png'}")
 
 
 if __name__ == "__main__":

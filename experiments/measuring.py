@@ -1,54 +1,99 @@
-"""What the experiments share: episodes of a controller, facts of the machine, and measurements that take long, each
-kept in a file, so that a run that was cut off goes on."""
+"""What the experiments on trained pipelines share: loading, episodes in closed loop, and results kept in files.
+
+A command that was cut off resumes: it reuses each result that is in its file.
+"""
 
 import datetime
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpdiffuser.evaluation import evaluate
-
+from envs.record import whole_episodes
 from envs.vector import VectorEnv
-from evaluate import environment_options
-from mpdiffuser.controller import Acting
+from evaluation.check import check_info
+from evaluation.closed_loop import evaluate
+from mpdiffuser.controller import Policy
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import write_whole
-from mpdiffuser.machine import available_cores, cpu_name
+from mpdiffuser.files import read_json, write_whole
+from mpdiffuser.pipeline import MPDiffuserPipeline
+
+
+@functools.cache
+def load_pipeline(folder: Path) -> MPDiffuserPipeline:
+    """The pipeline of a folder, which is read once.
+
+    Raises:
+        InputError: if the folder holds none, or one without an environment.
+    """
+    pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    check_info(pipeline.config["info"])
+    return pipeline
+
+
+def describe(info: Mapping[str, Any]) -> str:
+    """Task and data of a pipeline's info."""
+    source = info.get("quality") or info.get("file", "")
+    if info.get("stand_in"):
+        source = f"{info['file']}, a stand-in, not {info['suite']}'s data"
+    return f"{info['task']} ({source})"
+
+
+def make_environments(pipeline: MPDiffuserPipeline, count: int) -> VectorEnv:
+    """`count` environments of the pipeline's task, with the observations that it was trained on."""
+    observation = "frames" if pipeline.sees_pixels else "states"
+    return VectorEnv(whole_episodes(pipeline.config["info"]["environment"]), count, observation=observation)
 
 
 def closed_loop(
-    controller: Acting, info: dict[str, Any], seeds: Sequence[int], label: str, probe_every: int = 0
+    policy: Policy, pipeline: MPDiffuserPipeline, seeds: Sequence[int], label: str, probe_every: int = 0
 ) -> dict[str, Any]:
-    """Metrics of an episode a seed in the environment of a pipeline with this info."""
-    environments = VectorEnv(len(seeds), **environment_options(info, blind=False))
+    """Metrics of a policy in the pipeline's environment, one episode for each seed.
+
+    Args:
+        label: of the progress bar. probe_every: see `evaluation.closed_loop.evaluate`.
+    """
+    environments = make_environments(pipeline, len(seeds))
     try:
-        return evaluate([controller], [environments], seeds, probe_every=probe_every, label=label).metrics()
+        return evaluate([policy], [environments], seeds, probe_every=probe_every, label=label).metrics()
     finally:
         environments.close()
 
 
-def machine() -> dict[str, Any]:
-    """What a page says of when and where it was made: date, cpu, cores."""
-    return {"date": datetime.date.today(), "cpu": cpu_name(), "cores": available_cores()}
-
-
-def kept(file: Path, identity: dict[str, Any], measure: Callable[[], dict[str, Any]], option: str) -> dict[str, Any]:
-    """What `measure` gives, with the identity and the date; from the file if it holds that already.
+def measure_once(
+    file: Path, identity: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], option: str = "--folder"
+) -> dict[str, Any]:
+    """The result of `measure`, with its identity and date; from the file if the file holds it.
 
     Args:
-        identity: of what was measured; JSON.
-        option: the command's option that names the folder, for the error.
+        identity: what the result depends on; JSON.
+        option: of the command, which chooses the folder; the error names it.
 
     Raises:
-        InputError: if the file holds something else.
+        InputError: if the file holds another result.
     """
     if file.exists():
-        found = json.loads(file.read_text())
-        if found["identity"] != identity:
-            raise InputError(f"{file}: made with other settings; choose another {option}, or remove it")
+        found = read_json(file)
+        check_identity(found, identity, file, option)
         return found
-    made = {"identity": identity, "date": str(datetime.date.today()), **measure()}
+    result = stamped(identity, measure())
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(made))
-    return json.loads(file.read_text())
+    write_whole(file, json.dumps(result))
+    return read_json(file)
+
+
+def check_identity(found: Mapping[str, Any], identity: Mapping[str, Any], where: object, option: str) -> None:
+    """Raises InputError unless a result has this identity."""
+    if found.get("identity") != identity:
+        raise InputError(f"{where}: made with other settings; choose another {option}, or remove it")
+
+
+def stamped(identity: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with its identity and today's date."""
+    return {"identity": dict(identity), "date": str(datetime.date.today()), **result}
+
+
+def file_name(name: str) -> str:
+    """The name of a setting as that of a file."""
+    return f"{name.replace(' ', '_').replace(',', '').replace('=', '')}.json"

@@ -1,15 +1,14 @@
-"""Every method on the D4RL files, with the same training time: python -m experiments.offline_table --help
+"""All methods on the D4RL files, with the same training time: python -m experiments.offline_table --help
 
-Each (task, method, training seed) is trained for the same core-minutes, shared out among the method's models by SHARES,
-controls the task in gymnasium, and becomes a file under --cells; what is there already is reused, so a run that was
-cut off goes on, and parts can be made one by one, on several days. Writes docs/offline.md. For example:
+Each (task, method, training seed) is a cell. Its models are trained for the same core-minutes, divided as in SHARES;
+the method then controls the task in gymnasium. The file --cells keeps all cells, so a command that was cut off resumes,
+and parts of the table can be measured one after another. Writes docs/offline.md. For example:
 
     python -m experiments.offline_table --data-dir ../shared/data
-    python -m experiments.offline_table --data-dir ../shared/data --tasks hopper-medium-v2 --methods ours planner \
-        --seeds 1 2
+    python -m experiments.offline_table --data-dir ../shared/data --tasks hopper-medium-v2 \
+        --methods mpdiffuser planner --seeds 1 2
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +18,18 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from evaluate import compare
-from experiments.measuring import kept, machine
+from evaluation.compare import compare, prepare
+from evaluation.statistics import standard_error
+from experiments import pages
+from experiments.measuring import check_identity, stamped
 from mpdiffuser.config import load
-from mpdiffuser.files import write_whole
-from mpdiffuser.training import Clock, start
+from mpdiffuser.files import read_json, write_whole
+from mpdiffuser.launch import Clock, start
 from train_state import dataset, train
 
-PAGE = Path(__file__).parent.parent / "docs" / "offline.md"
-CELLS = PAGE.with_suffix("")  # kept with the page: a whole table takes longer than a machine may be had for
 QUALITIES = ("medium-expert", "medium", "medium-replay")
 TASKS = [f"{robot}-{quality}-v2" for robot in ("hopper", "halfcheetah") for quality in QUALITIES]
-# of a method's training time what each of its models gets
+# the share of a method's training time that each of its models gets
 SHARES: dict[str, dict[str, float]] = {
     "cloning": {"cloning": 1.0},
     "iql": {"iql": 1.0},
@@ -40,22 +39,29 @@ SHARES: dict[str, dict[str, float]] = {
     "d_mpc": {"action_planner": 0.45, "clean_dynamics": 0.45, "critic": 0.1},
     "sample_and_rank": {"state_planner": 0.7, "inverse": 0.2, "critic": 0.1},
     "planner": {"planner": 0.7, "ranker": 0.15},
-    "ours": {"planner": 0.7, "dynamics": 0.15, "ranker": 0.15},
+    "mpdiffuser": {"planner": 0.7, "dynamics": 0.15, "ranker": 0.15},
 }
-OWNER = {"planner": "ours"}  # whose models a method controls with, where it has none of its own
-TRIAL = 40  # steps that tell how long a step takes
+OWNER = {"planner": "mpdiffuser"}  # a method without models of its own -> the method whose models it uses
+TRIAL = 40  # steps of the run that times a step
+Cells = dict[str, dict[str, dict[str, dict[str, Any]]]]  # by task, method and training seed
 
 
 def configuration(task: str, method: str, output: Path, options: Sequence[str], steps: dict[str, int]) -> DictConfig:
-    """Of train_state.py; `options` are its own, such as data_dir=."""
+    """The configuration of train_state.py, checked for this evaluation.
+
+    Args:
+        options: of train_state.py, such as data_dir=. steps: of each model.
+    """
     lengths = [f"train.{model}.steps={count}" for model, count in steps.items()]
-    common = [f"task=d4rl/{task}", f"method={method}", f"output_dir={output}", "trackers=[]", "evaluation.shares=1"]
-    common.append(f"evaluation.methods=[{method}]")  # no baselines beside it: they have cells of their own
-    return load("state", [*common, *lengths, *options])
+    common = [f"task=d4rl/{task}", f"method={method}", f"output_dir={output}", "trackers=[]"]
+    common += [f"evaluation.methods=[{method}]", "evaluation.parallel_controllers=1"]
+    cfg = load("state", [*common, *lengths, *options])
+    prepare(cfg, None, output)
+    return cfg
 
 
 def core_seconds(run: Path) -> dict[str, float]:
-    """Of training, by model: the CPU time of the training thread, from the logs; validation is left out."""
+    """Processor time of the training thread for each model, from the logs; without validation."""
     result: dict[str, float] = {}
     for log in sorted(run.rglob("log.jsonl")):
         model, last = log.parent.relative_to(run).parts[0], 0
@@ -66,14 +72,9 @@ def core_seconds(run: Path) -> dict[str, float]:
     return result
 
 
-def step_counts(task: str, method: str, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, int]:
-    """How many steps each model of a method is to be trained for, so that all take `minutes` of a core together.
-
-    A step is timed once for each robot and method, in a short run of its own that is kept.
-    """
-    robot = task.partition("-")[0]
-    file = folder / "speed" / f"{robot}-{method}.json"
-    rounds = configuration(task, method, file, options, {}).rounds
+def step_seconds(task: str, method: str, folder: Path, options: Sequence[str]) -> dict[str, float]:
+    """Processor seconds of a step of each model: timed once for each robot and method, in a short run of its own."""
+    file = folder / "speed" / f"{task.partition('-')[0]}-{method}.json"
     if not file.exists():
         run = file.with_suffix("")
         cfg = configuration(task, method, run, options, dict.fromkeys(SHARES[method], TRIAL))
@@ -81,61 +82,93 @@ def step_counts(task: str, method: str, minutes: float, folder: Path, options: S
         logs = {model: (run / model / "log.jsonl").read_text().splitlines() for model in SHARES[method]}
         lines = {model: [json.loads(line) for line in log] for model, log in logs.items()}
         # the last entry: the first steps are slower
-        costs = {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()}
+        seconds = {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(costs))
-    seconds = json.loads(file.read_text())
-    often = {"ranker": rounds}  # its training is as many runs
+        write_whole(file, json.dumps(seconds))
+    return read_json(file)
+
+
+def step_counts(task: str, method: str, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, int]:
+    """Training steps of each model, so that all models of the method take `minutes` of a core together."""
+    seconds = step_seconds(task, method, folder, options)
+    repeats = {"ranker": configuration(task, method, folder, options, {}).rounds}  # it is trained in rounds
     return {
-        model: max(1, round(60 * minutes * share / seconds[model] / often.get(model, 1)))
+        model: max(1, round(60 * minutes * share / seconds[model] / repeats.get(model, 1)))
         for model, share in SHARES[method].items()
     }
 
 
-def cell(
-    task: str, method: str, seed: int, minutes: float, folder: Path, cells: Path, options: Sequence[str]
-) -> dict[str, Any]:
-    """What a method reaches on a task; from its file under `cells` if it was measured already, else by a run in
-    `folder`."""
-    file = cells / task / f"{method}-{seed}.json"
-    chosen = [option for option in options if not option.startswith("data_dir=")]  # where the data lie is no setting
+def measure(task: str, method: str, seed: int, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """A cell: train the models in `folder`, and evaluate the method."""
     owner = OWNER.get(method, method)
-    identity = {"core_minutes": minutes, "shares": SHARES[owner], "options": chosen}
+    steps = step_counts(task, owner, minutes, folder, options)
+    runs = {name: folder / "runs" / task / f"{name}-{seed}" for name in (owner, method)}
+    configurations = {
+        name: configuration(task, name, run, [f"seed={seed}", *options], steps) for name, run in runs.items()
+    }
+    episodes = dataset(configurations[owner])
+    train(configurations[owner], episodes, start(configurations[owner]), Clock())
+    metrics = compare(configurations[method], runs[owner] / "pipeline", runs[method])
+    found = metrics["methods"][method]
+    low, high = found["score"]["low"], found["score"]["high"]
+    behaviour = 100 * (float(episodes.returns.mean()) - low) / (high - low)
+    seconds = core_seconds(runs[owner])
+    spent = {model: round(seconds[model] / 60, 2) for model in SHARES[method]}
+    own = {model: steps[model] for model in SHARES[method]}
+    facts = {key: metrics[key] for key in ("stand_in", "data", "machine", "seeds")}
+    return {**facts, "behaviour": behaviour, "steps": own, "core_minutes": spent, **found}
 
-    def run() -> dict[str, Any]:
-        steps = step_counts(task, owner, minutes, folder, options)
-        runs = {name: folder / "runs" / task / f"{name}-{seed}" for name in (owner, method)}
-        settings = {
-            name: configuration(task, name, run, [f"seed={seed}", *options], steps) for name, run in runs.items()
-        }
-        episodes = dataset(settings[owner])
-        train(settings[owner], episodes, start(settings[owner]), Clock())
-        metrics = compare(settings[method], runs[owner] / "pipeline", runs[method])
-        found = metrics["methods"][method]
-        low, high = found["score"]["low"], found["score"]["high"]
-        behaviour = 100 * (float(episodes.returns.mean()) - low) / (high - low)
-        seconds = core_seconds(runs[owner])
-        spent = {model: round(seconds[model] / 60, 2) for model in SHARES[method]}
-        own = {model: steps[model] for model in SHARES[method]}
-        facts = {key: metrics[key] for key in ("stand_in", "data", "machine", "seeds")}
-        return {**facts, "behaviour": behaviour, "steps": own, "core_minutes": spent, **found}
 
-    return kept(file, identity, run, "--cells")
+def cell(
+    task: str, method: str, seed: int, minutes: float, folder: Path, file: Path, options: Sequence[str]
+) -> dict[str, Any]:
+    """The cell of a method on a task: from `file` if it is there, else measured and added to it.
+
+    Raises:
+        InputError: if the file's cell has other settings.
+    """
+    chosen = [option for option in options if not option.startswith("data_dir=")]  # the place of the data is no setting
+    identity = {"core_minutes": minutes, "shares": SHARES[OWNER.get(method, method)], "options": chosen}
+    found = read_cells(file).get(task, {}).get(method, {}).get(str(seed))
+    if found is None:
+        found = stamped(identity, measure(task, method, seed, minutes, folder, options))
+        cells = read_cells(file)  # again: another command may have added cells meanwhile
+        cells.setdefault(task, {}).setdefault(method, {})[str(seed)] = found
+        write_whole(file, cells_text(cells))
+    check_identity(found, identity, f"{file}: {task}, {method}, seed {seed}", "--cells")
+    return found
+
+
+def read_cells(file: Path) -> Cells:
+    """All cells of a file; none where there is no file."""
+    return read_json(file) if file.exists() else {}
+
+
+def cells_text(cells: Cells) -> str:
+    """The cells as JSON, one line for each."""
+    tasks = []
+    for task, methods in cells.items():
+        rows = []
+        for method, seeds in methods.items():
+            lines = ",\n".join(f'   "{seed}": {json.dumps(found)}' for seed, found in seeds.items())
+            rows.append(f'  "{method}": {{\n{lines}\n  }}')
+        tasks.append(f' "{task}": {{\n' + ",\n".join(rows) + "\n }")
+    return "{\n" + ",\n".join(tasks) + "\n}\n"
 
 
 HEAD = """# All methods on the D4RL tasks
 
-Written by `python -m experiments.offline_table` on {date}; measured on {cpus}, {cores} shared cores (each cell
-names its machine and commit). What each method is: [methods.md](methods.md).
+{written_by}
+(offline.json names the machine and the commit of each cell). What each method is: [methods.md](methods.md).
 
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
-interval of the interquartile mean (rliable); behaviour is the mean of the data's own episodes. Each method was trained
-for {minutes:g} core-minutes, all its models together; the planner alone (planner) is MPDiffuser (ours) without the
-dynamics model, on the very same models, so it was trained for less. Plans are drawn with the defaults of configs/, the
-same on all tasks. The second table holds the measured time, without validation, and the median time of one plan for one
-environment (other jobs beside it: an indication). Steps are set by timings (speed/ in --folder), which may be another
-machine's or hour's: the measured time is what a method had here, its steps are in its cells. Seeds of the episodes:
-{seeds}. Where several training seeds are given, mean ± standard error over these, each the mean of its episodes.
+interval of the interquartile mean (rliable). behaviour: mean of the data's own episodes. Each method was trained
+for {minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same
+weights, so it was trained for less. Plans are drawn with the default settings, the same on all tasks. The second table
+holds the measured training time, without validation, and the median time of one plan for one environment (other jobs
+ran beside it). The number of steps follows from timings (speed/ in --folder), which may come from another machine;
+offline.json holds the steps of each cell. Seeds of the episodes: {seeds}. Where several training seeds are given: mean
+± standard error over these, each the mean of its episodes.
 
 """
 STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no number here is a D4RL result.**
@@ -143,68 +176,68 @@ STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no num
 """
 
 
-def page(cells: dict[tuple[str, str, int], dict[str, Any]], minutes: float) -> str:
-    """Two tables as Markdown: scores, and what they cost."""
-    tasks = [task for task in TASKS if any(key[0] == task for key in cells)]
-    methods = [method for method in SHARES if any(key[1] == method for key in cells)]
-    some = next(iter(cells.values()))
-    text = HEAD.format(
-        **machine(),
-        cpus=" and ".join(sorted({c["machine"]["cpu"] for c in cells.values()})),
-        label=STAND_IN if any(c["stand_in"] for c in cells.values()) else "",
+def page(cells: Cells, minutes: float) -> str:
+    """docs/offline.md: a table of scores, and one of training time and planning time."""
+    every = [found for methods in cells.values() for seeds in methods.values() for found in seeds.values()]
+    cpus = " and ".join(sorted({found["machine"]["cpu"] for found in every}))
+    head = HEAD.format(
+        written_by=pages.written_by("offline_table", measured_on=cpus),
+        label=STAND_IN if any(found["stand_in"] for found in every) else "",
         minutes=minutes,
-        seeds=f"{some['seeds'][0]} to {some['seeds'][-1]}",
+        seeds=f"{every[0]['seeds'][0]} to {every[0]['seeds'][-1]}",
     )
-    text += f"| method | {' | '.join(tasks)} | mean |\n" + "|---" * (len(tasks) + 2) + "|\n"
-    behaviour = [next(c["behaviour"] for key, c in cells.items() if key[0] == task) for task in tasks]
-    text += f"| behaviour | {' | '.join(f'{b:.1f}' for b in behaviour)} | {np.mean(behaviour):.1f} |\n"
+    methods = [method for method in SHARES if any(method in found for found in cells.values())]
+    return f"{head}{score_table(cells, methods)}\n{time_table(cells, methods)}"
+
+
+def score_table(cells: Cells, methods: Sequence[str]) -> str:
+    """Scores by method and task; the mean over tasks where a method has all."""
+    tasks = [task for task in TASKS if task in cells]
+    first = [next(iter(next(iter(cells[task].values())).values())) for task in tasks]
+    behaviour = [found["behaviour"] for found in first]
+    rows = [["behaviour", *(f"{each:.1f}" for each in behaviour), f"{np.mean(behaviour):.1f}"]]
     for method in methods:
-        found = [[c for key, c in cells.items() if key[:2] == (task, method)] for task in tasks]
-        means = [np.mean([c["score"]["mean"] for c in some]) for some in found if some]
-        whole = f"{np.mean(means):.1f}" if len(means) == len(tasks) else ""
-        text += f"| {method} | {' | '.join(score(some) for some in found)} | {whole} |\n"
-    text += (
-        "\n| method | core-minutes: median [least, most] | models and their share | plan ms |\n" + "|---" * 4 + "|\n"
-    )
+        found = [list(cells[task].get(method, {}).values()) for task in tasks]
+        means = [np.mean([one["score"]["mean"] for one in some]) for some in found if some]
+        rows.append([method, *map(score, found), f"{np.mean(means):.1f}" if len(means) == len(tasks) else ""])
+    return pages.table(["method", *tasks, "mean"], rows)
+
+
+def time_table(cells: Cells, methods: Sequence[str]) -> str:
+    """Core-minutes, models and milliseconds of a plan, by method."""
+    rows = []
     for method in methods:
-        found_all = [c for key, c in cells.items() if key[1] == method]
-        spent = [sum(c["core_minutes"][model] for model in SHARES[method]) for c in found_all]
-        times = [c["plan_ms_single"]["median"] for c in found_all if "plan_ms_single" in c]
+        found = [one for task in cells.values() for one in task.get(method, {}).values()]
+        spent = [sum(one["core_minutes"][model] for model in SHARES[method]) for one in found]
+        times = [one["plan_ms_single"]["median"] for one in found if "plan_ms_single" in one]
         models = ", ".join(f"{model} {share:.0%}" for model, share in SHARES[method].items())
-        plan = f"{np.median(times):.0f}" if times else ""
-        text += f"| {method} | {np.median(spent):.1f} [{min(spent):.1f}, {max(spent):.1f}] | {models} | {plan} |\n"
-    return text
+        minutes = f"{np.median(spent):.1f} [{min(spent):.1f}, {max(spent):.1f}]"
+        rows.append([method, minutes, models, f"{np.median(times):.0f}" if times else ""])
+    return pages.table(["method", "core-minutes: median [least, most]", "models and their share", "plan ms"], rows)
 
 
 def score(cells: Sequence[dict[str, Any]]) -> str:
-    """One task's cells of one method, one a training seed."""
+    """The score of a method on a task, from one cell for each training seed."""
     if not cells:
         return ""
     if len(cells) == 1:
         s = cells[0]["score"]
         low, high = s["iqm_interval"]
         return f"{s['mean']:.1f} ± {s['standard_error']:.1f} [{low:.1f}, {high:.1f}]"
-    means = np.array([c["score"]["mean"] for c in cells])
-    return f"{means.mean():.1f} ± {means.std(ddof=1) / len(means) ** 0.5:.1f} ({len(means)} seeds)"
-
-
-def read(cells: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """All cells under a folder: (task, method, seed) -> what it holds."""
-    files = sorted(cells.glob("*/*.json"))
-    names = [(file.parent.name, *file.stem.rsplit("-", 1)) for file in files]
-    return {(t, m, int(seed)): json.loads(file.read_text()) for (t, m, seed), file in zip(names, files)}
+    means = np.array([found["score"]["mean"] for found in cells])
+    return f"{means.mean():.1f} ± {standard_error(means):.1f} ({len(means)} seeds)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--data-dir", help="where the files lie; the suite's own folder by default")
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--methods", nargs="*", default=list(SHARES), choices=list(SHARES), metavar="METHOD")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the training")
     parser.add_argument("--core-minutes", type=float, default=6.0, help="of training, for each method")
     parser.add_argument("--folder", type=Path, default=Path("results/offline"), help="of the runs")
-    parser.add_argument("--cells", type=Path, default=CELLS, help="what was measured, a file each")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--cells", type=Path, default=pages.DOCS / "offline.json", help="file of the results")
+    parser.add_argument("--page", type=Path, default=pages.DOCS / "offline.md")
     parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -214,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for method in args.methods:
                 found = cell(task, method, seed, args.core_minutes, args.folder, args.cells, options)
                 print(f"{task:27} {method:18} {seed} {score([found])}", flush=True)
-                write_whole(args.page, page(read(args.cells), args.core_minutes))
+                write_whole(args.page, page(read_cells(args.cells), args.core_minutes))
 
 
 if __name__ == "__main__":

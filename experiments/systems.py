@@ -1,6 +1,6 @@
-"""Two small systems with known dynamics: a car in a U-shaped maze, and a pendulum that is to be swung up.
+"""Two small systems with known dynamics: a car in a U-shaped maze, and a pendulum that must swing up.
 
-States z (B, d) and actions u (B, m) in [-1, 1] are batched float32 tensors; random numbers come from a generator.
+States z (B, d) and actions u (B, m) in [-1, 1] are float32 tensors.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 
 
 class System(Protocol):
-    """What the experiment needs of a system."""
+    """A system that can be simulated, with a demonstrator and a goal."""
 
     @property
     def name(self) -> str: ...
@@ -27,10 +27,10 @@ class System(Protocol):
         """The next states (B, d)."""
 
     def start(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Where demonstrations begin, (B, d)."""
+        """First states of demonstrations, (B, d)."""
 
     def anywhere(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """States for random actions to begin at, (B, d)."""
+        """First states of episodes with random actions, (B, d)."""
 
     def policy(self, z: torch.Tensor) -> torch.Tensor:
         """The demonstrator's actions (B, m)."""
@@ -41,8 +41,11 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class Car:
-    """A unicycle: z = (x, y, cos heading, sin heading), u = (speed, turn). The room is [-1, 1]^2; a wall from its left
-    side to x = 0.4 makes it a U. A move that would end in a wall is not made; the car turns all the same."""
+    """A unicycle: z = (x, y, cos heading, sin heading), u = (speed, turn).
+
+    The room is [-1, 1]^2; a wall from its left side to x = 0.4 makes it a U. A move that would end in a wall only turns
+    the car.
+    """
 
     name: str = "car"
     latent_dim: int = 4
@@ -92,7 +95,7 @@ class Car:
 
 @dataclass(frozen=True)
 class Pendulum:
-    """A rod of mass 1 and length 1 with a weak motor: z = (cos, sin, speed / 8) of the angle from upright."""
+    """A rod of mass 1 and length 1 with a weak motor: z = (cos a, sin a, speed / 8), a = angle from upright."""
 
     name: str = "pendulum"
     latent_dim: int = 3
@@ -141,8 +144,11 @@ def episodes(
     noise: float,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run `act` from states (B, d) with a slowly changing disturbance of the actions: states (B, steps, d) and the
-    actions taken there (B, steps, m)."""
+    """States (B, steps, d) and actions (B, steps, m) of a policy, with a slowly changing disturbance of the actions.
+
+    Args:
+        begin: first states (B, d). act: states (B, d) -> actions (B, m). noise: scale of the disturbance.
+    """
     z, states, actions = begin, [], []
     disturbance = torch.zeros(len(begin), system.action_dim)
     for _ in range(steps):
@@ -156,13 +162,13 @@ def episodes(
 
 
 def demonstrations(system: System, count: int, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Episodes of the demonstrator, disturbed a little."""
+    """Slightly disturbed episodes of the demonstrator."""
     generator = torch.Generator().manual_seed(seed)
     return episodes(system, system.start(count, generator), steps, system.policy, 0.15, generator)
 
 
 def play(system: System, count: int, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random actions from anywhere."""
+    """Episodes of random actions from anywhere."""
     generator = torch.Generator().manual_seed(seed)
     idle = lambda z: torch.zeros(len(z), system.action_dim)  # noqa: E731
     return episodes(system, system.anywhere(count, generator), steps, idle, 0.8, generator)

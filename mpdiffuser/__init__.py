@@ -15,7 +15,7 @@ _HOMES = {"Controller": "controller", "MPDiffuserPipeline": "pipeline", "Sampler
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: the simulators' processes import this package and need no torch."""
+    """Import a public name on first use, so that the simulators' processes, which need no torch, do not load it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Cost budgets at run time: the cost that is left, and the safety margin."""
+"""Cost budgets at run time: the remaining cost of each episode, and the safety margin."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,26 +15,26 @@ PROBABILITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Allowance:
-    """The cost (B,) that each of B episodes has left for its next steps (B,)."""
+    """The remaining cost (B,) and the remaining steps (B,) of B episodes."""
 
     cost: torch.Tensor
     steps: torch.Tensor
 
     @property
     def rate(self) -> torch.Tensor:
-        """Cost per step, (B,)."""
+        """Remaining cost per remaining step, (B,), at least 0."""
         return self.cost.clamp(min=0) / self.steps.clamp(min=1)
 
 
 class Budget:
-    """The budgets of a batch of episodes; each step's cost reduces them.
+    """The cost budgets of a batch of episodes. The cost of each step reduces them.
 
     Args:
         limit: largest undiscounted cost of an episode.
         steps: largest number of decisions of an episode.
-        margins: from `calibrate`; None: no safety margin.
-        probability: target probability of an episode within the limit. The safety margin is this quantile of the
-            ranker's cost prediction errors on held-out data, plus the cost of the most expensive step.
+        margins: result of `calibrate`; None: no safety margin.
+        probability: target probability that an episode stays within the limit. The safety margin is this quantile of
+            the ranker's cost prediction errors on held-out data, plus the largest cost of a step.
 
     Raises:
         InputError: for a limit, a probability or margins that are not allowed, or a probability without margins.
@@ -56,27 +56,27 @@ class Budget:
         self.reset(1)
 
     def reset(self, count: int) -> None:
-        """Begin `count` episodes."""
+        """Start `count` new episodes."""
         self.spent, self.taken = np.zeros(count), np.zeros(count, int)
 
     def record_costs(self, costs: np.ndarray) -> None:
-        """Costs (B,) of the step that was executed."""
+        """Subtract the costs (B,) of the executed step from the budgets."""
         self.spent += costs
         self.taken += 1
 
     def allowance(self, device: torch.device) -> Allowance:
-        """What is left of the budgets, less the safety margin."""
+        """The remaining budgets minus the safety margin, on `device`."""
         left = np.maximum(self.steps - self.taken, 1)
         cost = self.limit - self.spent - self.margin(left)
         return Allowance(*(torch.as_tensor(x, dtype=torch.float32, device=device) for x in (cost, left)))
 
     def margin(self, steps: np.ndarray) -> np.ndarray:
-        """The safety margin (B,) for the next steps (B,)."""
+        """The safety margin (B,) for the remaining steps (B,)."""
         return np.zeros(len(steps)) if self.margins is None else np.interp(steps, *self.margins)
 
 
 def _margins(found: Any, probability: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of steps (n,) and their safety margins (n,), from the result of `calibrate`."""
+    """Return numbers of steps (n,) and their safety margins (n,), computed from the result of `calibrate`."""
     try:
         steps, levels, table, largest_step = (
             np.asarray(found[key], np.float64) for key in ("steps", "probabilities", "margins", "largest_step")
@@ -93,14 +93,18 @@ def _margins(found: Any, probability: float) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.inference_mode()
 def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
-    """Quantiles, at least 0, of cost minus predicted cost, summed over n consecutive steps of held-out episodes, for
-    n = 1, 2, 4, ... up to the longest episode; and the largest cost of a step.
+    """Estimate the errors of the ranker's predicted costs on held-out episodes.
 
-    Only stretches whose predicted cost is at least half of the largest cost of a step count. Most of the data is far
-    from any cost, and does not show how predictions err where a budget is spent.
+    The error of n consecutive steps is the sum of their costs minus the sum of their predicted costs. `calibrate` uses
+    only segments whose predicted cost is at least half of the largest cost of a step. Most of the data have no cost
+    nearby, so their errors do not represent the states in which a budget is spent.
+
+    Returns:
+        `steps` (n = 1, 2, 4, ... and the length of the longest episode), `probabilities` (levels of the quantiles),
+        `margins` (the quantiles of the errors for each n, at least 0), and `largest_step` (the largest cost of a step).
     """
-    tensors = [torch.from_numpy(np.array(episodes[key], np.float32)) for key in ("observations", "actions")]
-    predicted = ranker(*tensors)["cost"].clamp(min=0).numpy().astype(np.float64)
+    rows = [torch.from_numpy(np.array(episodes[key], np.float32)) for key in ("observations", "actions")]
+    predicted = ranker(*(part.to(ranker.device) for part in rows))["cost"].clamp(min=0).cpu().numpy().astype(np.float64)
     short = np.asarray(episodes["costs"], np.float64) - predicted
     least = episodes["costs"].max() / 2
     longest = int(episodes.lengths.max())
@@ -115,7 +119,7 @@ def calibrate(ranker: Ranker, episodes: Episodes) -> dict[str, Any]:
 
 
 def _sums(values: np.ndarray, episodes: Episodes, n: int) -> np.ndarray:
-    """Sums of values (M,) over all n consecutive steps within an episode."""
+    """Return the sums of values (M,) over every n consecutive steps of an episode."""
     found = []
     for e in range(len(episodes)):
         rows = episodes.rows(e)

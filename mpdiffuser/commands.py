@@ -1,4 +1,4 @@
-"""What all commands share: the name that their help prints, errors in one line, output that may close early."""
+"""Parts of all commands: the program's name in the help, errors in one line, and closed pipes."""
 
 import functools
 import sys
@@ -13,10 +13,10 @@ P = ParamSpec("P")
 
 
 def entry_point(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Decorator for the function of a command; the new function returns the exit status.
+    """Decorator for the function of a command. The new function returns the exit status.
 
-    An InputError, or an OSError, which names the file and the fault, is printed as `error: ...`, with status 2. Where
-    the reader of the output has gone, the command ends quietly (`quiet_pipes`).
+    An InputError or an OSError is printed as `error: ...`, and the status is 2. If the reader closes the output's pipe,
+    the command ends without a message (`quiet_pipes`).
     """
 
     @functools.wraps(main)
@@ -32,6 +32,6 @@ def entry_point(main: Callable[P, int | None]) -> Callable[P, int]:
 
 
 def program(module: str) -> str:
-    """How this program was called: `mpdiffuser COMMAND` if by the installed command, else `python -m MODULE`."""
+    """Return the name of the running command: `mpdiffuser COMMAND` if it is installed, else `python -m MODULE`."""
     name = Path(sys.argv[0]).name
     return name if name.startswith("mpdiffuser ") else f"python -m {module}"

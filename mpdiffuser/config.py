@@ -1,7 +1,7 @@
-"""Configuration: Hydra files in `configs/` and defaults declared in code, checked before anything runs.
+"""Configuration: Hydra files in `configs/` and defaults from the code, checked before anything runs.
 
-A default stands once: options of a class (`SamplerConfig`, `Planner`, `Dynamics`, `Ranker`) and of a method
-(`mpdiffuser.methods`) in the code, all others in the files.
+Each default is defined once. The code defines the options of a class (`SamplerConfig`, `Planner`, `Dynamics`, `Ranker`)
+and of a method (`mpdiffuser.methods`). The files define all other options.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS, recipes_of
+from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import SamplerConfig
@@ -39,12 +40,12 @@ for _name, _hint in get_type_hints(SamplerConfig).items():
     _kinds = [ListConfig] if get_origin(_hint) is Sequence else [k for k in KINDS if k in (_hint, *get_args(_hint))]
     UNSET[f"sampler.{_name}"] = _kinds[0]
 OWN = "--config-dir="
-LARGEST, BRACKETS = 100_000, 1000  # bytes of a file, and lists and sections in brackets
-REFERENCES = 20  # ${...} in all files together: each can stand for several others, so what they grow to is exponential
+LARGEST, BRACKETS = 100_000, 1000  # limits for a file: bytes, and opening brackets
+REFERENCES = 20  # ${...} in all files together; each can contain several others, so the resolved size is exponential
 
 
 def _register() -> None:
-    """Tell Hydra the defaults that the code declares, as if they were files of configs/."""
+    """Register the defaults from the code in Hydra's store, as if they were files in configs/."""
     store = ConfigStore.instance().store
     store(group="sampler", name="default", node=asdict(SamplerConfig()))
     store(group="sampler", name="saved", node=dict.fromkeys(asdict(SamplerConfig())))
@@ -64,7 +65,7 @@ def _register() -> None:
     store(group="train", name="methods", node=training)
     for name, method in METHODS.items():
         methods = [each for each in METHODS if each in (name, *method.evaluated_with)]
-        node = {"evaluation": {"methods": methods}, "suffix": "" if method.evaluated_with else f"-{name}"}
+        node = {"evaluation": {"methods": methods}, "suffix": "" if name == MPDiffuser.name else f"-{name}"}
         store(group="method", name=name, node=node, package="_global_")
     node = {"evaluation": {"methods": list(METHODS)}, "suffix": "-all"}
     store(group="method", name="all", node=node, package="_global_")
@@ -74,10 +75,11 @@ _register()
 
 
 def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Decorator for an entry point: configuration `name` with the command line's overrides, and errors in one line.
+    """Decorator for an entry point: calls it with configuration `name` and the overrides of the command line.
 
-    `--help` prints the whole configuration. `debug=true` applies the list `debug_rules`, for a run of seconds.
-    `--config-dir=FOLDER` gives a folder of the user's own files, searched before configs/.
+    The entry point prints an error as one line and exits with status 2. `--help` prints the whole configuration.
+    `debug=true` applies the list `debug_rules`, for a run of seconds. `--config-dir=FOLDER` adds a folder with the
+    user's files, which Hydra searches before configs/.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -103,11 +105,14 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     """Compose configuration `name` with overrides such as `sampler.steps=6`.
 
     Args:
-        folder: of the user's own files, laid out as configs/ is and searched first. Options and types are as there.
+        name: file name in configs/, without .yaml.
+        overrides: words OPTION=VALUE of the command line.
+        folder: the user's files, with the layout of configs/. Hydra searches this folder first. The files can set
+            only the options of configs/, with the same types.
 
     Raises:
-        InputError: for an unknown or missing option or a value of the wrong type, naming the option, what was found,
-            and what is allowed; for a file that is not YAML.
+        InputError: for an unknown or missing option or a value of the wrong type. The message names the option, the
+            value and the allowed values. Also for a file that is not YAML.
     """
     if folder is not None:
         _check_files(folder)
@@ -125,7 +130,7 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
         raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
     leaves, usual = dict(_leaves(config)), dict(_leaves(base))
     task = set(config.task) if isinstance(config.get("task"), DictConfig) else set()
-    if "task" in base and task != set(base.task) and task in _kinds_of_task():  # of the other kind
+    if "task" in base and task != set(base.task) and task in _kinds_of_task():  # a task of another kind
         usual = {key: value for key, value in usual.items() if not key.startswith("task.") or key == "task.name"}
         own = {f"task.{name}" for name in task}
         usual |= {key: value for key, value in leaves.items() if key in own - set(usual)}
@@ -143,7 +148,7 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
 
 
 def _debug_overrides(config: DictConfig) -> Iterator[str]:
-    """An override for each option that matches the pattern of a rule, such as train.*.steps=20."""
+    """Yield an override for each option that matches the pattern of a rule, such as train.*.steps=20."""
     leaves = dict(_leaves(config))
     for rule in OmegaConf.to_container(config, resolve=False)["debug_rules"]:  # type: ignore[index,call-overload]
         pattern, _, value = str(rule).partition("=")
@@ -151,7 +156,7 @@ def _debug_overrides(config: DictConfig) -> Iterator[str]:
 
 
 def _kinds_of_task() -> list[set[str]]:
-    """The options of each kind of task: a task has all options of one kind."""
+    """Return the option names of each kind of task. A task has all options of exactly one kind."""
     files = importlib.resources.files("configs").joinpath("task").iterdir()
     found: list[set[str]] = []
     for file in files:
@@ -162,16 +167,16 @@ def _kinds_of_task() -> list[set[str]]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise InputError for files that would keep Hydra busy without end."""
+    """Raise InputError for files that Hydra could not compose in a short time."""
     if not folder.is_dir():
         raise InputError(f"{OWN}{folder}: no such folder")
     references = 0
     for file in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
         if not file.is_file() or file.stat().st_size > LARGEST:
             raise InputError(f"{file}: must be a file of at most {LARGEST:,} bytes")
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # told, if need be, when it is composed
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # `_compose` reports them
             text = file.read_text(encoding="utf-8")
-            if text.count("[") + text.count("{") > BRACKETS:  # the time for them grows with their square
+            if text.count("[") + text.count("{") > BRACKETS:  # the parsing time is quadratic in their number
                 raise InputError(f"{file}: must have at most {BRACKETS} opening brackets")
             references += text.count("${")
             if references > REFERENCES:
@@ -181,14 +186,14 @@ def _check_files(folder: Path) -> None:
 
 
 def settings(section: DictConfig) -> dict[str, Any]:
-    """A section as plain Python."""
+    """Convert a section to a dict of plain Python values."""
     plain = OmegaConf.to_container(section, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def _suite(override: str) -> list[str]:
-    """task=d4rl/hopper-medium-v2 is the suite's file configs/task/d4rl.yaml, and the name of the task within it."""
+    """Split task=SUITE/NAME into task=SUITE, which selects configs/task/SUITE.yaml, and task.name=NAME."""
     suite, slash, name = override.removeprefix("task=").partition("/")
     return [f"task={suite}", f"task.name={name}"] if override.startswith("task=") and slash else [override]
 
@@ -198,7 +203,7 @@ def _compose(name: str, overrides: list[str], base: DictConfig | None = None, fo
     try:
         with initialize_config_module("configs", version_base=None):
             return compose(name, overrides)
-    except Exception as error:  # Hydra, OmegaConf and YAML have many ways to fail
+    except Exception as error:  # Hydra, OmegaConf and YAML raise many types of exceptions
         raise InputError(_explain(error, overrides, base)) from error
     finally:
         _OwnFiles.folder = None
@@ -213,7 +218,7 @@ def _resolved(config: DictConfig) -> DictConfig:
 
 
 class _OwnFiles(SearchPathPlugin):
-    """Has Hydra look into a folder first."""
+    """Hydra plugin that adds a folder as the first entry of the search path."""
 
     folder: Path | None = None
 
@@ -226,7 +231,7 @@ Plugins.instance().register(_OwnFiles)
 
 
 def _explain(error: Exception, overrides: list[str], base: DictConfig | None) -> str:
-    """Hydra's words, and for an unknown option the names that come near."""
+    """Return the message of a Hydra error; for an unknown option, a message with the most similar names."""
     message = " ".join(str(error).split())[:2000]
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
@@ -244,7 +249,7 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Options and values; None for one that is missing or refers to another."""
+    """Yield (option, value). The value is None for an option that is missing or that refers to another option."""
     for key in config:
         known = not (OmegaConf.is_interpolation(config, key) or OmegaConf.is_missing(config, key))
         value = config[key] if known else None
@@ -260,7 +265,7 @@ def _check_type(key: str, usual: Any, found: Any) -> None:
         return
     fits = isinstance(found, int | float if kind is float else kind)
     if fits and kind is float:
-        fits = abs(found) <= sys.float_info.max  # false for nan, and for whole numbers that are no float
+        fits = abs(found) <= sys.float_info.max  # false for nan, and for integers that are too large for a float
     if not fits or (isinstance(found, bool) and kind is not bool):
         such = f"null or {KINDS[kind]}" if usual is None else f"{KINDS[kind]} (such as {usual!r})"
         raise InputError(f"{key}: must be {such}, found {found!r}")

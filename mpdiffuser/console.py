@@ -1,4 +1,4 @@
-"""Output of the commands: progress on terminals and in log files, pipes that close early, terminals without Unicode."""
+"""Output of the commands: progress bars, progress lines in log files, closed pipes, terminals without Unicode."""
 
 import builtins
 import codecs
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 
 LINE_SECONDS = 30.0
-CLOSED = 128 + 13  # what shells report of a program that SIGPIPE ended
+CLOSED = 128 + 13  # exit status of a program that SIGPIPE ends
 PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "·": "-", "→": "->", "²": "2", "µ": "u"} | {
     **dict.fromkeys("‘’", "'"),
     **dict.fromkeys("“”", '"'),
@@ -30,13 +30,16 @@ def progress(
     disable: bool = False,
     line_seconds: float = LINE_SECONDS,
 ) -> tqdm:
-    """A tqdm bar on a terminal or in a notebook; elsewhere plain lines on stderr.
+    """Return a tqdm bar on a terminal or in a notebook, and plain lines on stderr elsewhere.
 
     Args:
-        total: steps until the end, None = not known. initial: steps done before.
-        unit: of a step. unit_scale: with k, M, G.
-        disable: shows nothing.
-        line_seconds: seconds between two lines, at least. One more line tells how it ended.
+        total: number of steps; None: not known.
+        desc: title of the bar.
+        initial: number of steps that are already done.
+        unit: name of a step.
+        unit_scale: whether large numbers are printed with k, M, G.
+        disable: whether nothing is printed.
+        line_seconds: smallest time between two lines, in seconds. `close` prints one more line.
     """
     options: Any = {"total": total, "desc": desc, "initial": initial, "unit": unit, "unit_scale": unit_scale}
     if disable or sys.stderr.isatty() or hasattr(builtins, "get_ipython"):
@@ -45,11 +48,11 @@ def progress(
 
 
 class _Lines(tqdm):
-    """Progress in a log file: whole lines, at most one every `seconds`, and one at the end."""
+    """Progress in a log file: at most one line every `seconds`, and one line at the end."""
 
     def __init__(self, seconds: float, **options: Any) -> None:
         self.seconds, self.due, self.closed = seconds, time.monotonic() + seconds, False
-        # every update asks `refresh`; smoothing 0: the rate is the average since the start
+        # every update calls `refresh`; smoothing 0: the rate is the average since the start
         super().__init__(mininterval=0, miniters=1, smoothing=0, delay=1e-9, **options)
 
     def refresh(self, *ignored: Any, **options: Any) -> None:
@@ -65,7 +68,7 @@ class _Lines(tqdm):
             self._write()
 
     def clear(self, *ignored: Any, **options: Any) -> None:
-        """Nothing: a log keeps its lines."""
+        """Do nothing, since a log file keeps its lines."""
 
     def _write(self) -> None:
         self.fp.write(f"{self._line()}\n")
@@ -85,11 +88,11 @@ class _Lines(tqdm):
 
 @contextlib.contextmanager
 def quiet_pipes() -> Iterator[None]:
-    """For an entry point, as a context manager or decorator: `| head` ends it without a word, with status 141.
+    """Context manager or decorator for an entry point. After `| head` closes the pipe, it exits with status 141.
 
-    That is the status of a program that SIGPIPE ended. Only a closed stdout or stderr counts: a pipe of the program's
-    own that breaks raises as ever. From here on a character that the output's encoding lacks is written as ASCII
-    ("±" as "+-"), or "?".
+    The exit prints no message; 141 is the status of a program that SIGPIPE ends. This applies only to a closed stdout
+    or stderr. Errors of other pipes are raised. stdout and stderr also get an error handler: it replaces a character
+    that the output's encoding does not have by ASCII ("±" by "+-") or by "?".
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -99,7 +102,7 @@ def quiet_pipes() -> Iterator[None]:
         sys.stdout.flush()
     except BaseException as error:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
-        for stream in closed:  # what is left in its buffer would raise again when Python ends
+        for stream in closed:  # Python would raise again at exit when it flushes the buffer
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
@@ -109,7 +112,7 @@ def quiet_pipes() -> Iterator[None]:
 
 
 def _is_closed(stream: TextIO) -> bool:
-    """Whether nobody reads the stream's pipe any more."""
+    """Whether the reading end of the stream's pipe is closed."""
     try:
         number = stream.fileno()
     except (OSError, ValueError):  # not a file
@@ -120,14 +123,14 @@ def _is_closed(stream: TextIO) -> bool:
 
 
 def _comes_of_a_pipe(error: BaseException | None) -> bool:
-    """Whether a BrokenPipeError is the error, or what it was raised from or during."""
+    """Whether the error, or an error in its chain of causes and contexts, is a BrokenPipeError."""
     while error is not None and not isinstance(error, BrokenPipeError):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Error handler of codecs: characters that cannot be written, in ASCII."""
+    """Error handler for codecs: replaces characters that cannot be encoded by ASCII."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(PLAIN.get(char, "?") for char in error.object[error.start : error.end]), error.end

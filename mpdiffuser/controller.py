@@ -1,4 +1,4 @@
-"""Policies: observation in, action out. Each serves a batch of environments that step together."""
+"""Policies: they map observations to actions, for a batch of environments that step together."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ from mpdiffuser.sampler import BUDGET_TEMPERATURE, SamplerConfig
 
 
 class Policy(ABC):
-    """What evaluation needs of every method.
+    """Base class of all policies; evaluation uses only its methods and attributes.
 
     Attributes:
-        plan: the plan that is followed; None without planning.
-        planned_now: whether the last `act` drew a new plan.
+        plan: the current plan; None for a policy that does not plan.
+        planned_now: whether the last `act` sampled a new plan.
     """
 
     plan: Plan | None = None
@@ -29,40 +29,42 @@ class Policy(ABC):
 
     @abstractmethod
     def reset(self, seeds: Sequence[int]) -> None:
-        """Forget everything; one seed for each environment of the batch."""
+        """Start new episodes, one for each seed. The policy keeps no state of the last episodes."""
 
     @abstractmethod
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """Observations (B, ...) -> actions (B, m) in [-1, 1]. Episodes where active (B,) is false are over."""
+        """Observations (B, ...) -> actions (B, m) in [-1, 1]. Where active (B,) is false, the episode has ended."""
 
     def record_costs(self, costs: np.ndarray) -> None:  # noqa: B027  most methods ignore costs
-        """Costs (B,) of the step that the last actions led to."""
+        """Record the costs (B,) of the step with the last actions."""
 
     def upcoming_latents(self) -> np.ndarray:
-        """The rest of the first environment's plan, (K, d), the present latent first; empty without planning."""
+        """Return the rest of the first environment's plan, (K, d), from the present latent on; empty without a plan."""
         return np.zeros((0, 0))
 
     def plan_errors(self, peek: Callable[[np.ndarray], np.ndarray], steps: int) -> np.ndarray:
-        """Distances (B, K) of planned and real latents 1..K steps ahead, K at most `steps`; (0, 0) without planning.
+        """Return the distances (B, K) between planned and real latents 1..K steps ahead; (0, 0) without a plan.
 
         Args:
-            peek: gives the observations (B, K, ...) after each of the actions (B, K, m).
+            peek: returns the observations (B, K, ...) after each of the actions (B, K, m).
+            steps: the largest K.
         """
         return np.zeros((0, 0))
 
     def planning_facts(self) -> dict[str, Any]:
-        """`fallbacks`, `levels` and `engine` of a method that plans."""
+        """Return `fallbacks`, `levels` and `engine` of a policy that plans; empty for other policies."""
         return {}
 
 
 class LatentHistory:
-    """Turns a stream of observations (B, ...) and actions (B, m) into latents (B, d).
+    """Encodes a stream of observations (B, ...) and actions (B, m) as latents (B, d).
 
-    Only the newest observation is encoded. At an episode's start the first observation stands for the missing past,
-    with actions of 0, as in training.
+    Each call computes the features of the newest observation only. At the start of an episode the first observation
+    replaces the missing ones, and the missing actions are 0, as in training.
 
     Args:
-        frame_encoder: computes the encoder's features; None: the encoder itself.
+        encoder: see `MPDiffuserPipeline`.
+        frame_encoder: computes the features of observations; None: the encoder's `features`.
     """
 
     def __init__(
@@ -73,11 +75,12 @@ class LatentHistory:
         self.reset()
 
     def reset(self) -> None:
+        """Clear the history, for new episodes."""
         self.features: torch.Tensor | None = None
 
     @torch.inference_mode()
     def __call__(self, observations: np.ndarray) -> torch.Tensor:
-        """Latents (B, d) of the observations (B, ...) that follow the recorded actions."""
+        """Add the newest observations (B, ...) to the history and return their latents (B, d)."""
         newest = self.frame_encoder(torch.from_numpy(np.ascontiguousarray(observations)).to(self.device))[:, None]
         history = self.encoder.history
         if self.features is None:
@@ -90,12 +93,12 @@ class LatentHistory:
         return self.encoder(self.features, self.actions)
 
     def record_actions(self, actions: np.ndarray) -> None:
-        """Note the actions (B, m) that were executed at the newest observations."""
+        """Record the actions (B, m) that are executed after the newest observations."""
         self.action = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)[:, None]
 
     @torch.inference_mode()
     def encode_future(self, observations: np.ndarray, actions: np.ndarray) -> torch.Tensor:
-        """Latents (B, K, d) of K observations (B, K, ...) after the actions (B, K, m). The history does not change."""
+        """Return latents (B, K, d) of K observations (B, K, ...) after actions (B, K, m). The history is unchanged."""
         assert self.features is not None
         batch, steps = observations.shape[:2]
         flat = torch.from_numpy(np.ascontiguousarray(observations)).flatten(0, 1).to(self.device)
@@ -109,18 +112,19 @@ class LatentHistory:
 class Controller(Policy):
     """Model-predictive control with a pipeline.
 
-    An environment without a usable plan (every candidate has non-finite numbers, or planning fails) continues its last
-    plan, and takes the safe action when that plan has run out. `fallbacks` counts such plans.
+    A plan fails if every candidate has non-finite numbers, or if planning raises an exception. The environment then
+    continues its last plan, and executes the safe action after the end of that plan. `fallbacks` counts these plans.
 
     Args:
         pipeline: the loaded pipeline.
-        config: how to draw plans; None: as saved with the pipeline. With a `deadline_ms`, the first `act` measures this
-            machine and sets the number of levels.
-        budget: costs to stay within; tell the controller the cost of each step with `record_costs`.
-        objective: ranks plans in place of the ranker's rewards (see `Objective`).
+        config: the sampler settings; None: the pipeline's `sampler_defaults`. With `deadline_ms`, the first `act`
+            measures the planning time on this machine and sets the number of levels.
+        budget: limit on the cost of an episode. It needs the cost of each step (`record_costs`).
+        objective: ranks plans instead of the ranker (see `Objective`).
 
     Raises:
-        InputError: if the chunk does not fit the horizon, or the safe action not the actions.
+        InputError: if the pipeline has no planner, the chunk does not fit the horizon, or the safe action does not
+            have the actions' dimension.
     """
 
     def __init__(
@@ -130,14 +134,13 @@ class Controller(Policy):
         budget: Budget | None = None,
         objective: Objective | None = None,
     ) -> None:
+        if pipeline.planner is None:
+            raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
         if config.temperature is None and budget is not None:
             config = replace(config, temperature=BUDGET_TEMPERATURE)
         horizon, action_dim = (pipeline.planner.config[key] for key in ("horizon", "action_dim"))
-        if not config.chunk < horizon:
-            raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {config.chunk}")
-        if len(config.safe_action) not in (0, action_dim):
-            raise InputError(f"sampler.safe_action: must be {action_dim} numbers in -1..1, found {config.safe_action}")
+        config.check_fit(horizon, action_dim)
         self.safe = torch.tensor(list(config.safe_action) or [0.0] * action_dim, device=pipeline.device)
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
@@ -148,7 +151,7 @@ class Controller(Policy):
         self.reset([0])
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Forget everything; one seed for each environment of the batch."""
+        """Start new episodes, one for each seed. The controller keeps no state of the last episodes."""
         self.history.reset()
         if self.budget is not None:
             self.budget.reset(len(seeds))
@@ -160,12 +163,12 @@ class Controller(Policy):
 
     @torch.inference_mode()
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """Observations (B, ...) as the encoder takes them -> actions (B, m) in [-1, 1], always finite.
+        """Observations (B, ...) in the encoder's format -> finite actions (B, m) in [-1, 1].
 
-        Where active (B,) is false the episode is over: no new plan is drawn and the last one stays.
+        Where active (B,) is false, the episode has ended. The controller then keeps the last plan.
 
         Raises:
-            InputError: if the observations differ from the training data's kind, or are not one for each seed.
+            InputError: if the shape or dtype differs from the training data, or B is not the number of seeds.
         """
         check_observations(observations, len(self.generators), self.record)
         self.latents = self.history(observations)
@@ -179,22 +182,25 @@ class Controller(Policy):
 
     @property
     def planned_now(self) -> bool:  # type: ignore[override]
-        """Whether the last `act` drew a new plan."""
+        """Whether the last `act` sampled a new plan."""
         return self.executed == 1
 
     def record_costs(self, costs: np.ndarray) -> None:
-        """Costs (B,) of the step that the last actions led to."""
+        """Record the costs (B,) of the step with the last actions."""
         if self.budget is not None:
             self.budget.record_costs(costs)
 
     def upcoming_latents(self) -> np.ndarray:
-        """The rest of the first environment's plan, (K, d), the present latent first."""
+        """Return the rest of the first environment's plan, (K, d), from the present latent on."""
         assert self.plan is not None
         return self.plan.best_latents[0, self.executed - 1 :].cpu().numpy()
 
     @torch.inference_mode()
     def plan_errors(self, peek: Callable[[np.ndarray], np.ndarray], steps: int) -> np.ndarray:
-        """Mean squared distances (B, K) of planned and real latents 1..K steps ahead, in the data's variances."""
+        """Return mean squared distances (B, K) between planned and real latents 1..K steps ahead.
+
+        The unit of each dimension is its variance in the training data. Arguments as `Policy.plan_errors`.
+        """
         assert self.plan is not None
         steps = min(steps, self.plan.actions.shape[2] - 1)
         actions = self.plan.best_actions[:, :steps].clamp(-1, 1).cpu().numpy()
@@ -204,14 +210,14 @@ class Controller(Policy):
         return (((expected - reached) / std) ** 2).mean(-1)
 
     def planning_facts(self) -> dict[str, Any]:
-        """Unusable plans so far, noise levels of a plan, and what computed the networks."""
+        """Return the number of failed plans, the number of noise levels, and the engine."""
         config = self.sampler.config
         return {"fallbacks": self.fallbacks, "levels": config.steps, "engine": config.engine}
 
     def _plan(self, rows: np.ndarray) -> Plan:
-        """The plans, those of `rows` drawn anew. Their best candidates are always finite.
+        """Return the plans of all rows, with new plans for `rows`. The chosen candidates are always finite.
 
-        A row's plan does not depend on the others.
+        The plan of a row does not depend on the other rows.
         """
         assert self.latents is not None
         index = torch.from_numpy(rows).to(self.latents.device)
@@ -221,9 +227,9 @@ class Controller(Policy):
             plan = self._drawn(latents, rows)
             best = (plan.scores[torch.arange(len(rows)), plan.chosen], plan.best_latents, plan.best_actions)
             bad = ~torch.stack([part.isfinite().reshape(len(rows), -1).all(1) for part in best]).all(0)
-        except InputError:  # the request itself is wrong
+        except InputError:  # the arguments are wrong
             raise
-        except Exception as error:  # for any other reason: the robot needs an action now
+        except Exception as error:  # the robot needs an action even if planning fails
             warnings.warn(f"planning failed, falling back: {type(error).__name__}: {error}", stacklevel=3)
             scores = torch.full((len(rows), self.sampler.config.candidates), -torch.inf, device=latents.device)
             states, actions = (part[:, None].repeat(1, scores.shape[1], 1, 1) for part in rest)
@@ -240,8 +246,8 @@ class Controller(Policy):
         return Plan(**whole, plan_ms=plan.plan_ms)
 
     def _drawn(self, latents: torch.Tensor, rows: np.ndarray) -> Plan:
-        """A new plan for latents (B, d), those of `rows`."""
-        if not self.calibrated:  # once, with a batch of the size that is served
+        """Sample a new plan for the latents (B, d) of `rows`."""
+        if not self.calibrated:  # once, with the batch size of this controller
             self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, latents))
             self.calibrated = True
         index = torch.from_numpy(rows).to(latents.device)
@@ -254,8 +260,10 @@ class Controller(Policy):
         return self.pipeline(latents, self.sampler, [self.generators[row] for row in rows], last, **more)
 
     def _rest_of_plan(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rest of the last plan, (B, H, d) and (B, H, m), padded with its last latent and the safe action. Without
-        a plan: the present latents (B, d) and the safe action."""
+        """Return the rest of the last plan, (B, H, d) and (B, H, m), padded with its last latent and the safe action.
+
+        Without a plan, all rows have the present latents (B, d) and the safe action.
+        """
         horizon = self.pipeline.planner.config["horizon"]
         safe = self.safe.expand(len(latents), horizon, -1)
         if self.plan is None:
@@ -265,7 +273,7 @@ class Controller(Policy):
         return padded, torch.cat([actions, safe[:, : self.executed]], 1)
 
     def _shifted(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The last plan without the executed steps, its end repeated."""
+        """Return the last plan without the executed steps, padded with its last row; None without a warm start."""
         if self.plan is None or not self.sampler.config.warm_start:
             return None
         shift = lambda x: torch.cat([x[:, self.executed :], x[:, -1:].expand(-1, self.executed, -1)], 1)  # noqa: E731
@@ -273,7 +281,7 @@ class Controller(Policy):
 
 
 def check_observations(observations: np.ndarray, count: int, record: dict[str, Any] | None) -> None:
-    """Raises InputError unless observations (B, ...) are `count`, of the record's shape and dtype if there is one."""
+    """Raise InputError unless observations (B, ...) have B = count and the shape and dtype of the record, if any."""
     found = np.asarray(observations)
     if len(found) != count:
         raise InputError(f"observations: must be one for each of the {count} seeds of reset, found {len(found)}")
@@ -288,17 +296,19 @@ def check_observations(observations: np.ndarray, count: int, record: dict[str, A
 
 
 class NetworkPolicy(Policy):
-    """Acts with a network that maps decoded latents (B, d) to actions (B, m), without planning."""
+    """A policy without planning: a network maps decoded latents (B, d) to actions (B, m)."""
 
     def __init__(self, encoder: ModelMixin, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.history = LatentHistory(encoder)
         self.network = network
 
     def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes. The seeds have no effect."""
         self.history.reset()
 
     @torch.inference_mode()
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        """Observations (B, ...) -> actions (B, m) in [-1, 1]."""
         actions = self.network(self.history(observations)).cpu().numpy()
         self.history.record_actions(actions)
         return actions

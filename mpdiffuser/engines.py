@@ -1,15 +1,16 @@
-"""Engines compute the networks while plans are drawn. All give the results of eager torch, up to rounding.
+"""Engines compute the networks while the sampler runs. All engines return the results of eager torch, up to rounding.
 
-torch           the model as it is
-compile         torch.compile, with a C++ compiler: a minute for each model, later runs reuse its cache
+torch           eager torch
+compile         torch.compile, which needs a C++ compiler: a minute for each model, later runs reuse its cache
 onnx            ONNX Runtime: pip install 'mpdiffuser[onnx]'
 openvino        OpenVINO, float32: pip install 'mpdiffuser[openvino]'
-openvino_bf16   OpenVINO, bfloat16 where the CPU supports it, else float32
+openvino_bf16   OpenVINO, bfloat16 if the CPU supports it, else float32
 auto            on a CPU the first of openvino and onnx that is installed, else torch
 
-The order of auto is fixed (measured by python -m benchmarks.planning). A race at run time would depend on the machine's
-load, and so would the last digits of a result. Both libraries take ONNX graphs. OpenVINO's own converter of torch
-modules is ten times slower, its graphs are not faster, and it reports its use to its makers.
+The order of auto is fixed (python -m benchmarks.planning measures the engines). A measurement at run time would depend
+on the machine's load, and then the last digits of a result would depend on it too. Both libraries read ONNX graphs.
+OpenVINO also has a converter for torch modules, which this module does not use: it is ten times slower, its graphs are
+not faster, and it sends usage data to the makers of OpenVINO.
 """
 
 import importlib.metadata
@@ -35,18 +36,20 @@ Run = Callable[..., torch.Tensor]
 
 
 def resolved(engine: str, device: torch.device) -> str:
-    """The engine that "auto" means here; any other engine unchanged."""
+    """Replace "auto" by the engine that it means on this machine. Other engines are returned unchanged."""
     if engine != "auto":
         return engine
     return next((name for name in FASTEST if device.type == "cpu" and not _missing(name)), "torch")
 
 
 def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tensor], method: str = "forward") -> Run:
-    """A method of the module on an engine: a function of the same tensors, for any batch.
+    """Compile a method of a module for an engine. The result is a function of the same tensors, for any batch size.
 
     Args:
-        engine: not "auto", see `resolved`.
+        module: the network.
+        engine: one of `ENGINES` except "auto" (see `resolved`).
         example: inputs of the method, each (2, ...); a batch of 1 would be traced as a constant size.
+        method: name of the method.
 
     Raises:
         InputError: for an unknown engine, one that is not installed, or a CPU engine for a module on another device.
@@ -72,13 +75,14 @@ def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tenso
 
 
 class Prepared:
-    """A denoiser for the levels of one plan. The modulation is computed once for all levels, and once for all rows with
-    the same present latent and target.
+    """A denoiser that caches the modulation for all levels of one plan.
+
+    It computes the modulation of all levels at once, and only once for rows with the same present latent and target.
 
     Args:
         model: a `Planner` or a `Dynamics`.
         levels: all noise levels that the sampler visits.
-        denoise: the model's `denoise` on an engine; None: the model itself.
+        denoise: the model's `denoise`, compiled for an engine; None: the model's forward pass in eager torch.
     """
 
     def __init__(self, model: Any, levels: Sequence[int], denoise: Run | None = None) -> None:
@@ -88,7 +92,7 @@ class Prepared:
         self._modulations: dict[int, torch.Tensor] = {}
 
     def __call__(self, x: torch.Tensor, levels: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        """As the model, but all `levels` are the same, one of those given to the constructor."""
+        """Call the model. All entries of `levels` (B,) must be equal to one level of the constructor's list."""
         level, known = int(levels[0]), (x[:, 0, : self.config["latent_dim"]], *rest)
         if level >= self._last or not all(map(torch.equal, known, self._known)):
             self._known = tuple(part.clone() for part in known)
@@ -97,7 +101,7 @@ class Prepared:
         return self.model(x, levels, *rest, modulation) if self.denoise is None else self.denoise(x, modulation)
 
     def _prepare(self, known: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
-        """Level -> modulation (B, F)."""
+        """Compute the modulation (B, F) of each level."""
         flat = torch.cat([part.view(len(part), -1) for part in known], -1)
         rows, index = torch.unique(flat, dim=0, return_inverse=True)
         parts = rows.repeat(len(self.levels), 1).split([part[0].numel() for part in known], -1)
@@ -112,42 +116,44 @@ def _missing(engine: str) -> list[str]:
 
 
 def libraries(engine: str) -> dict[str, str]:
-    """Versions of an engine's packages, other than torch."""
+    """Return the versions of an engine's packages, without torch."""
     return {package: importlib.metadata.version(package) for package in PACKAGES.get(engine, ())}
 
 
 def require(engine: str) -> None:
-    """Raises InputError with the pip line, unless the engine's packages are installed."""
+    """Raise InputError with the pip command unless the engine's packages are installed."""
     if _missing(engine):
         extra = engine.partition("_")[0]
         raise InputError(f"engine={engine}: {_missing(engine)[0]} is not installed: pip install 'mpdiffuser[{extra}]'")
 
 
 class _Positional(torch.nn.Module):
-    """Gives tracers a plain forward(*inputs), without diffusers' keyword arguments."""
+    """Wraps a method as forward(*inputs), since tracers do not support diffusers' keyword arguments."""
 
     def __init__(self, module: torch.nn.Module, method: str) -> None:
         super().__init__()
         self.module, self.method = module, method
-        self.eval()  # the exporter sets every submodule back to the mode of the topmost
+        self.eval()  # the exporter sets every submodule to the mode of this module
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return getattr(self.module, self.method)(*inputs)
 
 
 def graph(module: torch.nn.Module, example: Sequence[torch.Tensor], method: str = "forward") -> bytes:
-    """A method of the module, in eval mode, as an ONNX graph for any batch; its inputs have the arguments' names.
+    """Export a method of a module, in eval mode, as an ONNX graph for any batch size.
+
+    The inputs of the graph have the names of the method's arguments.
 
     Args:
-        example: as in `compiled`.
+        module, example, method: as in `compiled`.
 
     Raises:
-        InputError: for a network that ONNX cannot express.
+        InputError: for a network with operations that ONNX does not support.
     """
     names = list(inspect.signature(getattr(module, method)).parameters)[: len(example)]
     file = io.BytesIO()
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # torch on this exporter; the newer one needs a package more
+        warnings.simplefilter("ignore")  # torch warns that this exporter is old; the new one needs another package
         try:
             torch.onnx.export(
                 _Positional(module, method),
@@ -181,7 +187,7 @@ def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": precision,
-        "ENABLE_CPU_PINNING": False,  # it would pin every process to the same first cores
+        "ENABLE_CPU_PINNING": False,  # pinning would put every process on the same first cores
     }
     request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
 

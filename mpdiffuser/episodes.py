@@ -1,15 +1,15 @@
 """Episodes: logged experience as flat, memory-mapped arrays.
 
-Row layout, for an episode of T steps (T + 1 rows):
+Layout of the rows of an episode of T steps (T + 1 rows):
 
     row            0     1     ...   T-1    T
-    observations   o_0   o_1   ...   o_T-1  o_T      frames and physics likewise, each stored once
+    observations   o_0   o_1   ...   o_T-1  o_T      also frames and physics; each is stored once
     actions        a_0   a_1   ...   a_T-1  0        a_t leads from o_t to o_t+1
-    rewards        r_0   r_1   ...   r_T-1  0        r_t is paid for a_t
-    terminations   0     0     ...   end?   0        truncations likewise
+    rewards        r_0   r_1   ...   r_T-1  0        r_t is the reward of a_t
+    terminations   0     0     ...   end?   0        also truncations
 
-Episode e owns rows offsets[e] : offsets[e + 1] of every array. On disk an Episodes folder is one .npy file an
-array, `offsets.npy`, and `meta.json`, which is written last: a folder without it is not a dataset.
+Episode e has the rows offsets[e] : offsets[e + 1] of every array. An Episodes folder has one .npy file for each array,
+`offsets.npy` and `meta.json`. The writer writes `meta.json` last, so a folder without it is not a dataset.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from mpdiffuser.files import claim, create_array, publish, read_json, release, w
 FORMAT = "mpdiffuser-episodes"
 VERSION = 2
 REQUIRED = ("actions", "rewards", "terminations", "truncations")
-KINDS = {  # type and dimensions of the arrays that have a meaning
+KINDS = {  # dtype and number of dimensions of each array that this program uses
     "actions": ("float32", 2),
     "rewards": ("float32", 1),
     "terminations": ("bool", 1),
@@ -48,15 +48,16 @@ class Episodes:
     """Logged episodes of one system.
 
     Args:
-        arrays: name -> array of M rows. Always `actions` (M, m) float32, `rewards` (M,) float32, `terminations` and
-            `truncations` (M,) bool, and at least one of `observations` (M, o) float32 and `frames`
-            (M, height, width, 3) uint8; where known also `costs` (M,) float32 and `physics` (M, p) float64.
-        offsets: (E + 1,) int64, first row of each episode, then M.
-        info: JSON-able facts about the origin (task, environment, quality, seeds, ...).
-        numbers: (E,) what the episodes are called: their indices in the dataset that they were selected from.
+        arrays: name -> array of M rows. Required are `actions` (M, m) float32, `rewards` (M,) float32, `terminations`
+            and `truncations` (M,) bool, and at least one of `observations` (M, o) float32 and `frames`
+            (M, height, width, 3) uint8. Optional are `costs` (M,) float32 and `physics` (M, p) float64.
+        offsets: (E + 1,) int64, the first row of each episode, then M.
+        info: record of the data's origin (task, environment, quality, seeds, ...); JSON.
+        path: the dataset's folder, for messages.
+        numbers: (E,) indices of the episodes in the dataset; None: 0..E-1.
 
     Raises:
-        InputError: if arrays are missing, disagree in length, or an episode has no step.
+        InputError: if arrays are missing or differ in length, or an episode has no step.
     """
 
     arrays: dict[str, np.ndarray]
@@ -96,12 +97,12 @@ class Episodes:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Steps of each episode, (E,)."""
+        """Number of steps of each episode, (E,)."""
         return np.diff(self.offsets) - 1
 
     @property
     def episode_of_row(self) -> np.ndarray:
-        """Index of the episode that owns each row, (M,)."""
+        """Index of the episode of each row, (M,)."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     @property
@@ -110,25 +111,26 @@ class Episodes:
         return np.add.reduceat(np.asarray(self.arrays["rewards"], np.float64), self.offsets[:-1])
 
     def rows(self, episode: int) -> slice:
+        """Return the rows of an episode."""
         return slice(int(self.offsets[episode]), int(self.offsets[episode + 1]))
 
     def select(self, episodes: np.ndarray) -> Self:
-        """The given episodes, copied into memory."""
+        """Return the episodes with these indices, copied into memory."""
         index = np.concatenate([np.arange(self.offsets[e], self.offsets[e + 1]) for e in episodes])
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[episodes])])
         arrays = {key: array[index] for key, array in self.arrays.items()}
         return type(self)(arrays, offsets, self.info, self.path, self.numbers[episodes])
 
     def check_finite(self) -> Self:
-        """These episodes, if every number in them is finite.
+        """Return these episodes if all numbers are finite.
 
         Raises:
-            InputError: naming the dataset, the array, and the episode and row of the first number that is not.
+            InputError: if a number is not finite. The message names the dataset, the array, the episode and the row.
         """
         for key, array in self.arrays.items():
             if array.dtype.kind != "f":
                 continue
-            for first in range(0, len(array), 65_536):  # a part at a time: arrays may be larger than the memory
+            for first in range(0, len(array), 65_536):  # in parts, since arrays may be larger than the memory
                 part = np.asarray(array[first : first + 65_536])
                 finite = np.isfinite(part).reshape(len(part), -1).all(1)
                 if not finite.all():
@@ -141,7 +143,7 @@ class Episodes:
         return self
 
     def checksum(self, *keys: str) -> str:
-        """A name for what the episodes hold: SHA-256 of the offsets and the arrays `keys` (none: all)."""
+        """Return 16 hex digits of the SHA-256 of the offsets and the arrays `keys`; without keys, of all arrays."""
         digest = hashlib.sha256(np.asarray(self.offsets, np.int64).tobytes())
         for key in sorted(keys or self.arrays):
             array = self.arrays[key]
@@ -152,10 +154,10 @@ class Episodes:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Open a folder, memory-mapped.
+        """Open an Episodes folder, memory-mapped.
 
         Raises:
-            InputError: if the folder is absent, unfinished, of another format or version, or damaged.
+            InputError: if the folder is missing, incomplete, damaged, or of another format or version.
         """
         path = Path(path)
         meta_file = path / "meta.json"
@@ -180,7 +182,11 @@ class Episodes:
         return cls(arrays, offsets, info, path).check_finite()
 
     def save(self, path: str | Path) -> None:
-        """Write a folder that `load` opens; it appears whole or not at all."""
+        """Write an Episodes folder. The folder appears only when it is complete.
+
+        Raises:
+            InputError: as `EpisodesWriter`.
+        """
         with EpisodesWriter(path, len(self.arrays["actions"]), self.info) as writer:
             for key, array in self.arrays.items():
                 writer.create(key, array.shape[1:], array.dtype)[:] = array
@@ -188,7 +194,7 @@ class Episodes:
 
 
 def _open_array(folder: Path, key: str, spec: Any) -> np.ndarray:
-    if not re.fullmatch(r"\w{1,64}", key, re.ASCII):  # a key is a file's name, and must not lead elsewhere
+    if not re.fullmatch(r"\w{1,64}", key, re.ASCII):  # a key is a file name; it must not point to another folder
         raise InputError(
             f"{folder / 'meta.json'}: arrays: {key[:80]!r} must be a name of letters, digits and _; {AGAIN}"
         )
@@ -196,8 +202,8 @@ def _open_array(folder: Path, key: str, spec: Any) -> np.ndarray:
     if not file.is_file() or file.is_symlink():
         raise InputError(f"{file}: {'a link, which may lead anywhere' if file.is_symlink() else 'missing'}; {AGAIN}")
     try:
-        array = np.lib.format.open_memmap(file, mode="r")  # unlike np.load it opens nothing but .npy
-    except Exception as error:  # numpy's parser of headers has many ways to fail
+        array = np.lib.format.open_memmap(file, mode="r")  # unlike np.load it opens only .npy files
+    except Exception as error:  # numpy's header parser raises many types of exceptions
         raise InputError(f"{file}: truncated or not a .npy file ({error}); {AGAIN}") from error
     found = {"shape": list(array.shape), "dtype": str(array.dtype)}
     if found != spec:
@@ -211,15 +217,20 @@ def _open_array(folder: Path, key: str, spec: Any) -> np.ndarray:
 
 
 class EpisodesWriter:
-    """Writes an Episodes folder under a temporary name and renames it when it is whole.
+    """Writes an Episodes folder under a temporary name and renames it when it is complete.
 
-    Use as a context manager: `create` arrays, fill them, set `offsets`. Disk space is reserved when an array is
-    created, so a full disk is an error at the start and not a crash in the middle. After `keep(progress)` a writer that
-    fails or is killed leaves its arrays, and the next writer with the same rows and info finds them in `create`, and
-    `progress`.
+    Use it as a context manager: `create` arrays, fill them, set `offsets`. `create` reserves the disk space of an
+    array, so a full disk raises an error at the start. `keep(progress)` saves a resume point: if the writer then fails
+    or is killed, its arrays stay on the disk. The next writer with the same rows and info gets these arrays from
+    `create`, and the number `progress`.
+
+    Args:
+        path: the folder to write.
+        rows: M, the number of rows of each array.
+        info: see `Episodes`.
 
     Raises:
-        InputError: if `path` exists already or is being written by another process, or cannot be written.
+        InputError: if `path` exists, if another process writes it, or if it cannot be written.
     """
 
     def __init__(self, path: str | Path, rows: int, info: Mapping[str, Any]) -> None:
@@ -241,13 +252,17 @@ class EpisodesWriter:
         if kept and kept.get("identity") == self._identity:
             self.progress = int(kept["progress"])
         else:
-            for left in self._partial.iterdir():  # of a killed writer
+            for left in self._partial.iterdir():  # files of a killed writer
                 if left.name != ".lock":
                     left.unlink()
         return self
 
     def create(self, key: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """A writable array of shape (rows, *shape) for `key`, its space on disk reserved."""
+        """Return a writable array (rows, *shape) for `key`, with reserved disk space.
+
+        Raises:
+            InputError: if the disk is full, or the resumed array has another shape or dtype.
+        """
         file, shape = self._partial / f"{key}.npy", (self.rows, *shape)
         if self.progress:
             array = np.lib.format.open_memmap(file, "r+")
@@ -260,7 +275,7 @@ class EpisodesWriter:
         return array
 
     def keep(self, progress: int) -> None:
-        """What was written up to here is to outlive a kill; `progress` says to the next writer how much that is."""
+        """Save a resume point: write the arrays to the disk, and the number `progress` for the next writer."""
         with writing(self._partial):
             self._flush()
             write_whole(self._kept, json.dumps({"identity": self._identity, "progress": progress}))
@@ -282,7 +297,7 @@ class EpisodesWriter:
     def _publish(self) -> None:
         assert self.offsets is not None, "set writer.offsets before leaving the block"
         arrays = {**self._arrays, "offsets": np.asarray(self.offsets, np.int64)}
-        # refuse to publish what load would refuse
+        # checks that `load` would accept the folder
         Episodes(dict(self._arrays), arrays["offsets"], self.info, self.path).check_finite()
         specs = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()}
         meta = {"format": FORMAT, "version": VERSION, "info": self.info, "arrays": specs}

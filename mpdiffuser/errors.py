@@ -1,8 +1,8 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exception for mistakes that the user can correct."""
 
 
 class InputError(ValueError):
-    """Bad input: names the file, field or option, the value found, and what to do.
+    """Wrong input. The message names the file, field or option, the value found, and what to do.
 
-    Entry points print its message alone, without a traceback, and exit with status 2.
+    Entry points print only the message, without a traceback, and exit with status 2.
     """

@@ -1,9 +1,11 @@
-"""Networks of a pipeline as graphs, for use outside of Python: python -m mpdiffuser.export pipeline=FOLDER engine=onnx
+"""Export the networks of a pipeline as graphs: python -m mpdiffuser.export pipeline=FOLDER engine=onnx
 
-Writes the planner, the dynamics model and, for a pipeline of pixels, the encoder's frame_net: float32, for any batch,
-inputs named as those of `forward`. The files are <name>.onnx, or <name>.xml and <name>.bin for OpenVINO, and
-export.json, which identifies the pipeline. They lie beside the pipeline's folder, which holds weights and JSON only. A
-controller does not need them: it compiles the weights itself (sampler.engine=), in about a second.
+Graphs run without Python. The networks are the planner, the dynamics model and, for a pipeline from pixels, the
+encoder's frame_net. The graphs are float32, take any batch size, and name their inputs like the arguments of `forward`.
+The files are <name>.onnx, or <name>.xml and <name>.bin for OpenVINO, and export.json, which identifies the pipeline.
+The default folder is beside the pipeline's folder, because a pipeline's folder has only weights and JSON.
+
+A controller does not need these files. It compiles the weights itself (sampler.engine=), in about a second.
 """
 
 import hashlib
@@ -24,13 +26,18 @@ KINDS = ("openvino", "onnx")
 
 
 def export(folder: Path, engine: str, output: Path) -> list[Path]:
-    """Write the graphs of a pipeline folder into `output`, whole or not at all.
+    """Write the graphs of a pipeline folder into `output`. The folder appears only when it is complete.
+
+    Args:
+        folder: the pipeline folder.
+        engine: "onnx" or "openvino", the format of the graphs.
+        output: the folder to write; an earlier export in it is replaced.
 
     Returns:
-        The networks' files.
+        The file of each network.
 
     Raises:
-        InputError: for an engine without graphs, a folder that is no pipeline, or an output that cannot be written.
+        InputError: for an engine without graphs, a folder that is not a pipeline, or an output that cannot be written.
     """
     if engine not in KINDS:
         raise InputError(f"engine: must be one of {', '.join(KINDS)}, found {engine!r}")
@@ -65,6 +72,7 @@ def _write(network: bytes, stem: Path, engine: str) -> Path:
 
 @configured("export")
 def main(cfg: DictConfig) -> None:
+    """Export the pipeline `cfg.pipeline` and print the written files."""
     folder = Path(cfg.pipeline)
     for file in export(folder, cfg.engine, Path(cfg.output_dir or f"{folder.absolute()}-{cfg.engine}")):
         print(f"written: {file}")

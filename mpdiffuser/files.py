@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, manifests that detect damaged folders, and one process for each folder."""
+"""Atomic writes of files and folders, manifests that detect damaged folders, and folder locks."""
 
 import errno
 import hashlib
@@ -23,7 +23,7 @@ FORMAT = "mpdiffuser-folder"
 VERSION = 1
 LARGEST_JSON = (
     16 * 2**20
-)  # bytes; more than any file of this project has; a dataset's meta.json has a line for each episode
+)  # bytes; larger than every JSON file of this project, also than a meta.json with a line for each episode
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -36,7 +36,7 @@ ADVICE = {
 
 @contextmanager
 def writing(what: str | Path) -> Iterator[None]:
-    """Re-raises the system's errors in writing `what` as InputError, with advice."""
+    """Re-raise OS errors of the block, which writes `what`, as InputError with advice."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -46,13 +46,16 @@ def writing(what: str | Path) -> Iterator[None]:
 
 
 def _number(message: str) -> int:
-    """The system's error number in a message of safetensors, "... (os error 28)": it raises no OSError."""
+    """Return the OS error number in a message of safetensors such as "... (os error 28)"; 0 without one.
+
+    safetensors raises its own exception for an OS error, not an OSError.
+    """
     found = re.search(r"os error (\d+)", message)
     return int(found[1]) if found else 0
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replace a file's text in one step: after a crash the file holds the old text or the new one."""
+    """Replace the text of a file atomically: after a crash the file has the old text or the new text."""
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     _sync(partial)
@@ -61,7 +64,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Rename a finished folder, after its content is on the disk. A folder of that name is replaced."""
+    """Write the content of a finished folder to the disk, then rename it. An existing folder `final` is replaced."""
     for path in [*partial.rglob("*"), partial]:
         _sync(path)
     if final.exists():
@@ -82,11 +85,12 @@ def _sync(path: Path) -> None:
 
 
 def create_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A writable .npy file of zeros, memory-mapped, with its disk space reserved. Otherwise a full disk would raise
-    SIGBUS at a later write.
+    """Create a writable, memory-mapped .npy file of zeros and reserve its disk space.
+
+    Without the reservation a full disk would raise SIGBUS at a later write.
 
     Raises:
-        InputError: if there is no space.
+        InputError: if the disk does not have enough space.
     """
     file.unlink(missing_ok=True)  # not truncated: a thread that still writes to the old array would get SIGBUS
     try:
@@ -105,10 +109,10 @@ def create_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        InputError: if it is missing, too large, or not a JSON object.
+        InputError: if the file is missing, too large, or not a JSON object.
     """
     try:
         if file.stat().st_size > LARGEST_JSON:
@@ -131,13 +135,14 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path, remedy: str) -> None:
-    """Check that a folder holds exactly the files of its manifest, and no links.
+    """Check that a folder has exactly the files of its manifest, and no links.
 
     Args:
-        remedy: advice for a folder that fails.
+        folder: the folder.
+        remedy: advice for the error message.
 
     Raises:
-        InputError: naming the first file that is missing, changed, unexpected or a link, and what was found.
+        InputError: if a file is missing, changed, unexpected or a link. The message names the first such file.
     """
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: {MANIFEST} is missing: half-written, or of an older version; {remedy}")
@@ -167,14 +172,18 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     return contents
 
 
-_held: dict[Path, FileLock] = {}  # a lock without a reference is released
+_held: dict[Path, FileLock] = {}  # the references keep the locks; a lock without a reference is released
 
 
 def claim(folder: Path, remedy: str) -> None:
-    """Lock a folder, which is created if needed, until `release` or the end of this process.
+    """Create a folder if it is missing, and lock it until `release` or the end of this process.
+
+    Args:
+        folder: the folder.
+        remedy: advice for the error message.
 
     Raises:
-        InputError: if another process holds the lock, or the folder cannot be created.
+        InputError: if another process has the lock, or the folder cannot be created.
     """
     name = folder.absolute()
     if name in _held:

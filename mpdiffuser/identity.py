@@ -1,7 +1,7 @@
-"""What a training depends on. A folder that holds another training is refused, never overwritten.
+"""Identities of training runs. A run never overwrites a folder that has a run with another identity.
 
-An identity is a dict of everything that the outcome depends on: the dataset's checksum, the options that the model may
-use, the training settings, the model's configuration. A resume compares it with the one in the checkpoint.
+An identity is a dict of everything that the result depends on: the dataset's checksum, the options that the model may
+use, the training settings, and the model's configuration. A resumed run compares its identity with the checkpoint's.
 """
 
 import json
@@ -13,7 +13,7 @@ from mpdiffuser.files import read_json
 
 
 def check_run(folder: Path, identity: dict[str, Any]) -> None:
-    """Raises InputError if a folder holds a run whose identity differs in one of these keys. Reads, never writes."""
+    """Raise InputError if a folder has a run whose identity differs in one of these keys. Nothing is written."""
     last = folder / "last"
     state = folder / last.read_text(errors="replace").strip() / "state" / "trainer.json" if last.exists() else last
     if state.is_file() and state != last:
@@ -23,7 +23,7 @@ def check_run(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def refuse_other(folder: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raises InputError unless the two identities are the same."""
+    """Raise InputError unless the two identities are equal."""
     different = differences(found, identity)
     if different:
         raise InputError(
@@ -32,12 +32,12 @@ def refuse_other(folder: Path, found: dict[str, Any], identity: dict[str, Any]) 
 
 
 def plain(value: Any) -> Any:
-    """An object after a round trip through JSON, without diffusers' own entries."""
+    """Return an object after a round trip through JSON, without diffusers' own entries (keys that start with "_")."""
     return {k: v for k, v in json.loads(json.dumps(value)).items() if not k.startswith("_")}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested objects differ, a phrase each: "key: OLD there, NEW now"."""
+    """Return one phrase for each difference of two nested objects: "key: OLD there, NEW now"."""
     result = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)

@@ -1,4 +1,4 @@
-"""Start-up of a training: checks before anything runs, processes, threads, seeds, trackers."""
+"""Start-up of a training run: checks, processes, threads, seeds and trackers."""
 
 import importlib.metadata
 import os
@@ -14,12 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 
+from mpdiffuser import __version__
 from mpdiffuser.config import settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim
 from mpdiffuser.machine import git_commit
 from mpdiffuser.methods import METHODS
-from mpdiffuser.models.unet import check_horizon
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig
@@ -36,23 +38,24 @@ RANGES = {
 
 
 class Clock:
-    """Seconds spent in each stage."""
+    """Measures the seconds of each stage, as `with clock("stage"):`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to `seconds[stage]`."""
         began = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began, 1)
 
 
 def start(cfg: DictConfig) -> Accelerator:
-    """Check every section, then set up threads, seeds, precision and processes; the run's folder is claimed.
+    """Check the configuration, set up threads, seeds, precision and processes, and lock the run's folder.
 
     Raises:
-        InputError: for a value that is not allowed, or a folder that another process works in.
+        InputError: for a value that is not allowed, or a folder that another process has locked.
     """
     check_training(cfg)
     torch.set_num_threads(cfg.threads)
@@ -63,23 +66,29 @@ def start(cfg: DictConfig) -> Accelerator:
     output = Path(cfg.output_dir)
     accelerator = Accelerator(
         mixed_precision=precision,
-        cpu=not torch.accelerator.is_available(),  # without it several processes on a CPU would not find each other
+        cpu=not torch.accelerator.is_available(),  # several processes on a CPU need it to communicate
         log_with=list(cfg.trackers) or None,
         project_dir=output / "tensorboard",
     )
+    for part in cfg.train:
+        if train_config(cfg, part).batch_size % accelerator.num_processes:
+            raise InputError(
+                f"train.{part}.batch_size: {cfg.train[part].batch_size} cannot be split among "
+                f"{accelerator.num_processes} processes"
+            )
     if accelerator.is_main_process:
         claim(output, "wait for it, or choose another output_dir=")
     return accelerator
 
 
 def start_trackers(accelerator: Accelerator, cfg: DictConfig) -> None:
-    """Open the trackers' logs, once the run is known to fit its folder."""
+    """Open the logs of the trackers. Call this after `check_folder`, since it writes into the run's folder."""
     if cfg.trackers:
         accelerator.init_trackers("mpdiffuser", {"configuration": OmegaConf.to_yaml(cfg)})
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Raises InputError for settings that no training can have."""
+    """Raise InputError for a value of the configuration that training does not allow."""
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if launched_on_cpu and "WORLD_SIZE" not in os.environ:
         raise InputError(
@@ -93,7 +102,7 @@ def check_training(cfg: DictConfig) -> None:
         raise InputError(f"trackers: must be of tensorboard, wandb; found {sorted(unknown)}")
     if Path(os.path.abspath(cfg.output_dir)).is_file():
         raise InputError(f"output_dir: {cfg.output_dir} is a file")
-    _check_samplers(cfg)
+    check_samplers(cfg, cfg.horizon)
     if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.gae_lambda <= 1:
         raise InputError(
             "advantage: temperature must be positive and gae_lambda lie in 0..1, "
@@ -104,12 +113,21 @@ def check_training(cfg: DictConfig) -> None:
             raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
     for part in cfg.train:
         train_config(cfg, part)
-    for model in ("planner", "dynamics"):
-        check_horizon(cfg.horizon, cfg[model].multipliers)
+    with torch.device("meta"):  # the constructors check their arguments
+        Planner(1, 1, cfg.horizon, **settings(cfg.planner))
+        Dynamics(1, 1, cfg.horizon, **settings(cfg.dynamics))
+        Ranker(1, 1, **settings(cfg.ranker))
 
 
-def _check_samplers(cfg: DictConfig) -> None:
-    configs = {"sampler": SamplerConfig(**settings(cfg.sampler))}
+def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int | None = None) -> None:
+    """Raises InputError for settings of the sampler, or of a baseline to be evaluated, that are not allowed.
+
+    Args:
+        horizon: of the plans; None: not known yet. action_dim: m; None: not known yet.
+    """
+    # in evaluate.py null stands for the setting that is saved with the pipeline
+    given = {name: value for name, value in settings(cfg.sampler).items() if value is not None}
+    configs = {"sampler": SamplerConfig(**given)}
     for name in cfg.evaluation.methods:
         config = METHODS[name].sampler_config(settings(cfg.baselines).get(name, {}))
         if config is not None:
@@ -117,23 +135,22 @@ def _check_samplers(cfg: DictConfig) -> None:
     for name, config in configs.items():
         try:
             NoiseSchedule().grid(config.steps, config.grid)
+            if horizon is not None:
+                config.check_fit(horizon, len(config.safe_action) if action_dim is None else action_dim)
         except InputError as error:
             raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
-        if not config.chunk < cfg.horizon:
-            raise InputError(
-                f"{name}.chunk: must lie in 1..{cfg.horizon - 1} (below the horizon), found {config.chunk}"
-            )
 
 
 def origin(cfg: DictConfig) -> dict[str, Any]:
-    """What a pipeline's info says of its making: seed, commit, versions."""
-    packages = ("mpdiffuser", "torch", "diffusers", "accelerate", "numpy", "safetensors")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    """Return the entries of a pipeline's info that describe its training: seed, commit, versions."""
+    packages = ("torch", "diffusers", "accelerate", "numpy", "safetensors")
+    versions = {"mpdiffuser": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in packages}
     return {"seed": cfg.seed, "commit": git_commit(), "versions": versions}
 
 
 def train_config(cfg: DictConfig, name: str) -> TrainConfig:
-    """The settings of the section `train.NAME`, with the run's seed and intervals unless it has its own.
+    """Return the settings of the section `train.NAME`. The run's options are its defaults for seed and intervals.
 
     Raises:
         InputError: for a value that is not allowed.

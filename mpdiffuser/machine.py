@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -22,7 +22,7 @@ def cpu_name() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit that this program runs from, with -dirty for a changed checkout; None outside of a checkout."""
+    """Return the commit of this checkout, with -dirty if files are changed; None without a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

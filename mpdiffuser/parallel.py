@@ -1,4 +1,4 @@
-"""Independent jobs on several cores."""
+"""Run independent jobs on several cores."""
 
 import contextlib
 import threading
@@ -12,10 +12,19 @@ from mpdiffuser.machine import available_cores
 
 
 def run_parallel(jobs: Sequence[Callable[[], Any]], device: torch.device, processes: int = 1) -> list[Any]:
-    """Results of independent jobs. On a CPU with a single process, the jobs run in threads, one for each free core,
-    with the caller's number of torch threads.
+    """Run independent jobs and return their results, in the order of the jobs.
 
-    The threads are daemons: a failed job, or Ctrl-C, ends the program without waiting for the other jobs.
+    On a CPU with one process, the jobs run in parallel threads. Each thread uses the caller's number of torch threads,
+    and all together use at most the available cores. Otherwise the jobs run one after the other. The threads are
+    daemons: the program ends after a failed job or Ctrl-C without waiting for the other jobs.
+
+    Args:
+        jobs: functions without arguments.
+        device: the device that the jobs use.
+        processes: number of processes of the program.
+
+    Raises:
+        Exception: the exception of the first job that fails.
     """
     threads = torch.get_num_threads()
     workers = min(len(jobs), available_cores() // threads) if device.type == "cpu" and processes == 1 else 1
@@ -45,7 +54,7 @@ def run_parallel(jobs: Sequence[Callable[[], Any]], device: torch.device, proces
 
 
 def _attempt(index: int, job: Callable[[], Any]) -> tuple[int, Any, BaseException | None]:
-    """Index, result and error of a job."""
+    """Run a job and return its index, its result and its exception; None for the part that does not exist."""
     try:
         return index, job(), None
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The pipeline: everything that acting needs, in one folder of safetensors and JSON."""
+"""The pipeline: all models that a controller needs, in one folder with safetensors and JSON."""
 
 import math
 import time
@@ -25,16 +25,21 @@ from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
 from mpdiffuser.sampler import TEMPERATURE, Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 
-# decoded latents (B, H, d) and actions (B, H, m) -> the reward of each step (B, H); -inf forbids a plan
+# decoded latents (B, H, d) and actions (B, H, m) -> the reward of each step (B, H); -inf excludes a plan
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class Plan:
-    """Candidate plans, in the encoder's own space, on the pipeline's device.
+    """Candidate plans, decoded (in the units of the encoder), on the pipeline's device.
 
-    latents (B, N, H, d), actions (B, N, H, m), scores (B, N), chosen (B,) index of the candidate to follow, plan_ms the
-    milliseconds to draw and rank all candidates; costs (B, N), expected over the rest of the episode, under a budget.
+    Attributes:
+        latents: (B, N, H, d).
+        actions: (B, N, H, m).
+        scores: (B, N).
+        chosen: (B,), the index of the chosen candidate.
+        plan_ms: milliseconds to sample and rank all candidates.
+        costs: (B, N), the expected cost over the rest of the episode; None without a budget.
     """
 
     latents: torch.Tensor
@@ -56,21 +61,24 @@ class Plan:
 
 
 class MPDiffuserPipeline(DiffusionPipeline):
-    """Encoder, normalisers, planner, dynamics model, ranker, schedule and, to look at plans, a decoder.
+    """Encoder, normalisers, planner, dynamics model, ranker, schedule, and a decoder that shows plans as pictures.
 
     Args:
-        encoder: observations to latents, with `history`, `sees_pixels`, `features(observations)` and
+        encoder: maps observations to latents. It has `history`, `sees_pixels`, `features(observations)` and
             `forward(features, actions)` (see `LatentHistory`). An encoder of pixels computes its features with
             `frame_net`.
-        latents, actions: fitted normalisers; condition: the targets' fitted marginals.
-        sampler_defaults: the settings that plans are drawn with unless a controller is given others, as a dict of
-            `SamplerConfig`'s fields.
+        latents, actions: fitted normalisers.
+        condition: fitted marginals of the targets.
+        planner, dynamics, ranker: the models; None in a folder that has only a baseline.
+        schedule: the noise schedule of the diffusion models.
+        decoder: maps latents to frames; None: no decoder.
+        sampler_defaults: fields of `SamplerConfig`. A controller without settings uses these.
         info: record of the training data (task, environment, observation, ...); JSON.
-        format_version: of the folder; another one than this code's is refused when a folder is loaded.
+        format_version: version of the folder's format. `from_pretrained` raises InputError for another version.
     """
 
     sampler_class: ClassVar[type[Sampler]] = Sampler
-    # a folder that was trained for a baseline alone holds none of these
+    # a folder with only a baseline has none of these
     _optional_components = ["condition", "planner", "dynamics", "ranker", "decoder"]  # noqa: RUF012  diffusers adds it to a list
 
     def __init__(
@@ -105,30 +113,35 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     @property
     def sampler_defaults(self) -> SamplerConfig:
-        """The settings that plans are drawn with unless a controller is given others."""
+        """The settings of a controller that gets no other settings."""
         return SamplerConfig(**self.config["sampler_defaults"])
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the components, as diffusers does, and the manifest that `from_pretrained` verifies."""
+        """Write the components with diffusers, and the manifest that `from_pretrained` checks."""
         super().save_pretrained(folder, safe_serialization=True, **options)
         write_manifest(Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
-        """A pipeline from a folder. The folder may come from a stranger: nothing in it is executed.
+        """Load a pipeline from a folder. No code in the folder is executed, so the folder need not be trusted.
 
         Raises:
-            InputError: unless the folder is a whole pipeline folder of this format version (`check_pipeline`).
+            InputError: unless the folder is a complete pipeline folder of this format version (`check_pipeline`).
         """
         check_pipeline(Path(folder))
-        logging.disable_progress_bar()  # it takes a third of a second
-        return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # loading takes a third of a second
+        try:
+            return super().from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def sampler(self, config: SamplerConfig) -> Sampler:
-        """A sampler with these settings; its engine and temperature are set where `config` leaves them open.
+        """Return a sampler with these settings. The engine "auto" and the temperature None are replaced by values.
 
         Raises:
-            InputError: if the engine is not installed, or the composition needs a dynamics model and there is none.
+            InputError: if the engine is not installed, or the composition needs a dynamics model that is missing.
         """
         temperature = TEMPERATURE if config.temperature is None else config.temperature
         config = replace(config, engine=resolved(config.engine, self.device), temperature=temperature)
@@ -137,7 +150,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return self.sampler_class(planner, dynamics, self.schedule, bounds[0], bounds[1], config, **self.other_models())
 
     def other_models(self) -> dict[str, Any]:
-        """Further models that the sampler draws with, by name; a baseline may have some."""
+        """Return further models of the sampler by name. Only a baseline has any."""
         return {}
 
     def _prepared(self, name: str, config: SamplerConfig) -> Any:
@@ -148,8 +161,11 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return Prepared(model, levels, None if config.engine == "torch" else self.network(name, config.engine))
 
     def frame_encoder(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The encoder's `features`. An encoder of pixels runs on the engine, where that supports its network, and
-        always in float32: no level of noise corrects an error in the present latent."""
+        """Return the encoder's `features`, compiled for the engine if the encoder takes pixels.
+
+        The encoder runs in eager torch if the engine does not support its network. It always computes in float32, since
+        the sampler keeps the present latent fixed and so cannot correct an error in it.
+        """
         if not self.sees_pixels:
             return self.encoder.features
         try:
@@ -159,11 +175,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     @property
     def sees_pixels(self) -> bool:
-        """Whether the encoder takes pictures of a recorded shape."""
+        """Whether the encoder takes pixels and `info` has the shape of an observation."""
         return self.encoder.sees_pixels and "observation" in self.config["info"]
 
     def network(self, name: str, engine: str) -> Callable[..., torch.Tensor]:
-        """One of `networks` on an engine (of a denoiser, its `denoise`); compiled once for its weights."""
+        """Return one of `networks`, compiled for an engine; of a denoiser, its `denoise`. The result is cached.
+
+        Raises:
+            InputError: as `mpdiffuser.engines.compiled`.
+        """
         model, example = self.networks()[name]
         cache = self.__dict__.setdefault("_engines", {})
         if cache.get((name, engine), (None,))[0] is not model:
@@ -177,8 +197,11 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return cache[name, engine][1]
 
     def networks(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
-        """The networks that engines compute: the planner, the dynamics model and the encoder's frame_net, where the
-        pipeline has them. Each comes with inputs of its forward pass, a batch of 2."""
+        """Return name -> (network, example inputs) of all networks that engines compute.
+
+        These are the planner, the dynamics model and the encoder's frame_net, if the pipeline has them. The inputs are
+        those of the forward pass, a batch of 2.
+        """
         denoisers = {name: getattr(self, name) for name in ("planner", "dynamics")}
         found = {name: (model, model.example()) for name, model in denoisers.items() if model is not None}
         if self.sees_pixels:
@@ -189,19 +212,28 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The condition (B, c) at latents (B, d): the expectile of `level`, one or (B,), of the data's returns from
-        there, and the cost_to_go (B,) where there are costs.
+        """Return the planner's condition (B, c) at decoded latents (B, d).
 
-        One fixed target would be out of reach in most states, and the planner has never seen such targets there.
+        The target is the expectile of `level` of the data's returns from each latent, and the cost_to_go if the data
+        have costs. The data do not reach one fixed return from most states, so such a target would be outside of the
+        planner's training data there.
+
+        Args:
+            latents: (B, d), decoded.
+            level: of the expectile, a number or (B,).
+            cost_to_go: (B,), if the data have costs.
         """
         target = [self.ranker.expectile(latents, level, cost_to_go)]
         return self.condition.normalize(torch.stack(target if cost_to_go is None else [*target, cost_to_go], -1))
 
     def affordable(self, latents: torch.Tensor, allowance: Allowance | None) -> torch.Tensor | None:
-        """The cost_to_go (B,) to ask for at latents (B, d); without an allowance, the lowest of the data.
+        """Return the target cost_to_go (B,) at latents (B, d); None if the data have no costs.
+
+        It is the allowance's cost per step, and at least the lowest cost_to_go of the data. Without an allowance it is
+        that lowest value.
 
         Raises:
-            InputError: for an allowance where the data had no costs.
+            InputError: for an allowance if the data have no costs.
         """
         if self.ranker.cost_scale is None:
             if allowance is not None:
@@ -214,13 +246,24 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def scores(
         self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Scores (B N,) of decoded states (B N, H, d) and actions (B N, H, m), at cost_to_go (B N,) where there are
-        costs."""
+        """Return scores (B N,) of decoded states (B N, H, d) and actions (B N, H, m) (see `Ranker.scores`).
+
+        Args:
+            states, actions: the rollouts.
+            cost_to_go: (B N,), if the data have costs.
+        """
         return self.ranker.scores(states, actions, cost_to_go)
 
     def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
-        """`config` with the largest number of levels, 1 to config.steps, whose plans for a batch like latents (B, d)
-        meet config.deadline_ms. Plans with one level and with all levels are timed now; medians of `repeats`."""
+        """Return `config` with the largest number of levels, 1 to config.steps, that meets config.deadline_ms.
+
+        The method measures the time of plans with one level and with all levels, and interpolates between them.
+
+        Args:
+            config: the settings.
+            latents: (B, d), a batch of the size that the controller gets.
+            repeats: number of plans; the median of their times counts.
+        """
 
         def milliseconds(levels: int) -> float:
             sampler = self.sampler(replace(config, steps=levels, warm_start=0))
@@ -236,7 +279,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return replace(config, steps=steps, warm_start=min(config.warm_start, steps))
 
     def _objective_gradient(self, objective: Objective, scale: float, x: torch.Tensor) -> torch.Tensor:
-        """Gradient of scale times the objective's sum at clean normalised x (B, H, d + m): like x."""
+        """Return the gradient of scale times the summed objective at clean normalised x, (B, H, d + m), like x."""
         d = self.latents.config["dim"]
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().requires_grad_()
@@ -258,17 +301,21 @@ class MPDiffuserPipeline(DiffusionPipeline):
         allowance: Allowance | None = None,
         objective: Objective | None = None,
     ) -> Plan:
-        """Draw N candidate plans for each latent, score them, choose one.
+        """Sample N candidate plans for each latent, score them, and choose one (`choose`).
 
         Args:
-            latents: z_0, (B, d), in the encoder's own space.
-            sampler: from `sampler(config)`; reused between calls.
-            generators: one for each row, so that a row's plan does not depend on its batch.
-            last: shifted last plan to warm-start from: latents (B, H, d) and actions (B, H, m).
-            goal: the plans' last latent, (B, d), where it is fixed.
-            committed: the plans' first actions, (B, K, m), where they are fixed.
-            allowance: remaining budget of each row; a candidate within it is chosen, the cheapest if none is.
-            objective: ranks the candidates in place of the ranker; the best one is chosen.
+            latents: z_0, (B, d), decoded.
+            sampler: result of `sampler(config)`; one sampler can serve many calls.
+            generators: one for each row, so that the plan of a row does not depend on the batch.
+            last: the shifted last plan for a warm start: latents (B, H, d) and actions (B, H, m).
+            goal: the last latent of the plans, (B, d); None: it is free.
+            committed: the first K actions of the plans, (B, K, m); None: they are free.
+            allowance: the remaining budget of each row. The chosen candidate is within it; if no candidate is, the
+                cheapest one is chosen.
+            objective: ranks the candidates instead of the ranker. The candidate with the best score is chosen.
+
+        Raises:
+            InputError: for an allowance if the data have no costs, or an objective that returns a wrong shape.
         """
         began = time.perf_counter()
         config, batch, n = sampler.config, len(latents), sampler.config.candidates
@@ -316,11 +363,12 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
 
 def total_reward(objective: Objective, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Sums (B,) of a user's rewards over rollouts (B, H, d), (B, H, m), without the last row, whose action leads beyond
-    the plan; non-finite sums are -inf.
+    """Return the sums (B,) of an objective's rewards over rollouts (B, H, d), (B, H, m); a non-finite sum is -inf.
+
+    The sum omits the last row, since the plan does not have the state after the last action.
 
     Raises:
-        InputError: if the objective does not give one reward for each step.
+        InputError: if the objective does not return one reward for each step.
     """
     rewards = objective(latents, actions)
     if not isinstance(rewards, torch.Tensor) or rewards.shape != actions.shape[:-1]:
@@ -337,15 +385,22 @@ def choose(
     costs: np.ndarray | None = None,
     budget: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Index (B,) of the candidate to follow, of N with scores (B, N) and first actions (B, N, m).
+    """Return the index (B,) of the chosen candidate of each row, by minimum Bayes risk (Kumar and Byrne 2004).
 
-    The candidate whose first action is nearest to the others', each weighted by exp(score / temperature) with scores in
-    standard deviations of the row (minimum Bayes risk: Kumar and Byrne 2004). The best of a few scores is often an
-    error of the ranker; an action that many good candidates share is not. At temperature 0, the candidate of the best
-    score.
+    The chosen candidate's first action has the smallest weighted mean distance to the first actions of all candidates.
+    The weight of a candidate is exp(score / temperature), with scores in standard deviations of the row. The best of a
+    few scores is often an error of the ranker. An action that many good candidates share is more reliable. At
+    temperature 0 the candidate with the best score is chosen.
 
-    With costs (B, N), only candidates that cost at most the budget (B,), or the cheapest if there is none. A candidate
-    with a non-finite score or cost is chosen only if all are such.
+    With costs, only candidates within the budget can be chosen; if there is none, the cheapest is chosen. A candidate
+    with a non-finite score or cost is chosen only if all candidates of the row are non-finite.
+
+    Args:
+        scores: (B, N).
+        actions: (B, N, m), the first action of each candidate.
+        temperature: see above.
+        costs: (B, N), the expected costs.
+        budget: (B,), the largest allowed cost.
     """
     sound = np.isfinite(scores)
     if costs is not None and budget is not None:

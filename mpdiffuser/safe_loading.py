@@ -1,13 +1,16 @@
-"""What a pipeline folder may hold, checked before diffusers opens it. Without the check diffusers would fetch a missing
-folder from its hub, import the modules that model_index.json names, run .py files and unpickle .bin files.
+"""Checks of a pipeline folder before diffusers opens it.
+
+Without these checks diffusers would download a missing folder from its hub, import the modules that model_index.json
+names, run .py files and unpickle .bin files.
 
     python -m mpdiffuser.safe_loading FOLDER     write the manifest of a folder that you trust
 
-A pipeline folder holds the components that model_index.json names, and beside them the models of other methods, a
-folder each (see `load_model`).
+A pipeline folder has the components that model_index.json names, and the models of other methods, one folder for each
+model (see `load_model`).
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +26,7 @@ from mpdiffuser.sampler import SamplerConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULE = ("mpdiffuser.schedule", "NoiseSchedule")
-# component -> (module, class) that it may be; a program with an encoder of its own adds it
+# component -> allowed (module, class); a program with another encoder adds its class here
 ALLOWED: dict[str, set[tuple[str, str]]] = {
     "encoder": {("vision.encoder", "PixelEncoder"), ("vision.encoder", "IdentityEncoder")},
     "decoder": {("vision.decoder", "Decoder")},
@@ -36,23 +39,24 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "schedule": {SCHEDULE},
 }
 OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
-FORMAT_VERSION = 2  # of a pipeline folder
+FORMAT_VERSION = 2  # version of the format of a pipeline folder
 SAME = (
     "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim",
     "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim",
     "planner.horizon dynamics.horizon",
     "planner.condition_dim condition.dim",
 )
-LARGEST = 100_000  # allowed for any number in a configuration; real widths, levels and horizons are far smaller
-LONGEST = 100  # allowed length of any list or text in it
+LARGEST = 100_000  # largest number in a configuration; real widths, levels and horizons are far smaller
+MOST_CANDIDATES = 1000  # their comparison takes memory in proportion to the square
+LONGEST = 100  # largest length of a list or text in a configuration
 REMEDY = "get it again; for a folder that you made and trust: python -m mpdiffuser.safe_loading FOLDER"
 
 
 def check_pipeline(folder: Path) -> None:
-    """Raises InputError unless a folder is a whole pipeline folder of this format version.
+    """Raise InputError unless a folder is a complete pipeline folder of this format version.
 
-    Nothing in such a folder can execute, lead elsewhere, or fill the memory. The error names the file or field, the
-    value found and what is allowed.
+    A folder that passes the check cannot run code, point to other files, or fill the memory. The error names the file
+    or field, the value found and the allowed values.
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: not a pipeline folder (no model_index.json in it)")
@@ -71,14 +75,15 @@ def check_pipeline(folder: Path) -> None:
 
 
 def load_model(folder: Path, kind: type[Any], dims: Mapping[str, int]) -> Any:
-    """A method's own model from its folder, in eval mode.
+    """Load the model of a method from its folder, in eval mode.
 
     Args:
-        kind: its class.
-        dims: what its configuration must say where it says anything of that name (latent_dim, action_dim, ...).
+        folder: the folder of the model.
+        kind: the class of the model.
+        dims: required values in its configuration (latent_dim, action_dim, ...). Missing names are not checked.
 
     Raises:
-        InputError: if the folder is missing, or holds something else or a model of other dimensions.
+        InputError: if the folder is missing, has another class, or has a model with other dimensions.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model; train the method that needs it")
@@ -94,7 +99,7 @@ def _files(kind: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _components(file: Path) -> dict[str, tuple[str, str]]:
-    """Component -> (module, class) in model_index.json; only allowed ones."""
+    """Return component -> (module, class) of model_index.json. Raise InputError for one that is not allowed."""
     index = {key: value for key, value in read_json(file).items() if key != "_diffusers_version"}
     if index.pop("_class_name", None) != "MPDiffuserPipeline":
         raise InputError(f"{file}: _class_name must be MPDiffuserPipeline; {REMEDY}")
@@ -125,7 +130,8 @@ def _check_sampler(file: Path, settings: Any) -> None:
         for name, usual in asdict(SamplerConfig()).items():
             if isinstance(usual, int | str) and type(settings.get(name, usual)) is not type(usual):
                 raise TypeError(f"{name} must be like {usual!r}, found {settings[name]!r}")
-        SamplerConfig(**settings)
+        if SamplerConfig(**settings).candidates > MOST_CANDIDATES:
+            raise InputError(f"candidates must be at most {MOST_CANDIDATES}, found {settings['candidates']}")
     except (InputError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: sampler_defaults: {error}; {REMEDY}") from error
 
@@ -133,6 +139,13 @@ def _check_sampler(file: Path, settings: Any) -> None:
 def _check_info(file: Path, info: Any) -> None:
     if not isinstance(info, dict):
         raise InputError(f"{file}: info must be an object; {REMEDY}")
+    limits = info.get("cost_limits", [])
+    fits = isinstance(limits, list) and all(type(each) in (int, float) and 0 <= each < math.inf for each in limits)
+    if not fits:
+        raise InputError(f"{file}: info.cost_limits must be a list of finite numbers, found {str(limits)[:80]}")
+    for key in ("task", "suite", "back_end"):
+        if not isinstance(info.get(key, ""), str):
+            raise InputError(f"{file}: info.{key} must be a text, found {str(info[key])[:80]}")
     seen = info.get("observation", {"shape": [], "dtype": "uint8"})
     fits = isinstance(seen, dict) and seen.get("dtype") in ("uint8", "float32") and isinstance(seen.get("shape"), list)
     if not fits or not all(type(side) is int for side in seen["shape"]):
@@ -140,7 +153,7 @@ def _check_info(file: Path, info: Any) -> None:
 
 
 def _check_agreement(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """Raises InputError unless all components have the same dimensions and horizon."""
+    """Raise InputError unless all components have the same dimensions and horizon."""
     for names in SAME:
         found = {}
         for name in names.split():
@@ -152,16 +165,17 @@ def _check_agreement(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
 
 
 def check_component(folder: Path, kind: tuple[str, str]) -> dict[str, Any]:
-    """Check that a folder's configuration and weights are of one model, without allocating its weights.
+    """Check that the configuration and the weights in a folder fit each other. The weights are not allocated.
 
     Args:
-        kind: the (module, class) that it must be.
+        folder: the folder of the component.
+        kind: its (module, class).
 
     Returns:
-        its configuration.
+        The configuration.
 
     Raises:
-        InputError: naming the file, what was found and what is allowed.
+        InputError: if they do not fit. The message names the file, the value found and the allowed values.
     """
     module, name = kind
     file = folder / _files(kind)[0]
@@ -175,7 +189,7 @@ def check_component(folder: Path, kind: tuple[str, str]) -> dict[str, Any]:
         _check_types(made, config)
         with torch.device("cpu" if kind == SCHEDULE else "meta"):
             component = made(**config)
-    except Exception as error:  # a stranger's values may fail anywhere
+    except Exception as error:  # untrusted values may raise any exception
         raise InputError(f"{file}: no {name} can be made of it ({type(error).__name__}: {error}); {REMEDY}") from error
     if kind != SCHEDULE:
         _check_weights(folder / WEIGHTS, component)
@@ -183,7 +197,7 @@ def check_component(folder: Path, kind: tuple[str, str]) -> dict[str, Any]:
 
 
 def _check_types(made: Any, config: dict[str, Any]) -> None:
-    """Raises TypeError unless the arguments are of the types that a constructor is declared with."""
+    """Raise TypeError unless the arguments have the types in the constructor's signature."""
     hints = get_type_hints(made.__init__)
     for key, value in config.items():
         hint = hints.get(key)
@@ -201,7 +215,7 @@ def _check_types(made: Any, config: dict[str, Any]) -> None:
 def _check_sizes(where: Path, value: Any) -> None:
     if isinstance(value, dict | list | str) and len(value) > LONGEST:
         raise InputError(f"{where}: holds {str(value)[:80]}..., longer than {LONGEST}; {REMEDY}")
-    if isinstance(value, int | float) and not abs(value) <= LARGEST:  # nor a number that is none
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:  # also true for nan
         raise InputError(f"{where}: holds {str(value)[:80]}, beyond {LARGEST:,}; {REMEDY}")
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
@@ -224,6 +238,7 @@ def _check_weights(file: Path, component: torch.nn.Module) -> None:
 
 
 def main() -> None:
+    """Write the manifest of a trusted folder and check the folder."""
     try:
         if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "model_index.json").is_file():
             raise InputError(f"usage: python -m mpdiffuser.safe_loading FOLDER (of a pipeline); found {sys.argv[1:]}")

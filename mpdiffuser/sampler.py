@@ -2,19 +2,20 @@
 
 At each noise level the models estimate the clean trajectory, D. One update then moves the trajectory to the next level:
 
-    fused       D joins both models: states w(t) dynamics + (1 - w(t)) planner, w(t) = alpha-bar(t)^p, actions from the
-                planner. The planner shapes the plan at high noise, the dynamics model makes it feasible at low noise.
-    joint       states from the dynamics model at every level, actions from the planner: fused with w = 1
-    release     the states take a posterior step with the dynamics model's D, then states and actions take one with the
-                planner's D (the update of Balim, Li and Du 2025)
-    planner     the planner alone
-    sequential  the planner alone, then the dynamics model draws the states again, given the planned actions. The
-    actions
-                carry the noise of the level, as in its training (the order of D-MPC: Zhou et al. 2024)
+    fused       D combines both models. States: w(t) dynamics + (1 - w(t)) planner with w(t) = alpha-bar(t)^p. Actions:
+                from the planner. The planner decides the plan at high noise; the dynamics model makes it feasible at
+                low noise.
+    joint       fused with w = 1: states from the dynamics model at every level, actions from the planner
+    release     The states take a posterior step with the dynamics model's D. Then states and actions take one with the
+                planner's D (the update of Balim, Li and Du 2025).
+    planner     the planner only
+    sequential  The planner samples a plan. Then the dynamics model samples the states again, given the planned actions.
+                The actions have the noise of the level, as in the training of the dynamics model (the order of D-MPC:
+                Zhou et al. 2024).
 
-Solvers move x from level t to level n by x_n = x_coef x_t + x0_coef D + noise_std noise. For dpmpp_2m, D is
-extrapolated from the last two estimates (Lu et al. 2022, alg. 2). Model outputs become D first, so that any prediction
-type fits.
+A solver moves x from level t to level n by x_n = x_coef x_t + x0_coef D + noise_std noise. For dpmpp_2m, D is
+extrapolated from the last two estimates (Lu et al. 2022, alg. 2). The sampler converts model outputs to D first, so it
+supports every prediction type.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,37 +29,39 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.schedule import GRIDS, SOLVERS, Move, NoiseSchedule, moves
 
-Field = Callable[[torch.Tensor], torch.Tensor]  # of trajectories (B, H, d + m), like them
+Field = Callable[[torch.Tensor], torch.Tensor]  # trajectories (B, H, d + m) -> like the trajectories
 COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint")
-TEMPERATURE, BUDGET_TEMPERATURE = 0.5, 1.0  # with no temperature given; more noise finds cheaper plans
+TEMPERATURE, BUDGET_TEMPERATURE = 0.5, 1.0  # defaults without and with a budget; more noise gives cheaper candidates
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How a controller draws plans. Training does not depend on these settings.
+    """Settings for sampling and executing plans. Only the training of a student depends on them.
 
     Args:
-        composition: how the two models work together (see the module).
-        steps: noise levels visited.
+        composition: how the two models are combined (see the module).
+        steps: number of noise levels.
         grid: spacing of the levels, "logsnr", "uniform", "quadratic" or "karras".
         solver: "ddim", "ddpm" or "dpmpp_2m".
-        eta: share of ddpm's noise that ddim draws, 0 to 1.
-        guidance: classifier-free guidance scale; 0 (no target) and 1 cost one network pass, other values cost two.
-        guidance_interval: [low, high]; the scale applies where the noise's deviation sigma_t lies within, elsewhere 1.
-        temperature: scale of all noise that is drawn, the initial one too; None: 0.5, or 1 under a budget.
-        dynamics_power: p in w(t) = alpha-bar(t)^p; 0 gives the states to the dynamics model at every level.
-        candidates: N plans drawn for each observation.
-        rank_temperature: 0 follows the candidate of the best score, large values the one that most agree on (`choose`).
-        target: the return_to_go to ask for: this expectile, 0 to 1, of the data's returns from the present state.
-        target_spread: the candidates' targets lie evenly between target - target_spread and target + target_spread.
-        objective_scale: weight of the gradient of the controller's objective while plans are drawn; 0: the objective
-            only ranks. J = objective_scale times the sum of its rewards.
-        warm_start: levels to run again from the shifted last plan; 0 starts every plan from noise.
-        engine: what computes the networks: "auto", "torch", "compile", "onnx", "openvino" or "openvino_bf16"
+        eta: scale of ddim's noise relative to ddpm's, 0 to 1.
+        guidance: classifier-free guidance scale; 0 (no target) and 1 need one network pass, other values need two.
+        guidance_interval: [low, high]; the scale applies if sigma_t, the standard deviation of the noise, is inside.
+            Outside of it the scale is 1.
+        temperature: scale of all sampled noise, including the initial noise; None: 0.5, or 1 with a budget.
+        dynamics_power: p in w(t) = alpha-bar(t)^p; with 0 the dynamics model estimates the states at every level.
+        candidates: N, the number of plans for each observation.
+        rank_temperature: 0 chooses the candidate with the best score. A large value chooses the candidate whose first
+            action is nearest to those of all candidates (`choose`).
+        target: the target return_to_go is this expectile, 0 to 1, of the data's returns from the present state.
+        target_spread: the candidates' levels are evenly spaced from target - target_spread to target + target_spread.
+        objective_scale: the sampler follows the gradient of J = objective_scale times the sum of the objective's
+            rewards; with 0 the objective only ranks the candidates.
+        warm_start: number of final levels that run from the shifted last plan; 0 starts every plan from noise.
+        engine: computes the networks: "auto", "torch", "compile", "onnx", "openvino" or "openvino_bf16"
             (`mpdiffuser.engines`).
-        deadline_ms: a controller visits as many levels, up to `steps`, as it can plan with in this time; 0 = `steps`.
-        chunk: actions to execute of each plan before the next one is drawn.
-        safe_action: (m,) in [-1, 1], taken where no plan can be drawn; empty: zeros.
+        deadline_ms: time for a plan in milliseconds; it limits the number of levels. 0: no limit, `steps` levels.
+        chunk: number of actions of each plan that are executed before the next plan.
+        safe_action: (m,) in [-1, 1], executed if planning fails and the last plan has ended; empty: zeros.
 
     Raises:
         InputError: for a value that is not allowed.
@@ -115,18 +118,28 @@ class SamplerConfig:
         fits = all(isinstance(each, int | float) and abs(each) <= 1 for each in self.safe_action)
         require(fits, "safe_action", "be numbers in -1..1")
 
+    def check_fit(self, horizon: int, action_dim: int) -> None:
+        """Raises InputError unless the chunk fits plans of this horizon and the safe action has this dimension."""
+        if not self.chunk < horizon:
+            raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {self.chunk}")
+        if len(self.safe_action) not in (0, action_dim):
+            raise InputError(
+                f"sampler.safe_action: must be {action_dim} numbers in -1..1, found {list(self.safe_action)}"
+            )
+
 
 class Sampler:
-    """Draws normalised trajectories from two models.
+    """Samples normalised trajectories with two diffusion models.
 
     Args:
-        planner, dynamics, schedule: the models; dynamics may be None for the planner alone.
-        low, high: range of clean trajectories for each dimension, (d + m,), normalised.
-        config: how, with a temperature.
-        others: further models that a method's sampler draws with, by name.
+        planner, dynamics: the models; dynamics may be None with composition "planner".
+        schedule: the noise schedule of both models.
+        low, high: range of each dimension of clean trajectories, (d + m,), normalised.
+        config: the settings, with a temperature.
+        others: further models of a baseline's sampler, by name.
 
     Raises:
-        InputError: if the composition needs a dynamics model and there is none.
+        InputError: if the composition needs a dynamics model that is missing.
     """
 
     def __init__(
@@ -160,18 +173,20 @@ class Sampler:
         committed: torch.Tensor | None = None,
         objective_gradient: Field | None = None,
     ) -> torch.Tensor:
-        """Draw a trajectory for each present latent.
+        """Sample a trajectory for each present latent.
 
         Args:
             present: z_0, (B, d), normalised.
             condition: (B, c), normalised.
-            noise: gives standard normal noise (B, H, d + m) each time it is called.
-            start: a clean trajectory (B, H, d + m) to refine over the last `warm_start` levels; None: pure noise.
-            goal, committed: the last latent (B, d) and the first actions (B, K, m), where they are fixed.
-            objective_gradient: of J at clean x (B, H, d + m), like x; trajectories then also have the weight exp(J).
+            noise: returns new standard normal noise (B, H, d + m) in each call.
+            start: a clean trajectory (B, H, d + m), refined over the last `warm_start` levels; None: pure noise.
+            goal: the last latent, (B, d), normalised; None: it is free.
+            committed: the first actions, (B, K, m), normalised; None: they are free.
+            objective_gradient: gradient of J at clean x (B, H, d + m), like x. The sampled density is then weighted by
+                exp(J).
 
         Returns:
-            (B, H, d + m), normalised, within the data's range, with all fixed parts in place.
+            (B, H, d + m), normalised, within the data's range, with all fixed parts.
         """
         todo = self.moves if start is None else self.moves[len(self.moves) - self.config.warm_start :]
         fix = partial(hold, present=present, goal=goal, committed=committed)
@@ -186,7 +201,7 @@ class Sampler:
     def resample_states(
         self, x: torch.Tensor, todo: Sequence[Move], noise: Callable[[], torch.Tensor], fix: Field
     ) -> torch.Tensor:
-        """x (B, H, d + m) with its states drawn again by the dynamics model, given its actions."""
+        """Sample the states of x (B, H, d + m) again with the dynamics model, given the actions of x: like x."""
         assert self.dynamics is not None
         actions = x[..., self.dynamics.config["latent_dim"] :]
         estimate = lambda x, level: torch.cat([self.dynamics_x0(x, level), actions], -1)  # noqa: E731
@@ -194,7 +209,7 @@ class Sampler:
         return self._descend(x, todo, estimate, noise, fix)
 
     def complete(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, H, d + m) with the parts that the models do not draw; here they draw everything."""
+        """Fill the parts of x (B, H, d + m) that the models do not sample. Here the models sample all parts."""
         return x
 
     def _descend(
@@ -205,7 +220,7 @@ class Sampler:
         noise: Callable[[], torch.Tensor],
         fix: Field,
     ) -> torch.Tensor:
-        """Noisy to clean x (B, H, d + m), with D = estimate(x, level) at each level; `fix` restores the fixed parts."""
+        """Denoise x (B, H, d + m) with D = estimate(x, level) at each level. `fix` restores the fixed parts."""
         x, last = fix(x), None
         for move in todo:
             if self.config.composition == "release":
@@ -223,9 +238,9 @@ class Sampler:
     def _estimate(
         self, x: torch.Tensor, level: int, condition: torch.Tensor, objective_gradient: Field | None
     ) -> torch.Tensor:
-        """D of noisy x (B, H, d + m) at one level.
+        """Estimate D of noisy x (B, H, d + m) at one level: like x.
 
-        With the further weight exp(J), D moves by Cov[x_0 | x_t] grad J(D), to first order in J. The covariance is
+        If exp(J) weights the density, D changes by Cov[x_0 | x_t] grad J(D), to first order in J. The covariance is
         approximated by sigma_t^2, which is exact for independent entries of variance 1.
         """
         clean = self.planner_x0(x, level, condition)
@@ -244,13 +259,16 @@ class Sampler:
         return a**0.5 * clean + (1 - a) ** 0.5 * noise
 
     def planner_x0(self, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
-        """The planner's D of x (B, H, d + m), guided: D = u + g (c - u), clamped to the data's range."""
+        """Estimate D of x (B, H, d + m) with the planner and classifier-free guidance, clamped to the data's range.
+
+        Guidance: D = u + g (c - u), with the unconditional estimate u and the conditional estimate c.
+        """
         low, high = self.config.guidance_interval
         inside = low <= float(self.schedule.sigmas[level]) <= high
         return self.guided(x, level, condition, self.config.guidance if inside else 1.0)
 
     def guided(self, x: torch.Tensor, level: int, condition: torch.Tensor, g: float) -> torch.Tensor:
-        """The planner's D at guidance scale g."""
+        """Estimate D of x (B, H, d + m) with the planner at guidance scale g, clamped to the data's range."""
         prediction = self.planner.config["prediction"]
         levels, keep = x.new_full((len(x),), level, dtype=torch.long), x.new_ones(len(x))
         if g in (0, 1):
@@ -263,7 +281,7 @@ class Sampler:
         return clean.clamp(self.low, self.high)
 
     def dynamics_x0(self, x: torch.Tensor, level: int) -> torch.Tensor:
-        """The dynamics model's D of the states (B, H, d), clamped to the data's range."""
+        """Estimate D of the states (B, H, d) with the dynamics model, clamped to the data's range."""
         assert self.dynamics is not None
         d = self.dynamics.config["latent_dim"]
         levels = x.new_full((len(x),), level, dtype=torch.long)

@@ -1,8 +1,8 @@
-"""The noise schedule: the share of the clean trajectory at each noise level.
+"""The noise schedule, and the solvers' updates between noise levels.
 
 Forward process (Ho et al. 2020): x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 = alpha-bar_t = 1 - sigma_t^2.
-Level 0 is the least noisy trained level, level T - 1 the noisiest; level -1 stands for clean data.
-A `Move` holds the update from one visited level to the next.
+Level 0 is the trained level with the least noise, level T - 1 the one with the most. Clean data have level -1.
+A `Move` has the coefficients of the update from one visited level to the next.
 """
 
 import math
@@ -22,7 +22,7 @@ RHO = 7  # Karras et al. 2022, equation 5
 
 
 class NoiseSchedule(SchedulerMixin, ConfigMixin):
-    """Cosine (Nichol and Dhariwal 2021, eq. 17) or linear betas over T levels. Stateless: safe to share between models.
+    """Cosine (Nichol and Dhariwal 2021, eq. 17) or linear betas over T levels. It has no state; models can share it.
 
     Args:
         num_levels: T.
@@ -52,20 +52,23 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
         self.sigmas = (1 - self.alpha_bar).sqrt().float()
 
     def coefficients(self, levels: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha_t and sigma_t of levels (B,), shaped (B, 1, ..., 1) with `dims` dimensions."""
+        """Return alpha_t and sigma_t of levels (B,), each (B, 1, ..., 1) with `dims` dimensions."""
         shape = (-1, *[1] * (dims - 1))
         alphas, sigmas = self.alphas.to(levels.device), self.sigmas.to(levels.device)
         return alphas[levels].view(shape), sigmas[levels].view(shape)
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """x_t from x_0 and epsilon, both (B, ...), at levels (B,)."""
+        """Return x_t, (B, ...), from x_0 and epsilon, both (B, ...), at levels (B,)."""
         alpha, sigma = self.coefficients(levels, clean.dim())
         return alpha * clean + sigma * noise
 
     def training_target(
         self, prediction: str, clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor
     ) -> torch.Tensor:
-        """The training target of a prediction type; v = alpha epsilon - sigma x_0 (Salimans and Ho 2022)."""
+        """Return the training target (B, ...) of a prediction type: epsilon, x_0 ("sample"), or v.
+
+        v = alpha epsilon - sigma x_0 (Salimans and Ho 2022). Arguments as `add_noise`.
+        """
         if prediction == "epsilon":
             return noise
         if prediction == "sample":
@@ -76,7 +79,10 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
     def to_clean(
         self, prediction: str, output: torch.Tensor, noisy: torch.Tensor, levels: torch.Tensor
     ) -> torch.Tensor:
-        """The x_0 estimate that follows from a network's output; the inverse of `training_target`."""
+        """Convert a network's output (B, ...) at noisy x_t (B, ...) and levels (B,) to an estimate of x_0, (B, ...).
+
+        This is the inverse of `training_target`.
+        """
         if prediction == "sample":
             return output
         alpha, sigma = self.coefficients(levels, noisy.dim())
@@ -85,11 +91,11 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
         return alpha * noisy - sigma * output
 
     def grid(self, steps: int, kind: str = "logsnr") -> list[int]:
-        """Noise levels to visit, decreasing from T - 1, without the final clean level.
+        """Return the visited noise levels, decreasing from T - 1, without the final clean level.
 
         Args:
-            steps: how many, 1..T.
-            kind: "uniform" in t, "logsnr" (uniform in log(alpha / sigma)), "quadratic" (denser near the data), or
+            steps: number of levels, 1..T.
+            kind: "uniform" in t, "logsnr" (uniform in log(alpha / sigma)), "quadratic" (denser near clean data), or
                 "karras" (uniform in (sigma / alpha)^(1 / 7)).
 
         Raises:
@@ -114,11 +120,11 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
 
 
 def _distinct(levels: Sequence[int], total: int) -> list[int]:
-    """Strictly decreasing levels in 0..total-1, as close to the given ones as two sweeps allow."""
+    """Return strictly decreasing levels in 0..total-1, close to the given levels, with two passes over them."""
     result = list(levels)
     for i in range(1, len(result)):
         result[i] = min(result[i], result[i - 1] - 1)
-    for i in range(len(result)):  # the first pass may have fallen below 0 at the end
+    for i in range(len(result)):  # the first pass may end below 0
         result[i] = max(result[i], len(result) - 1 - i)
     assert result[0] < total
     return result
@@ -126,7 +132,10 @@ def _distinct(levels: Sequence[int], total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Move:
-    """x_n = x_coef x_t + x0_coef D + noise_std noise, with D = x0 + extrapolation (x0 - previous x0)."""
+    """The update from one level to the next: x_n = x_coef x_t + x0_coef D + noise_std noise.
+
+    D = x0 + extrapolation (x0 - previous x0), with the estimate x0 at `level`.
+    """
 
     level: int
     x_coef: float
@@ -136,12 +145,13 @@ class Move:
 
 
 def moves(schedule: NoiseSchedule, levels: list[int], solver: str, eta: float = 0.0) -> list[Move]:
-    """The coefficients of the update from each level to the next. The last move ends on clean data.
+    """Return the update from each level to the next. The last update ends at clean data.
 
     Args:
-        levels: visited, decreasing.
-        solver: "ddim" with `eta` (Song et al. 2021, equation 16: eta = 0 draws no noise, eta = 1 is ddpm), "ddpm", or
-        "dpmpp_2m".
+        schedule: the noise schedule.
+        levels: the visited levels, decreasing.
+        solver: "ddim", "ddpm" or "dpmpp_2m".
+        eta: noise of ddim (Song et al. 2021, equation 16): 0 adds no noise, 1 is ddpm.
     """
     eta = {"ddpm": 1.0, "ddim": eta, "dpmpp_2m": 0.0}[solver]
     alpha_bar = [*schedule.alpha_bar[levels].tolist(), 1.0]
@@ -151,7 +161,7 @@ def moves(schedule: NoiseSchedule, levels: list[int], solver: str, eta: float = 
         noise_std = eta * ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5
         x_coef = max(1 - b - noise_std**2, 0.0) ** 0.5 / (1 - a) ** 0.5
         x0_coef = b**0.5 - x_coef * a**0.5
-        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # the move onto clean data is first order
+        step = _log_snr(b) - _log_snr(a) if b < 1 else 0.0  # the last update, to clean data, is of first order
         extrapolation = step / (2 * last_step) if solver == "dpmpp_2m" and last_step else 0.0
         result.append(Move(level, x_coef, x0_coef, noise_std, extrapolation))
         last_step = step
@@ -159,5 +169,5 @@ def moves(schedule: NoiseSchedule, levels: list[int], solver: str, eta: float = 
 
 
 def _log_snr(alpha_bar: float) -> float:
-    """lambda = log(alpha / sigma)."""
+    """Return lambda = log(alpha / sigma)."""
     return float(torch.logit(torch.tensor(alpha_bar, dtype=torch.float64))) / 2

@@ -1,14 +1,14 @@
-"""One training loop for every model.
+"""The training loop of all models.
 
-Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. Random
-numbers are drawn for the whole batch, and each process takes its share. A resumed run therefore continues exactly, and
-several processes give the losses of one process with the same total batch.
+Every random choice is a pure function of (seed, step): the data order, the noise, the dropped conditions. Each process
+samples the random numbers of the whole batch and uses its part. A resumed run therefore gives the same result as an
+uninterrupted run. Several processes give the same losses as one process with the same total batch.
 
-    <folder>/log.jsonl
+    <folder>/log.jsonl                    losses and times
     <folder>/step_00002000/model/         EMA weights, for users
-    <folder>/step_00002000/state/         raw weights, optimiser, step: for a resume
-    <folder>/step_00002000/manifest.json  sizes and checksums, which a resume verifies
-    <folder>/last                         name of the newest whole checkpoint
+    <folder>/step_00002000/state/         raw weights, optimiser and step, for a resume
+    <folder>/step_00002000/manifest.json  sizes and checksums, which a resume checks
+    <folder>/last                         name of the newest complete checkpoint
 """
 
 import functools
@@ -35,12 +35,16 @@ from mpdiffuser.files import check_manifest, publish, read_json, write_manifest,
 from mpdiffuser.identity import plain, refuse_other
 from mpdiffuser.schedule import NoiseSchedule
 
-MAY_CHANGE = ("skip_bad_steps",)  # settings that may differ when a run is resumed
+# settings that may differ when a run is resumed
+MAY_CHANGE = ("skip_bad_steps", "log_every", "validate_every", "checkpoint_every")
 
 
 class Data(Protocol):
-    """Examples drawn by index: `batch(indices)` gives named tensors (B, ...), `sources(indices)` the numbers of the
-    dataset's episodes that they come from."""
+    """Training examples, accessed by index.
+
+    `batch` returns named tensors (B, ...) for indices (B,). `sources` returns the numbers (B,) of the dataset's
+    episodes that the examples are from.
+    """
 
     def __len__(self) -> int: ...
 
@@ -51,17 +55,19 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast a model is trained.
+    """Training settings of a model.
 
     Args:
-        steps: optimiser steps.
-        batch_size: examples of a step, over all processes.
-        learning_rate: after `warmup` steps; then it decays by a cosine to a tenth.
-        weight_decay, clip: of AdamW; the largest norm of the gradient.
-        ema_decay: of the averaged weights.
-        seed: of all random choices.
+        steps: number of optimiser steps.
+        batch_size: examples in a step, over all processes.
+        learning_rate: of AdamW after `warmup` steps; a cosine then decays it to a tenth.
+        weight_decay: of AdamW.
+        warmup: number of steps with a linear increase of the learning rate.
+        clip: largest norm of the gradient.
+        ema_decay: decay of the exponential moving average (EMA) of the weights.
+        seed: seed of all random choices.
         log_every, validate_every, checkpoint_every: intervals in steps.
-        skip_bad_steps: number of steps with a non-finite loss or gradient to leave out before the training stops.
+        skip_bad_steps: number of steps with a non-finite loss or gradient that are skipped; one more ends the training.
 
     Raises:
         InputError: for a value that is not allowed.
@@ -88,7 +94,7 @@ class TrainConfig:
 
 
 def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
-    """Indices start : start + count of an infinite stream of per-epoch permutations."""
+    """Return indices start : start + count, (count,), of an infinite stream of per-epoch permutations of `size`."""
     parts = []
     while count:
         epoch, offset = divmod(start, size)
@@ -98,19 +104,19 @@ def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@functools.lru_cache(8)  # for a million windows it takes longer than a batch
+@functools.lru_cache(8)  # a permutation of a million windows takes longer than a batch
 def _permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(size, generator=_generator(seed, epoch, 1))
 
 
 def _generator(seed: int, number: int, stream: int) -> torch.Generator:
-    """An independent generator for each (seed, number, stream); Philox-like mixing by odd 64-bit constants."""
+    """Return an independent generator for each (seed, number, stream); Philox-like mixing with odd 64-bit constants."""
     mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
     return torch.Generator().manual_seed(mixed)
 
 
 class _Loss(nn.Module):
-    """The model's loss as a forward pass, so that accelerate can wrap it (mixed precision, several processes)."""
+    """Computes the model's loss in `forward`, so that accelerate can wrap it (mixed precision, several processes)."""
 
     def __init__(self, model: Any, schedule: NoiseSchedule) -> None:
         super().__init__()
@@ -122,15 +128,21 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """Trains a model (`mpdiffuser.models.base.Model`) on `data`, validates it on `validation`, checkpoints under
-    `folder`.
+    """Trains a model and writes its checkpoints.
 
     Args:
-        identity: what the run depends on besides `config` and the model's configuration, such as the dataset. A folder
-            that holds a run of another identity is refused.
+        name: of the model, for messages and logs.
+        model: a `mpdiffuser.models.base.Model`.
+        data, validation: training examples and held-out examples.
+        config: the training settings.
+        folder: for checkpoints and the log.
+        accelerator: of the run.
+        schedule: the noise schedule; None: the default.
+        identity: further facts that the run depends on, such as the dataset's checksum. The identity of a run also has
+            `config` and the model's configuration.
 
     Raises:
-        InputError: if the folder holds another run, or the batch cannot be split among the processes.
+        InputError: if the processes cannot divide the batch evenly.
     """
 
     def __init__(
@@ -163,11 +175,11 @@ class Trainer:
         self.step, self.skipped = 0, 0
 
     def train(self) -> Any:
-        """Train to the end, or on from the last checkpoint; returns the model with its EMA weights, in eval mode.
+        """Train from the start or from the last checkpoint. Return the model with its EMA weights, in eval mode.
 
         Raises:
-            InputError: if the folder holds another run or a damaged checkpoint, or cannot be written; if the loss or
-                the gradient is not finite, more often than may be skipped.
+            InputError: if the folder has a run of another identity or a damaged checkpoint, or cannot be written. Also
+                if more than `skip_bad_steps` steps have a non-finite loss or gradient.
         """
         resumed = self._resume()
         if self.step < self.config.steps:
@@ -201,7 +213,7 @@ class Trainer:
     def _update(
         self, loss_module: nn.Module, upcoming: Future, background: ThreadPoolExecutor, clock: dict[str, float]
     ) -> dict[str, torch.Tensor]:
-        """One optimiser step; the next batch is made meanwhile."""
+        """Run one optimiser step. A background thread prepares the next batch."""
         began, began_core = time.perf_counter(), time.thread_time()
         batch, random = (self._to_device(part) for part in upcoming.result())
         self._next = background.submit(self._batch, self.step + 1)
@@ -212,7 +224,7 @@ class Trainer:
         self.accelerator.backward(values["loss"])
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
         finite = self._finite(values["loss"], norm)
-        if finite or self.accelerator.scaler is not None:  # the scaler leaves such a step out by itself
+        if finite or self.accelerator.scaler is not None:  # the scaler skips a step that is not finite
             self.optimizer.step()
         if finite:
             self.ema.step(self.parameters)
@@ -221,14 +233,14 @@ class Trainer:
         self.step += 1
         clock["data_s"] += ready - began
         clock["update_s"] += time.perf_counter() - ready
-        clock["core_s"] += time.thread_time() - began_core  # independent of other work on the machine
+        clock["core_s"] += time.thread_time() - began_core  # CPU time, which other processes do not increase
         return {**values, "gradient_norm": norm}
 
     def _finite(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Whether this step may change the weights. The answer is the same in every process.
+        """Whether the loss and the gradient are finite in all processes. All processes get the same result.
 
         Raises:
-            InputError: if it may not, and no more steps may be skipped.
+            InputError: if they are not finite, and `skip_bad_steps` steps are already skipped.
         """
         accelerator = self.accelerator
         scaled = accelerator.scaler is not None  # fp16 finds its scale through non-finite gradients
@@ -254,7 +266,7 @@ class Trainer:
         return False
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a tenth."""
+        """Return the learning rate of a step: a linear warm-up, then a cosine decay to a tenth."""
         config = self.config
         if step < config.warmup:
             return config.learning_rate * (step + 1) / config.warmup
@@ -262,7 +274,7 @@ class Trainer:
         return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
     def _batch(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """This process's share of batch `step` and of its random numbers."""
+        """Return this process's part of the batch of a step, and of its random numbers."""
         config = self.config
         mine = slice(self.accelerator.process_index * self.share, (self.accelerator.process_index + 1) * self.share)
         indices = data_order(len(self.data), config.seed, step * config.batch_size, config.batch_size)[mine]
@@ -282,7 +294,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, loss_module: nn.Module) -> None:
-        """Loss of the EMA weights on up to 8 held-out batches, the same ones every time."""
+        """Log the loss of the EMA weights on up to 8 held-out batches, always the same ones."""
         size = min(len(self.validation), self.config.batch_size)
         order = torch.randperm(len(self.validation), generator=_generator(0, 0, 3))
         self.model.eval()
@@ -308,7 +320,7 @@ class Trainer:
                     file.write(json.dumps({"step": self.step, **values}) + "\n")
 
     def _save(self) -> None:
-        """Write a checkpoint under a temporary name, rename it, point `last` at it, drop the one before."""
+        """Write a checkpoint under a temporary name, rename it, write its name to `last`, and remove older ones."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             final = self.folder / f"step_{self.step:08d}"
@@ -339,14 +351,14 @@ class Trainer:
         write_manifest(folder)
 
     def _resume(self) -> bool:
-        """Continue from the last checkpoint if there is one.
+        """Load the last checkpoint. Return whether there is one.
 
         Raises:
-            InputError: if it belongs to another configuration or dataset, or is damaged.
+            InputError: if the checkpoint has another identity, or is damaged.
         """
         last = self.folder / "last"
         if not last.exists():
-            self._trim_log()  # of a run killed before its first checkpoint
+            self._trim_log()  # removes the log of a run that was killed before its first checkpoint
             return False
         name = last.read_text(errors="replace").strip()
         if not re.fullmatch(r"step_\d{8}", name):
@@ -364,13 +376,13 @@ class Trainer:
         self.ema.shadow_params = [averaged[name].clone() for name in names]
         self.ema.optimization_step = state["ema_step"]
         self.step, self.skipped = state["step"], state["skipped"]
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and "scaler" in state:  # absent after a start in another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._trim_log()
         return True
 
     def _trim_log(self) -> None:
-        """Drop what was logged after the checkpoint, and a torn last line: those steps are run again."""
+        """Remove the log lines of steps after the checkpoint, which run again, and an incomplete last line."""
         log = self.folder / "log.jsonl"
         if self.accelerator.is_main_process and log.exists():
             lines = log.read_text().splitlines()
@@ -380,13 +392,13 @@ class Trainer:
 
 
 def _flat(optimizer: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """An optimiser's moments as named tensors, which safetensors can hold; its settings come from the configuration."""
+    """Return an optimiser's moments as named tensors for safetensors. The configuration has its settings."""
     moments = optimizer["state"].items()
     return {f"{index}.{key}": value.detach().cpu().clone() for index, of in moments for key, value in of.items()}
 
 
 def _nested(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
-    """The inverse of `_flat`."""
+    """Invert `_flat`."""
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in flat.items():
         index, _, key = name.partition(".")

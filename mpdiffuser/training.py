@@ -1,4 +1,4 @@
-"""From latent episodes to a pipeline: trains the models that the methods need, each once."""
+"""Train the models of all chosen methods on latent episodes, each model once, and save the pipeline."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,40 +18,58 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, publish, read_json, writing
 from mpdiffuser.identity import check_run
 from mpdiffuser.launch import Clock, train_config
-from mpdiffuser.methods import Recipe, TrainingData, recipes_of
+from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.trainer import Trainer
+from mpdiffuser.trainer import MAY_CHANGE, Trainer
 from mpdiffuser.windows import split, step_rows
 
-COMPONENTS = ("planner", "dynamics", "ranker")  # models that are parts of the pipeline; others lie beside them
-ORIGIN = ("commit", "versions")  # of a pipeline's info: they say who made it, not what it is
-# Options that no model depends on. The first group chooses the dataset, whose checksum stands for it. Every other
-# option is part of each model's identity, a new one too.
+COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
+ORIGIN = ("commit", "versions")  # entries of a pipeline's info that may differ between equal pipelines
+# Options that no model depends on. The first group selects the dataset; the identity has the dataset's checksum
+# instead. All other options, including new ones, are part of each model's identity.
 WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
     *("output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers", "debug", "debug_rules"),
-    *("checkpoint_every", "skip_bad_steps"),
+    *MAY_CHANGE,
 }
 
 
 def common_options(cfg: DictConfig) -> dict[str, Any]:
-    """The options outside of sections that a model may depend on; sections belong to the recipes that name them."""
+    """Return the options that every model may depend on: those outside of sections, without `WITHOUT_EFFECT`.
+
+    A section is an option of the recipes that name it (`Recipe.sections`).
+    """
     options = settings(cfg)
     return {k: v for k, v in options.items() if k not in WITHOUT_EFFECT and not isinstance(v, dict)}
+
+
+def run_recipes(output: Path, methods: Sequence[str], limits: Sequence[float] = ()) -> dict[str, Recipe]:
+    """Return the recipes of the methods' models and of all models that the run's pipeline has already.
+
+    The pipeline keeps its models when a later run of the same folder names fewer methods.
+    """
+    wanted, all_recipes = recipes_of(methods, limits), recipes_of(METHODS, limits)
+    return {
+        name: recipe for name, recipe in all_recipes.items() if name in wanted or (output / "pipeline" / name).is_dir()
+    }
 
 
 def identities(
     cfg: DictConfig, data: Mapping[str, Any], methods: Sequence[str], limits: Sequence[float] = ()
 ) -> dict[str, dict[str, Any]]:
-    """What each model of the methods depends on, by the model's name.
+    """Return name -> identity of all models of the methods (see `mpdiffuser.identity`).
 
     Args:
-        data: identity of the latent episodes: the dataset's checksum, and the encoder's identity if there is one.
+        cfg: the whole configuration.
+        data: the identity of the latent episodes: the dataset's checksum, and the encoder's identity if it is trained.
+        methods: names of the methods.
+        limits: the cost limits of an episode that the methods get.
     """
-    recipes, options, common = recipes_of(methods, limits), settings(cfg), common_options(cfg)
+    recipes = run_recipes(Path(cfg.output_dir), methods, limits)
+    options, common = settings(cfg), common_options(cfg)
 
     def identity(recipe: Recipe) -> dict[str, Any]:
         after = {name: identity(recipes[name]) for name in recipe.after}
@@ -62,7 +80,7 @@ def identities(
 
 
 def check_folder(output: Path, expected: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises InputError if the run's folder holds a model with another identity. Reads, never writes."""
+    """Raise InputError if the run's folder has a model with another identity. Nothing is written."""
     for name, identity in expected.items():
         for folder in (output / name, *sorted((output / name).glob("round_*"))):
             check_run(folder, dict(identity))
@@ -79,21 +97,25 @@ def train_pipeline(
     methods: Sequence[str] = ("cloning", "planner", "mpdiffuser"),
     data_identity: Mapping[str, Any] | None = None,
 ) -> MPDiffuserPipeline:
-    """Train the methods' models on latents under cfg.output_dir, and save the pipeline there.
+    """Train the models of the methods under cfg.output_dir, and save the pipeline there.
 
     Args:
-        episodes: with `observations` = latents.
-        info: saved with the pipeline; its `cost_limits` are those that the methods will be given.
-        data_identity: of the latents; None: info["data"], the dataset's checksum.
+        cfg: the whole configuration.
+        episodes: the `observations` are latents (M, d).
+        encoder, decoder: components of the pipeline; decoder None: no decoder.
+        accelerator, clock: of the run.
+        info: saved in the pipeline. Its `cost_limits` are the limits that the methods get.
+        methods: names of the methods.
+        data_identity: the identity of the latents; None: info["data"], the dataset's checksum.
 
     Returns:
-        The pipeline. The folder `pipeline` holds it, and beside its components the other methods' models.
+        The pipeline. The folder `pipeline` has its components and the models of the other methods.
 
     Raises:
-        InputError: if the folder holds another run, or the data are not finite.
+        InputError: if the folder has a run with another identity, or the data are not finite.
     """
     output, limits = Path(cfg.output_dir), info.get("cost_limits", ())
-    recipes = recipes_of(methods, limits)
+    recipes = run_recipes(output, methods, limits)
     expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits)
     check_folder(output, expected)
     data = training_data(cfg, episodes)
@@ -108,6 +130,7 @@ def train_pipeline(
     parts: dict[str, Any] = {name: data.trained.get(name) for name in COMPONENTS}
     if parts["ranker"] is not None and "costs" in data.parts[0]:
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])
+    sampler = settings(cfg.sampler) | ({"composition": "planner"} if parts["dynamics"] is None else {})
     pipeline = MPDiffuserPipeline(
         encoder,
         data.latents,
@@ -116,7 +139,7 @@ def train_pipeline(
         **parts,
         schedule=data.schedule,
         decoder=decoder,
-        sampler_defaults=settings(cfg.sampler),
+        sampler_defaults=sampler,
         info=info | data.info,
     )
     if accelerator.is_main_process:
@@ -127,7 +150,11 @@ def train_pipeline(
 
 
 def training_data(cfg: DictConfig, episodes: Episodes) -> TrainingData:
-    """The split episodes and their normalisers, fitted to the training part."""
+    """Split the episodes, and fit the normalisers to the training part.
+
+    Raises:
+        InputError: if the data are not finite.
+    """
     train, held_out = split(episodes.check_finite(), cfg.validation, cfg.seed)
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
     actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][step_rows(train)])
@@ -137,7 +164,15 @@ def training_data(cfg: DictConfig, episodes: Episodes) -> TrainingData:
 def train_recipes(
     cfg: DictConfig, recipes: Mapping[str, Recipe], data: TrainingData, fit: Any, accelerator: Accelerator
 ) -> None:
-    """Train all models into data.trained. Models that wait for no other run in parallel."""
+    """Train all models and store them in data.trained. Models that do not depend on each other train in parallel.
+
+    Args:
+        cfg: the whole configuration.
+        recipes: name -> recipe.
+        data: the training data.
+        fit: trains a model; called with (recipe, name, model, training data, held-out data).
+        accelerator: of the run.
+    """
     views = {name: data.limited_to(r.settings(settings(cfg), common_options(cfg))) for name, r in recipes.items()}
     torch.manual_seed(cfg.seed)
     models = {name: recipe.build(views[name]) for name, recipe in recipes.items() if not recipe.own_seed}
@@ -153,8 +188,18 @@ def train_recipes(
 
 
 def save_whole(pipeline: MPDiffuserPipeline, others: dict[str, Any], folder: Path) -> None:
-    """Save a pipeline, and beside its components the others' models. The folder appears whole or not at all. A folder
-    with the same content stays as it is."""
+    """Save a pipeline and the models of other methods in one folder, which appears only when it is complete.
+
+    An existing folder with the same content is not changed.
+
+    Args:
+        pipeline: the pipeline.
+        others: name -> model of another method.
+        folder: the folder to write.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
     partial_folder = folder.with_name(folder.name + ".partial")
     with writing(folder):
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -168,7 +213,7 @@ def save_whole(pipeline: MPDiffuserPipeline, others: dict[str, Any], folder: Pat
 
 
 def _content(folder: Path) -> dict[str, Any] | None:
-    """Checksums and index of a whole pipeline folder, without its origin; None for any other folder."""
+    """Return the checksums and the index of a complete pipeline folder, without `ORIGIN`; None for other folders."""
     try:
         check_manifest(folder, "")
     except InputError:

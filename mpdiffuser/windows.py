@@ -1,7 +1,7 @@
 """Windows: the training examples of the models.
 
-Episode of T = 5 steps (rows z_0..z_5), horizon H = 4; a window starts at every step. Rows past the end repeat the
-final row and do not count in the loss:
+A window starts at every step of an episode. Rows after the end repeat the final row, and the masks remove them from the
+loss. Example: an episode of T = 5 steps (rows z_0..z_5) and horizon H = 4:
 
     start 0:  z0 z1 z2 z3      mask 1 1 1 1      action_mask 1 1 1 1
     start 2:  z2 z3 z4 z5      mask 1 1 1 1      action_mask 1 1 1 0      (no action is taken at the final observation)
@@ -23,15 +23,22 @@ def to_go(
     values: np.ndarray | None = None,
     td_lambda: float = 1.0,
 ) -> np.ndarray:
-    """Discounted mean of the future amounts at each row, (1 - g) sum_k g^k amount_k: (M,) float32.
+    """Return the discounted mean of the future amounts at each row, (1 - g) sum_k g^k amount_k: (M,) float32.
 
-    After a termination the amounts are 0. A truncated episode would have continued, so the sum over its n remaining
-    steps is scaled by (1 - g) / (1 - g^n), as if the rest had the same mean. A target then means the same early and
-    late in an episode. The final row takes the value of the last step.
+    After a termination the amounts are 0. A truncated episode would continue, so the factor of the sum over its n
+    remaining steps is (1 - g) / (1 - g^n) instead of 1 - g, as if later steps had the same mean. Targets early and late
+    in an episode then have the same meaning. The final row of a truncated episode gets the result of its last step.
 
-    With values V (M,), this is the TD(lambda) return (Sutton 1988), lambda = td_lambda,
-    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1): logged amounts for about 1 / (1 - lambda) steps,
-    then the value of the state that was reached. A truncated episode continues with V of its final row.
+    With values V, the result is the TD(lambda) return (Sutton 1988) with lambda = td_lambda:
+    R_t = (1 - g) amount_t + g ((1 - lambda) V_t+1 + lambda R_t+1). It uses logged amounts for about 1 / (1 - lambda)
+    steps, then the value of the state after them. A truncated episode continues with V of its final row.
+
+    Args:
+        amounts: rewards or costs, (M,).
+        episodes: the episodes of the rows.
+        discount: g.
+        values: V, (M,); None: no values, and td_lambda has no effect.
+        td_lambda: lambda.
     """
     if values is None:
         td_lambda = 1.0
@@ -45,7 +52,7 @@ def to_go(
             value[-1] *= not terminated
             logged += discount * (1 - td_lambda) * value[1:]
             result[last] = value[-1]
-        # R_t = logged_t + g lambda R_t+1 is a linear filter, run backwards
+        # R_t = logged_t + g lambda R_t+1 is a linear filter that runs backwards
         decay = discount * td_lambda
         result[rows.start : last] = lfilter([1], [1, -decay], logged[::-1], zi=[decay * result[last]])[0][::-1]
         if values is None and not terminated:
@@ -56,14 +63,16 @@ def to_go(
 
 
 class Windows:
-    """Windows of H rows with their condition, drawn by index.
+    """Windows of H rows with their condition, accessed by index.
 
     Args:
-        episodes: with `observations` = latents (M, d).
-        targets: the planner's target at each row: return_to_go, cost_to_go (M, c).
+        episodes: the `observations` are latents (M, d).
+        targets: the planner's targets at each row, (M, c): return_to_go, cost_to_go.
         horizon: H.
-        weights: of the windows that start at each row, (M,); a window of twice the weight occurs twice as often.
-        latents, actions: fitted normalisers; condition: the targets' fitted marginals.
+        latents, actions: fitted normalisers.
+        condition: fitted marginals of the targets.
+        weights: (M,), the weight of the window that starts at each row. A window with twice the weight occurs twice as
+            often. None: equal weights.
     """
 
     def __init__(
@@ -91,7 +100,11 @@ class Windows:
         return len(self.starts)
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        """latents (B, H, d), actions (B, H, m), mask and action_mask (B, H), condition (B, c) of windows (B,)."""
+        """Return the windows of indices (B,).
+
+        Returns:
+            `latents` (B, H, d), `actions` (B, H, m), `mask` and `action_mask` (B, H), `condition` (B, c).
+        """
         start = self.starts[indices]
         last = self.last_row[start][:, None]
         rows = start[:, None] + torch.arange(self.horizon)
@@ -105,23 +118,27 @@ class Windows:
         }
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
-        """The dataset's numbers of the episodes of windows (B,)."""
+        """Return the numbers (B,) of the dataset's episodes that the windows (B,) are from."""
         return self.owners[self.starts[indices]]
 
 
 def resample(weights: np.ndarray) -> np.ndarray:
-    """Indices (n,) of n items in proportion to their weights (n,). Each item occurs the floor or the ceiling of its
-    expected count (systematic resampling, Kitagawa 1996)."""
+    """Return n indices (n,) of n items in proportion to their weights (n,), by systematic resampling (Kitagawa 1996).
+
+    The count of each item is the floor or the ceiling of its expected count.
+    """
     cumulative = np.cumsum(weights, dtype=np.float64)
     return np.searchsorted(cumulative, (np.arange(len(weights)) + 0.5) / len(weights) * cumulative[-1])
 
 
 class Steps:
-    """Single decoded steps for the ranker, drawn by index.
+    """Single decoded steps for the ranker, accessed by index.
 
     Args:
-        episodes: with `observations` = latents (M, d).
-        return_to_go: (M,). cost_to_go: (M,), where the data have costs. weights: relative frequency of each row, (M,).
+        episodes: the `observations` are latents (M, d).
+        return_to_go: (M,).
+        cost_to_go: (M,), if the data have costs.
+        weights: (M,), the relative frequency of each row; None: equal frequencies.
     """
 
     def __init__(
@@ -149,15 +166,21 @@ class Steps:
         return len(self.tensors["rewards"])
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the steps of indices (B,).
+
+        Returns:
+            `latents` (B, d), `actions` (B, m), `rewards`, `continuations`, `return_to_go` (B,), and if the data have
+            costs `costs`, `cost_to_go` (B,).
+        """
         return {key: tensor[indices] for key, tensor in self.tensors.items()}
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
-        """The dataset's numbers of the episodes of steps (B,)."""
+        """Return the numbers (B,) of the dataset's episodes that the steps (B,) are from."""
         return self.owners[indices]
 
 
 class NextSteps(Steps):
-    """Steps with the decoded latents after them, `next_latents` (B, d). Arguments as `Steps`."""
+    """Steps that also have the next decoded latents, `next_latents` (B, d). Arguments as `Steps`."""
 
     def __init__(self, episodes: Episodes, return_to_go: np.ndarray) -> None:
         super().__init__(episodes, return_to_go)
@@ -166,31 +189,45 @@ class NextSteps(Steps):
 
 
 def step_rows(episodes: Episodes) -> np.ndarray:
-    """The rows that hold a step: all but the final row of each episode."""
+    """Return the indices of the rows with a step: all rows except the final row of each episode."""
     keep = np.ones(episodes.offsets[-1], bool)
     keep[episodes.offsets[1:] - 1] = False
     return np.flatnonzero(keep)
 
 
 def split_indices(count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of training and held-out episodes; at least one of each (a single episode serves as both)."""
+    """Split `count` episodes at random into training and held-out episodes, and return their sorted indices.
+
+    Each part has at least one episode. A single episode is in both parts.
+
+    Args:
+        count: number of episodes.
+        validation: share of held-out episodes, 0 to 1.
+        seed: of the random split.
+    """
     order = np.random.default_rng(seed).permutation(count)
     held_out = min(max(1, round(validation * count)), max(1, count - 1))
     return np.sort(order[held_out:] if count > 1 else order), np.sort(order[:held_out])
 
 
 def split(episodes: Episodes, validation: float, seed: int) -> tuple[Episodes, Episodes]:
-    """Training and held-out episodes, as `split_indices`."""
+    """Return the training episodes and the held-out episodes of `split_indices`."""
     train, held_out = split_indices(len(episodes), validation, seed)
     return episodes.select(train), episodes.select(held_out)
 
 
 def occupancy(episodes: Episodes, discount: float, share: float) -> np.ndarray:
-    """Relative frequencies of the rows, (M,), 1 on average: `share` of them discounted occupancy, the rest even.
+    """Return relative frequencies of the rows, (M,), with mean 1 over the rows with a step.
 
-    Discounted occupancy is g^t, t the steps since the episode's start: a row's weight in a discounted return, and the
-    weight of states in the policy gradient (Sutton et al. 2000). Every episode passes its first rows, but they make few
-    of the rows of long episodes.
+    The frequency is a mixture: `share` times the discounted occupancy plus (1 - share) times a uniform frequency. The
+    discounted occupancy is proportional to g^t with t steps since the start of the episode. This is the weight of a row
+    in a discounted return, and the weight of states in the policy gradient (Sutton et al. 2000). Every episode visits
+    its first rows, but they are a small part of the rows of a long episode.
+
+    Args:
+        episodes: the episodes of the rows.
+        discount: g.
+        share: weight of the discounted occupancy, 0 to 1.
     """
     rows = np.arange(len(episodes.episode_of_row))
     weights = discount ** (rows - episodes.offsets[episodes.episode_of_row]).astype(np.float64)

@@ -18,8 +18,9 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes",
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 SMALL = ["debug=true", "episodes=2", "quality=random", "processes=1", "data_root=data", "output_dir=out"]
 MODELS = ("representation", "decoder", "planner", "dynamics", "ranker", "cloning")
-METHODS = ["random", "cloning", "planner", "ours", "expert"]
+METHODS = ["random", "cloning", "planner", "mpdiffuser", "expert"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -36,6 +37,8 @@ def trained(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     for name in METHODS:
         assert any(line.startswith(name) for line in done.stdout.splitlines())
+    for words in ("Video:  out/video.mp4", "Report: out/report.html"):
+        assert words in done.stdout.splitlines()
     return folder
 
 
@@ -47,7 +50,7 @@ def test_what_the_flow_leaves(trained: Path) -> None:
     for name, values in metrics["methods"].items():
         assert values["lengths"] == [250, 250]
         assert values["mean"] == pytest.approx(sum(values["returns"]) / 2, abs=1e-3)
-        assert ("plan_ms" in values) == ("feasibility" in values) == (name in ("planner", "ours"))
+        assert ("plan_ms" in values) == ("feasibility" in values) == (name in ("planner", "mpdiffuser"))
     assert metrics["methods"]["expert"]["mean"] > 700  # of 1000; the simulator and the policies fit together
     assert {"collect", "features", *MODELS} <= set(metrics["stages"])
     assert sum(1 for _ in imageio.get_reader(out / "video.mp4")) > 50
@@ -71,28 +74,30 @@ def test_a_second_run_reuses_everything_and_says_so(trained: Path) -> None:
 
 
 def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp_path: Path) -> None:
-    """In another place, without the data, with the settings of the first evaluation."""
+    """In another place, without the data, with the sampler that is saved with it."""
     shutil.copytree(trained / "out" / "pipeline", tmp_path / "moved" / "pipeline")
-    config = ["sampler.steps=3", "sampler.candidates=2", "sampler.chunk=4", "evaluation.episodes=2"]
-    config += ["evaluation.methods=[ours]", "evaluation.probe_every=50", "processes=1"]
+    config = ["evaluation.episodes=2", "evaluation.methods=[mpdiffuser]", "evaluation.probe_every=50", "processes=1"]
     done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "moved" / "evaluation" / "metrics.json").read_text())
     first = json.loads((trained / "out" / "metrics.json").read_text())
-    assert list(found["methods"]) == ["ours"]
-    assert found["methods"]["ours"]["returns"] == pytest.approx(first["methods"]["ours"]["returns"], rel=1e-3)
+    assert list(found["methods"]) == ["mpdiffuser"]
+    assert found["settings"]["sampler"] == first["settings"]["sampler"] and found["settings"]["sampler"]["steps"] == 3
+    assert found["methods"]["mpdiffuser"]["returns"] == pytest.approx(
+        first["methods"]["mpdiffuser"]["returns"], rel=1e-3
+    )
     assert (tmp_path / "moved" / "evaluation" / "report.html").exists()
     weights = tmp_path / "moved" / "pipeline" / "cloning" / WEIGHTS
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
     done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
-    assert done.returncode == 2 and "made with another pipeline" in done.stderr  # never another model's figures
+    assert done.returncode == 2 and "of another evaluation (pipeline: " in done.stderr  # never another model's figures
 
 
 def test_a_recorded_evaluation_is_repeated_digit_for_digit(trained: Path, tmp_path: Path) -> None:
     record = [f"repeat={trained / 'out' / 'metrics.json'}", f"pipeline={trained / 'out' / 'pipeline'}"]
     done = run(tmp_path, sys.executable, ROOT / "evaluate.py", *record, "output_dir=again", "processes=2")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Repeated: returns, lengths, costs and feasibility errors are those of" in done.stdout
+    assert "Repeated: returns, lengths, costs and feasibility errors equal those of" in done.stdout
     first, second = (
         json.loads((folder / "metrics.json").read_text()) for folder in (trained / "out", tmp_path / "again")
     )
@@ -103,7 +108,7 @@ def test_a_recorded_evaluation_is_repeated_digit_for_digit(trained: Path, tmp_pa
 def test_the_pipeline_tells_its_origin(trained: Path) -> None:
     info = json.loads((trained / "out" / "pipeline" / "model_index.json").read_text())["info"]
     assert info["observation"] == {"shape": [64, 64, 3], "dtype": "uint8"}
-    assert info["seed"] == 0 and info["versions"]["torch"] and info["rendering"] == "fast"
+    assert info["seed"] == 0 and info["versions"]["torch"] and info["environment"]["rendering"] == "fast"
     assert info["data"] == Episodes.load(next((trained / "data").glob("cartpole*"))).checksum()
 
 
@@ -111,7 +116,7 @@ def test_two_processes(trained: Path, tmp_path: Path) -> None:
     """The whole flow on two processes: the losses of one process, to rounding."""
     launch = [word if word != "1" else "2" for word in LAUNCH[:5]] + [*LAUNCH[5:], "--multi_gpu"]
     shutil.copytree(trained / "data", tmp_path / "data")
-    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[ours]")
+    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[cloning,mpdiffuser]")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Features: reusing") == 2 and done.stdout.count("Report:") == 1
     for name in MODELS:
@@ -139,9 +144,21 @@ def test_a_launch_that_would_start_one_process_only(tmp_path: Path) -> None:
         ("train_vision.py", ["quality=foo"], "quality='foo'"),
         ("train_vision.py", ["sampler.steps=0"], "sampler.steps: must be at least 1"),
         ("train_vision.py", ["evaluation.episodes=0"], "evaluation.episodes: must be at least 1, found 0"),
-        ("train_vision.py", ["evaluation.shares=0"], "evaluation.shares: must be at least 1, found 0"),
-        ("train_vision.py", ["evaluation.within=1"], "evaluation.within: must be at least 0 and below 1, found 1"),
-        ("train_vision.py", ["evaluation.methods=[ours,magic]"], "evaluation.methods: must be of random, cloning"),
+        (
+            "train_vision.py",
+            ["evaluation.parallel_controllers=0"],
+            "evaluation.parallel_controllers: must be at least 1, found 0",
+        ),
+        (
+            "train_vision.py",
+            ["evaluation.safety_probability=1"],
+            "evaluation.safety_probability: must be at least 0 and below 1, found 1",
+        ),
+        (
+            "train_vision.py",
+            ["evaluation.methods=[mpdiffuser,magic]"],
+            "evaluation.methods: must be of random, cloning",
+        ),
         ("train_vision.py", ["horizon=15"], "horizon: must be a multiple of 2"),
     ],
 )

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_rendering_before_torch_compiles() -> None:
     """Mesa and triton each bring an LLVM; the process must live through the use of both."""
     program = (

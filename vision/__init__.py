@@ -1,4 +1,4 @@
-"""Pixels to latents and back."""
+"""Encoders, which map pixels to latents, and the decoder, which maps latents to pixels."""
 
 from vision.decoder import Decoder
 from vision.encoder import IdentityEncoder, PixelEncoder, Representation

@@ -4,14 +4,14 @@ import torch
 
 
 def random_shift(frames: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Move frames by whole pixels, repeating the border (Yarats et al. 2022).
+    """Shift frames by whole pixels and repeat the border pixels (Yarats et al. 2022).
 
     Args:
-        frames: (B, K, height, width, 3); all K frames of an example move together.
-        shift: (B, 2) pixels, down and right.
+        frames: (B, K, height, width, 3). All K frames of an example have the same shift.
+        shift: (B, 2) pixels, down and to the right.
 
     Returns:
-        like frames.
+        The shifted frames, (B, K, height, width, 3).
     """
     _, _, height, width, _ = frames.shape
     rows = (torch.arange(height, device=frames.device) - shift[:, :1]).clamp(0, height - 1)

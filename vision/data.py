@@ -1,4 +1,4 @@
-"""Training data for the encoder and the decoder, and the cache of a frozen backbone's features."""
+"""Training data of the encoder and the decoder, and the cache for features of a frozen backbone."""
 
 import functools
 import hashlib
@@ -17,11 +17,11 @@ from mpdiffuser.parallel import run_parallel
 from mpdiffuser.windows import step_rows
 from vision.encoder import PixelEncoder
 
-KEEP_EVERY = 32  # batches between two records of the progress
+KEEP_EVERY = 32  # batches between two resume points
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
-    """A name for the weights of a module."""
+    """Return 16 hex digits of the SHA-256 of a module's weights."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -29,10 +29,16 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
 
 
 def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> np.ndarray:
-    """Features (M, F) float16 of every frame, computed once and memory-mapped. A killed computation is resumed.
+    """Return the features (M, F) float16 of all frames, memory-mapped. They are computed once and cached in a file.
 
-    The file's name holds all that the features depend on: the frames, the backbone's kind and its weights. If another
-    process computes features for this folder, this one waits.
+    The name of the file has everything that the features depend on: the frames, the backbone's name and its weights. A
+    computation that was killed is resumed. If another process computes features in this folder, this process waits.
+
+    Args:
+        encoder: its backbone computes the features.
+        episodes: with `frames`.
+        folder: the cache.
+        batch: number of frames in a forward pass.
 
     Raises:
         InputError: if the file cannot be written, or is damaged.
@@ -47,7 +53,7 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
     with lock:
         if file.exists():
             print(f"Features: reusing {file}")
-            file.with_suffix(".progress").unlink(missing_ok=True)  # of one killed at the last moment
+            file.with_suffix(".progress").unlink(missing_ok=True)  # left by a process killed before its last step
         else:
             _compute(encoder, episodes["frames"], file, shape, batch)
     features = _open_features(file)
@@ -77,7 +83,7 @@ def _compute(encoder: PixelEncoder, frames: np.ndarray, file: Path, shape: tuple
 
 
 def _open_features(file: Path, mode: Literal["r", "r+"] = "r") -> np.memmap | None:
-    """A .npy file, memory-mapped; None if there is none or it is torn."""
+    """Open a .npy file, memory-mapped; None if the file is missing or incomplete."""
     try:
         return np.lib.format.open_memmap(file, mode)
     except (OSError, ValueError, EOFError):
@@ -90,20 +96,23 @@ def _features(encoder: PixelEncoder, frames: np.ndarray) -> np.ndarray:
 
 
 def history_rows(episodes: Episodes, rows: np.ndarray, history: int) -> np.ndarray:
-    """Rows (B,) -> (B, history): each row and those before it; the episode's first row stands for missing ones."""
+    """Return each row of rows (B,) and the rows before it, (B, history).
+
+    The first row of the episode replaces missing rows.
+    """
     first = episodes.offsets[:-1][episodes.episode_of_row[rows]]
     return np.maximum(rows[:, None] + np.arange(1 - history, 1), first[:, None])
 
 
 def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
-    """Actions (B, history - 1, m) between the frames of `history_rows` (B, history); 0 before an episode's start."""
+    """Return the actions (B, history - 1, m) between `history_rows` (B, history); 0 before the start of an episode."""
     between = rows[:, :-1]
     return np.where((between < rows[:, 1:])[..., None], episodes["actions"][between], np.float32(0))
 
 
 @torch.inference_mode()
 def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batch: int = 1024) -> np.ndarray:
-    """Latents (M, d) float32 of every row."""
+    """Return the latents (M, d) float32 of all rows, computed from features (M, F)."""
     index = history_rows(episodes, np.arange(len(features)), encoder.history)
     parts = []
     for start in range(0, len(index), batch):
@@ -114,20 +123,20 @@ def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batc
 
 
 def encode_frames(encoder: PixelEncoder, episodes: Episodes) -> np.ndarray:
-    """Latents (M, d) float32 of every row, computed from the frames (for a backbone that was trained here)."""
+    """Return the latents (M, d) float32 of all rows, computed from the frames, for a fine-tuned backbone."""
     features = [_features(encoder, episodes["frames"][i : i + 64]) for i in range(0, len(episodes["frames"]), 64)]
     return encode(encoder, episodes, np.concatenate(features).astype(np.float16))
 
 
 class FrameSteps:
-    """Consecutive steps for `Representation`: features if given, else frames.
+    """Steps with their history of features or frames, for `Representation`.
 
     Args:
         episodes: the dataset.
-        chosen: indices of the episodes to draw from.
-        history: frames of a latent.
-        features: (M, F), of a frozen backbone.
-        statistics: mean and deviation of states and of rewards; None = of these episodes.
+        chosen: indices of the used episodes.
+        history: number of frames for a latent.
+        features: (M, F), of a frozen backbone; None: the examples have frames.
+        statistics: mean and standard deviation of states and rewards; None: those of these episodes.
     """
 
     def __init__(
@@ -143,7 +152,7 @@ class FrameSteps:
         self.owners = episodes.numbers[episodes.episode_of_row[self.rows]]
         self.index = np.concatenate(
             [history_rows(episodes, self.rows, history), self.rows[:, None] + 1], 1
-        )  # history frames up to o_t, then o_t+1
+        )  # `history` rows up to o_t, and o_t+1
         self.source = features if features is not None else episodes["frames"]
         self.key = "features" if features is not None else "frames"
         self.actions = history_actions(episodes, self.index)
@@ -157,6 +166,12 @@ class FrameSteps:
         return len(self.rows)
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the steps of indices (B,).
+
+        Returns:
+            `features` (B, history + 1, F) or `frames` (B, history + 1, height, width, 3), `actions` (B, history, m),
+            and standardised `rewards` (B,) and, if the data have states, `states` (B, s).
+        """
         i = indices.numpy()
         inputs = self.source[self.index[i]]
         inputs = inputs.astype(np.float32) if self.key == "features" else inputs
@@ -164,12 +179,18 @@ class FrameSteps:
         return {self.key: torch.from_numpy(inputs), "actions": torch.from_numpy(self.actions[i]), **targets}
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
-        """The dataset's numbers of the episodes of transitions (B,)."""
+        """Return the numbers (B,) of the dataset's episodes that the steps (B,) are from."""
         return self.owners[indices]
 
 
 class Pictures:
-    """Latents and their frames, for the decoder."""
+    """Pairs of latent and frame, for the decoder.
+
+    Args:
+        episodes: the dataset.
+        chosen: indices of the used episodes.
+        latents: (M, d).
+    """
 
     def __init__(self, episodes: Episodes, chosen: np.ndarray, latents: np.ndarray) -> None:
         self.rows = np.flatnonzero(np.isin(episodes.episode_of_row, chosen))
@@ -180,9 +201,10 @@ class Pictures:
         return len(self.rows)
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return `latents` (B, d) and `frames` (B, height, width, 3) uint8 of indices (B,)."""
         rows = self.rows[indices.numpy()]
         return {"latents": torch.from_numpy(self.latents[rows]), "frames": torch.from_numpy(self.frames[rows])}
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
-        """The dataset's numbers of the episodes of pictures (B,)."""
+        """Return the numbers (B,) of the dataset's episodes that the frames (B,) are from."""
         return self.owners[indices]

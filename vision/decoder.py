@@ -1,4 +1,4 @@
-"""The decoder: latents to pictures, to look at plans. The latents do not depend on it."""
+"""The decoder maps latents to frames, which show plans. The training of the latents does not use it."""
 
 from itertools import pairwise
 from typing import Any
@@ -14,12 +14,15 @@ from mpdiffuser.models.normalizer import Normalizer
 
 
 class Decoder(Model):
-    """Latents (B, d) -> frames (B, size, size, 3) uint8.
+    """A network that maps latents (B, d) to frames (B, size, size, 3).
 
     Args:
         latent_dim: d.
-        size: of the frames, 4 times a power of two.
-        width: channels of the last layer.
+        size: height and width of the frames, 4 times a power of two (8, 16, 32, ...).
+        width: number of channels of the last layer.
+
+    Raises:
+        InputError: for a size that is not allowed.
     """
 
     @register_to_config
@@ -42,18 +45,21 @@ class Decoder(Model):
         self.grow = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], 3, 3, padding=1))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, d) -> (B, 3, size, size), about 0..1."""
+        """Latents (B, d) -> pictures (B, 3, size, size), values about 0..1."""
         return self.grow(self.enter(self.latents.normalize(latents))) + 0.5
 
     @torch.inference_mode()
     def frames(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, d) -> (B, size, size, 3) uint8."""
+        """Latents (B, d) -> frames (B, size, size, 3) uint8."""
         return (self(latents).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch: latents (B, d), frames (B, size, size, 3) uint8. Pixels unlike the mean picture count more."""
+        """Return the loss of a batch of `Pictures`: latents (B, d), frames (B, size, size, 3) uint8.
+
+        A pixel has a larger weight if it differs from the mean picture of the batch.
+        """
         target = batch["frames"].permute(0, 3, 1, 2).float() / 255
         difference = (target - target.mean(0)).abs().mean(1, keepdim=True)
         weight = 0.2 + 10 * difference

@@ -1,4 +1,4 @@
-"""Encoders: a short history of observations to one latent vector."""
+"""Encoders map a short history of observations to one latent."""
 
 from typing import Any, Self
 
@@ -17,17 +17,21 @@ from vision.backbones import DEFAULT, Backbone, load_pretrained
 
 
 class PixelEncoder(Model):
-    """A backbone on each frame, and a trained head over the last `history` frames and the actions between them.
+    """A backbone for each frame, and a trained head for the last `history` frames and the actions between them.
 
-    One frame shows no velocity. Two frames show their mean velocity, but not yet the effect of the last action.
+    One frame does not show velocities. Two frames show a mean velocity, but not the effect of the last action.
 
     Args:
         backbone, stride, pool: see `Backbone`.
         action_dim: m.
         latent_dim: d.
-        history: frames a latent is made from.
-        projection, hidden: widths of the head's layers, for each frame and after the frames are joined.
-        trainable: whether the backbone is fine-tuned; a frozen one's features are computed once and cached.
+        history: number of frames for a latent.
+        projection: width of the head's layer for each frame.
+        hidden: width of the head's layers for the joined frames.
+        trainable: whether the backbone is fine-tuned. The features of a frozen backbone are computed once and cached.
+
+    Raises:
+        InputError: for a history below 1, and as `Backbone`.
     """
 
     sees_pixels = True
@@ -56,37 +60,48 @@ class PixelEncoder(Model):
 
     @classmethod
     def pretrained(cls, download: bool = False, **config: Any) -> Self:
-        """A new encoder whose backbone has its pretrained weights; raises as `load_pretrained`."""
+        """Build an encoder whose backbone has pretrained weights.
+
+        Args:
+            download: see `load_pretrained`.
+            config: arguments of the encoder.
+
+        Raises:
+            InputError: as `load_pretrained`.
+        """
         encoder = cls(**config)
         load_pretrained(encoder.frame_net, encoder.config["backbone"], download)
         return encoder.eval()
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (B, height, width, 3) uint8 -> features (B, F) of single frames."""
+        """Frames (B, height, width, 3) uint8 -> features of each frame (B, F)."""
         return self.frame_net(frames)
 
     def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Features of consecutive frames (..., history, F), the newest last, and the actions between them
-        (..., history - 1, m), 0 where there was no earlier frame -> latents (..., d)."""
+        """Features (..., history, F), actions (..., history - 1, m) -> latents (..., d).
+
+        The features are those of consecutive frames, the newest last. The actions are those between the frames, 0
+        before the start of the episode.
+        """
         return self.join(self.frames(features), actions)
 
     def frames(self, features: torch.Tensor) -> torch.Tensor:
-        """Each frame's part of the head: (..., F) -> (..., projection)."""
+        """Features (..., F) -> projections (..., projection): the part of the head for each frame."""
         return self.frame_head(self.standard.normalize(features))
 
     def join(self, frames: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """(..., history, projection) of `frames` and the actions between them (..., history - 1, m) -> (..., d)."""
+        """Projections (..., history, projection), actions (..., history - 1, m) -> latents (..., d)."""
         return self.head(torch.cat([frames.flatten(-2), actions.flatten(-2)], -1))
 
     def train(self, mode: bool = True) -> Self:
-        """The backbone's batch norms keep their statistics, also while it is fine-tuned."""
+        """Set the training mode. The backbone stays in eval mode, so its batch norms keep their statistics."""
         super().train(mode)
         self.frame_net.eval()
         return self
 
 
 class IdentityEncoder(Model):
-    """States are their own latents.
+    """An encoder of states: the latent is the state.
 
     Args:
         latent_dim: dimension of the states.
@@ -99,33 +114,36 @@ class IdentityEncoder(Model):
     @register_to_config
     def __init__(self, latent_dim: int, action_dim: int = 1) -> None:
         super().__init__()
-        # diffusers asks a module for its device and dtype through a parameter
+        # diffusers gets the device and dtype of a module from a parameter
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def features(self, states: torch.Tensor) -> torch.Tensor:
-        """States (B, d) -> (B, d)."""
+        """States (B, d) -> states (B, d) float32."""
         return states.to(torch.float32)
 
     def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """(..., 1, d), and no action (..., 0, m) -> (..., d)"""
+        """States (..., 1, d), no actions (..., 0, m) -> latents (..., d)."""
         return features[..., -1, :]
 
 
 class Representation(Model):
-    """Trains the encoder: from the latents it predicts the next latent, the reward, and the true state or the action.
+    """The encoder with its training heads.
 
-    Predictions see the latents through noise, with a learned amount for each dimension, and each nat of information has
-    a price (a variational bottleneck, Alemi et al. 2017). This also fixes the latents' scale.
-    The action is predicted from the frames around it, so it is hidden from the latents. The latents still come to hold
-    the earlier actions, which predict it by habit and are not state. Therefore the action is predicted only where the
-    data hold no true states.
+    From the latents the heads predict the next latent, the reward, and the true state or the action. The heads get
+    latents with noise. Each latent dimension has a learned noise scale, and the loss penalises each nat of information
+    in the latents (a variational bottleneck, Alemi et al. 2017). This also fixes the scale of the latents.
+
+    The action is predicted from the latents before and after it, and the second latent does not get this action. The
+    latents then learn to represent the earlier actions: they help to predict the next action, but they are not part of
+    the state. Therefore the action is predicted only if the data have no true states.
 
     Args:
-        encoder_config: of a `PixelEncoder`.
-        state_dim: of the true states, 0 where the data have none; a linear map predicts them from the latents.
-        state_weight: of the true states among the targets.
-        information_weight: price of a nat.
-        shift: pixels of random shift, used where the backbone is trained (Yarats et al. 2022).
+        encoder_config: arguments of the `PixelEncoder`.
+        state_dim: dimension of the true states; 0: the data have none. A linear layer predicts them from the latents.
+        hidden: width of the two hidden layers of the other heads.
+        shift: largest random shift in pixels, for a backbone that is trained (Yarats et al. 2022).
+        state_weight: weight of the loss of the true states.
+        information_weight: weight of a nat of information.
     """
 
     @register_to_config
@@ -148,7 +166,7 @@ class Representation(Model):
         self.state = nn.Linear(d, state_dim) if state_dim else None
 
     def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """One shift for each example, the same for all its frames, (B, 2) pixels; noise (B, 2, d) of the latents."""
+        """Sample the random numbers of one training step: shift (B, 2) in pixels, noise of the latents (B, 2, d)."""
         s, d = self.config["shift"], self.encoder.config["latent_dim"]
         return {
             "shift": torch.randint(-s, s + 1, (batch, 2), generator=generator),
@@ -158,9 +176,11 @@ class Representation(Model):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Batch of `FrameSteps`: features (B, history + 1, F) or frames (B, history + 1, height, width, 3); the
-        actions between them (B, history, m), the last of them the one to predict; rewards (B,), states (B, s),
-        standardised."""
+        """Return the loss and its parts for a batch of `FrameSteps`.
+
+        The batch has `features` (B, history + 1, F) or `frames` (B, history + 1, height, width, 3), `actions`
+        (B, history, m), and standardised `rewards` (B,) and `states` (B, s). The last action is the predicted one.
+        """
         features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
         frames, actions = self.encoder.frames(features), batch["actions"]
         mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
@@ -180,7 +200,8 @@ class Representation(Model):
             blind = self.encoder.join(frames[:, 1:], hidden) + noise[:, 1]
             parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
         if self.state is not None:
-            # absolute beyond 0.05 deviations, so that states which no frame shows (a pole out of view) do not dominate
+            # linear above 0.05 standard deviations, so that states which are not visible in any frame (a pole outside
+            # of the picture) do not dominate the loss
             error = smooth_l1_loss(self.state(now), batch["states"], beta=0.05)
             parts["state"] = self.config["state_weight"] * error
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
@@ -191,5 +212,8 @@ class Representation(Model):
 
 
 def information(mean: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
-    """Nats in latents (B, d) with noise of deviation exp(log_noise) (d,): KL(N(mean, noise^2) || N(0, 1))."""
+    """Return the nats of information in latents with mean (B, d) and noise of standard deviation exp(log_noise) (d,).
+
+    The information is KL(N(mean, noise^2) || N(0, 1)), summed over dimensions, mean over the batch.
+    """
     return 0.5 * (mean.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(-1).mean()

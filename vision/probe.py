@@ -1,8 +1,8 @@
-"""How much of the true state do latents keep? python -m vision.probe PIPELINE DATASET [DATASET ...]
+"""Measure how much of the true state latents have: python -m vision.probe PIPELINE DATASET [DATASET ...]
 
-A perceptron is trained from latents to the joints' positions (hinge angles as sine and cosine, since they wind up) and
-velocities, and its R2 is measured on held-out episodes. The camera follows the robot's root in some tasks, so a sliding
-root along the ground (`rootx`) cannot be seen and is left out of the positions.
+A perceptron learns to predict the positions and velocities of the joints from latents. Its R2 is measured on held-out
+episodes. Hinge angles can exceed one turn, so the targets are their sine and cosine. In some tasks the camera follows
+the robot's root. Frames then do not show the root's position along the ground (`rootx`), so the targets omit it.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from vision.encoder import PixelEncoder
 
 
 def joint_targets(episodes: Episodes) -> dict[str, np.ndarray]:
-    """True "positions" and "velocities", each (M, n), from the physics state and `info["joints"]`.
+    """Return the true "positions" and "velocities", each (M, n), from the physics states and `info["joints"]`.
 
     Raises:
-        InputError: if the dataset has no physics state.
+        InputError: if the dataset has no physics states.
     """
     if "physics" not in episodes or "joints" not in episodes.info:
         raise InputError(f"{episodes.path}: holds no physics state to compare latents with; collect it with collect.py")
@@ -48,12 +48,15 @@ def joint_targets(episodes: Episodes) -> dict[str, np.ndarray]:
 def probe(
     latents: np.ndarray, targets: np.ndarray, train: np.ndarray, held_out: np.ndarray, steps: int = 3000, seed: int = 0
 ) -> float:
-    """R2, mean over target dimensions, of a perceptron trained on rows `train` and measured on rows `held_out`.
+    """Train a perceptron from latents to targets, and return its R2 on held-out rows, the mean over dimensions.
 
     Args:
         latents: (M, d).
         targets: (M, n).
-        train, held_out: row masks (M,).
+        train: mask (M,) of the training rows.
+        held_out: mask (M,) of the rows that measure R2.
+        steps: number of optimiser steps.
+        seed: of the initial weights and the batches.
     """
     torch.manual_seed(seed)
     rows = torch.from_numpy(np.flatnonzero(train))
@@ -70,7 +73,7 @@ def probe(
     with torch.no_grad():
         error = (net(x[held_out]) - y[held_out]).square().mean(0)
     spread = y[held_out].var(0, unbiased=False)
-    seen = spread > 1e-6  # a joint that never moves cannot be explained
+    seen = spread > 1e-6  # R2 is not defined for a joint that does not move
     return float((1 - error[seen] / spread[seen]).mean())
 
 
@@ -79,7 +82,14 @@ def _standardise(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def report(encoder: PixelEncoder, episodes: Episodes, cache: Path, validation: float, seed: int) -> dict[str, Any]:
-    """R2 of positions and velocities from an encoder's latents, on the episodes that its training held out."""
+    """Return the R2 of positions and velocities for an encoder's latents, on the held-out episodes of its training.
+
+    Args:
+        encoder: the trained encoder.
+        episodes: its dataset.
+        cache: folder for the features.
+        validation, seed: of the split in the training.
+    """
     latents = encode(encoder, episodes, cached_features(encoder, episodes, cache))
     parts = split_indices(len(episodes), validation, seed)
     train, held_out = (np.isin(episodes.episode_of_row, part) for part in parts)
@@ -89,6 +99,7 @@ def report(encoder: PixelEncoder, episodes: Episodes, cache: Path, validation: f
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the R2 of an encoder on each dataset, one JSON object in each line."""
     description = (__doc__ or "").split("\n\n")[1]
     parser = argparse.ArgumentParser(prog=program("vision.probe"), description=description)
     parser.add_argument("pipeline", type=Path, help="a pipeline folder, or a folder with an encoder/ in it")

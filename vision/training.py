@@ -1,4 +1,4 @@
-"""From frames to latent episodes: the encoder's head (or all of it), the latents of every row, the decoder."""
+"""Train the encoder, compute the latents of all rows, and train the decoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ from vision.encoder import PixelEncoder, Representation
 
 
 def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
-    """The untrained encoder with its training heads; a pretrained backbone has its weights.
+    """Build the untrained encoder with its training heads, and load the pretrained weights of the backbone.
 
     Raises:
         InputError: if the dataset has no frames, or the backbone's weights are not on this machine.
@@ -40,11 +40,17 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
 
 
 def encoder_identities(cfg: DictConfig, data: str, representation: Representation) -> dict[str, dict[str, Any]]:
-    """What the representation and the decoder depend on: the dataset's checksum, options, and pretrained weights.
+    """Return the identities of the representation and the decoder (see `mpdiffuser.identity`).
 
-    The representation's identity is also that of the latents.
+    An identity has the dataset's checksum, the options, and the checksum of the pretrained weights. The identity of the
+    representation is also the identity of the latents.
+
+    Args:
+        cfg: the whole configuration.
+        data: the dataset's checksum.
+        representation: result of `build_representation`.
     """
-    encoder = settings(cfg.encoder)
+    encoder = {key: value for key, value in settings(cfg.encoder).items() if key != "download"}
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
     latents = {"data": data, "encoder": {**options, "backbone_weights": weights}}
@@ -62,13 +68,17 @@ def train_encoder(
     """Train the encoder and the decoder under cfg.output_dir.
 
     Args:
-        representation, identities: of `build_representation` and `encoder_identities`.
+        cfg: the whole configuration.
+        episodes: the dataset, with `frames`.
+        representation: result of `build_representation`.
+        identities: result of `encoder_identities`.
+        accelerator, clock: of the run.
 
     Returns:
-        The encoder, the decoder, and the episodes with `observations` replaced by latents.
+        The encoder, the decoder, and the episodes with latents (M, d) as `observations`.
 
     Raises:
-        InputError: if the folder holds another run.
+        InputError: if the folder has a run with another identity.
     """
     output, cache = Path(cfg.output_dir), Path(cfg.data_root) / "cache"
     encoder = representation.to(accelerator.device).encoder
@@ -86,10 +96,10 @@ def train_encoder(
         with clock(name):
             return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
+    decoder = Decoder(encoder.config["latent_dim"], episodes["frames"].shape[1])  # refuses sizes that it cannot draw
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
-    decoder = Decoder(encoder.config["latent_dim"], episodes["frames"].shape[1])
     decoder.latents.fit(latents)
     decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     kept = {key: episodes[key] for key in episodes.arrays if key not in ("frames", "observations", "physics")}

@@ -1,1 +1,1 @@
-"""Drills: what docs/reliability.md promises, tried as long as one likes. python -m experiments.reliability --help"""
+"""Drills: long checks of what docs/reliability.md promises. python -m experiments.reliability --help"""

@@ -1,6 +1,5 @@
 """The drills' command: python -m experiments.reliability kills training --count 200"""
 
-import argparse
 import json
 import shutil
 import sys
@@ -10,22 +9,24 @@ from pathlib import Path
 
 import torch
 
+from experiments import pages
 from experiments.reliability.fuzz import TARGETS, fuzz
 from experiments.reliability.kills import JOBS, drill
 from experiments.reliability.soak import soak
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.reliability", description=__doc__)
+    parser = pages.parser(__doc__)
+    parser.prog = "python -m experiments.reliability"
     commands = parser.add_subparsers(dest="command", required=True)
-    kills = commands.add_parser("kills", help="kill jobs at random moments; they must end as if never killed")
+    kills = commands.add_parser("kills", help="kill jobs at random moments; they must end with the same files")
     kills.add_argument("jobs", nargs="*", help=f"default: all of {', '.join(JOBS)}")
-    mutations = commands.add_parser("fuzz", help="read spoilt files and options; each must be refused or load")
+    mutations = commands.add_parser("fuzz", help="damage files and options; each must be refused or load")
     mutations.add_argument("targets", nargs="*", help=f"default: all of {', '.join([*TARGETS, 'options'])}")
     for command, count in ((kills, 100), (mutations, 1000)):
-        command.add_argument("--count", type=int, default=count, help="of each (default: %(default)s)")
+        command.add_argument("--count", type=int, default=count, help="trials of each (default: %(default)s)")
         command.add_argument("--seed", type=int, default=0)
-    long = commands.add_parser("soak", help="drive a controller for long; nothing may grow")
+    long = commands.add_parser("soak", help="run a controller for long; memory, descriptors and time must not grow")
     long.add_argument("--minutes", type=float, default=60)
     long.add_argument("--pipeline", help="a folder; default: a small untrained pipeline")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Fuzz: files and options spoilt at random give a clear error or a correct load; never another exception, a hang or an
-endless allocation.
+"""Fuzz: files and options that are damaged at random must give a clear error or load correctly.
 
-Each target makes something good (datasets: `layouts`), and reads it again after `spoil` has changed a thing. A read has
-10 seconds of the processor and 4 GB, in a fork of 20 reads. What loads must be a valid thing of its kind.
+Another exception, a hang or an endless allocation is a fault. Each target writes valid files (datasets: `layouts`), and
+reads them again after `spoil` has damaged one thing. A fork does 20 reads; each has 10 seconds of processor time and
+4 GB. Whatever loads is checked.
 """
 
 import gc
@@ -20,29 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from envs.readers.lerobot import read_lerobot
-from mpdiffuser.models.cloning import BehaviourCloning
-from omegaconf import OmegaConf
+import yaml
 
-import evaluate
 from envs.datasets import open_dataset
+from envs.datasets.readers.lerobot import read_lerobot
+from evaluation.check import check_evaluation
 from experiments.reliability import layouts
-from experiments.reliability.kills import episodes_of
 from experiments.reliability.spoil import spoil
+from experiments.untrained import random_episodes, small_pipeline
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import KINDS, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, write_manifest
-from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.launch import check_training
+from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.training import sampler_config
-from vision.encoder import IdentityEncoder
 
 SECONDS, MEMORY = 10, 4 * 2**30
 BATCH = 20  # read by one fork
@@ -52,41 +45,32 @@ WORDS += ["\x00", "9" * 20, "${seed}", "${oc.env:HOME}", "${nothing}", "${horizo
 WORDS += ["!!python/object/apply:os.system [id]"]
 
 
-def small_pipeline() -> MPDiffuserPipeline:
-    """An untrained pipeline on states: latents of 3, actions of 2."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
-    info = {"task": "none", "data": "none", "observation": {"shape": [3], "dtype": "float32"}}
-    parts = (IdentityEncoder(3, 2), Normalizer(3), Normalizer(2), Marginals(1), Planner(**sizes), Dynamics(**sizes))
-    return MPDiffuserPipeline(*parts, Ranker(3, 2, hidden=16), NoiseSchedule(20), info=info)
-
-
 def make_pipeline(folder: Path) -> None:
-    pipeline = small_pipeline()
-    BehaviourCloning(3, 2, hidden=16).save_pretrained(folder / "cloning")
-    pipeline.save_pretrained(folder)
+    """A pipeline folder with the model of another method."""
+    CloningPolicy(3, 2, hidden=16).save_pretrained(folder / "cloning")
+    small_pipeline().save_pretrained(folder)
 
 
 def read_pipeline(folder: Path) -> None:
-    """As a stranger's, who can write a manifest too."""
+    """Read a damaged folder with a manifest that fits, as an attacker would write it."""
     if (folder / MANIFEST).exists():
         write_manifest(folder)
     read_damaged_pipeline(folder)
 
 
 def read_damaged_pipeline(folder: Path) -> None:
-    controller = Controller(MPDiffuserPipeline.from_pretrained(folder), SamplerConfig(steps=2, candidates=2))
+    controller = Controller(MPDiffuserPipeline.from_pretrained(folder))
     actions = controller.act(np.zeros((1, 3), np.float32))
     assert np.isfinite(actions).all() and np.abs(actions).max() <= 1
 
 
 def make_episodes(folder: Path) -> None:
     shutil.rmtree(folder)
-    episodes_of(count=3, steps=5, frame_size=8).save(folder)
+    random_episodes(3, 5, frame_size=8).save(folder)
 
 
-def valid(episodes: Episodes) -> None:
-    """Whatever was read: arrays as `Episodes` documents them, every number finite, every episode with an end."""
+def check_valid(episodes: Episodes) -> None:
+    """Fails unless arrays are as `Episodes` documents them, every number is finite, and every episode has an end."""
     for key, array in episodes.check_finite().arrays.items():
         dtype, dimensions = KINDS.get(key, (str(array.dtype), array.ndim))
         assert (str(array.dtype), array.ndim) == (dtype, dimensions), f"{key}: {array.dtype} {array.shape}"
@@ -98,39 +82,41 @@ def valid(episodes: Episodes) -> None:
 
 
 def read_episodes(folder: Path) -> None:
-    valid(Episodes.load(folder))
+    check_valid(Episodes.load(folder))
 
 
 def read_dataset(folder: Path) -> None:
-    """As a user opens it, the folder or its one file."""
+    """Open the folder, or its only file, as a user does."""
     files = [file for file in folder.iterdir() if file.suffix in (".hdf5", ".npz")]
-    imported(open_dataset(files[0] if len(files) == 1 else folder))
+    check_imported(open_dataset(files[0] if len(files) == 1 else folder))
 
 
 def read_films(folder: Path) -> None:
-    imported(read_lerobot(folder, layouts.FILM, 16))
+    check_imported(read_lerobot(folder, layouts.FILM, 16))
 
 
-def imported(episodes: Episodes) -> None:
-    """Valid, and nothing is done after an episode's last step."""
-    valid(episodes)
+def check_imported(episodes: Episodes) -> None:
+    """Fails unless the episodes are valid, and their last rows hold no action, reward or end."""
+    check_valid(episodes)
     for key in ("actions", "rewards", "terminations", "truncations"):
         assert not episodes[key][episodes.offsets[1:] - 1].any(), f"{key}: not 0 in the row after the last step"
 
 
 def make_configuration(name: str, folder: Path) -> None:
-    """The files that a program's configuration is made of."""
-    files = [name, *("/".join(*part.items()) for part in OmegaConf.load(CONFIGS / f"{name}.yaml").defaults[:-1])]
-    for file in files:
-        (folder / file).parent.mkdir(exist_ok=True)
-        shutil.copy(CONFIGS / f"{file}.yaml", folder / f"{file}.yaml")
+    """The file of a program's configuration, and all files that it takes its defaults from."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    shutil.copy(CONFIGS / f"{name}.yaml", folder / f"{name}.yaml")
+    for part in (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}).get("defaults", []):
+        file = part if isinstance(part, str) else "/".join(*part.items())
+        if (CONFIGS / f"{file}.yaml").is_file():  # other defaults stand in the code
+            make_configuration(file, folder)
 
 
 def read_configuration(name: str, folder: Path) -> None:
-    """With the folder's files as a user's own."""
+    """Load and check the configuration with the folder's files as the user's own."""
     cfg = load(name, [], folder)
-    sampler_config(cfg.sampler)
-    evaluate.check(cfg)
+    check_evaluation(cfg)
+    check_training(cfg)
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
@@ -144,7 +130,7 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
 
 
 def option(chance: random.Random, names: list[str]) -> list[str]:
-    """Overrides of a configuration, some of them wrong."""
+    """Random overrides of a configuration, many of them wrong."""
     words = []
     for _ in range(chance.randint(1, 3)):
         name = chance.choice(names)
@@ -162,8 +148,8 @@ def read_options(overrides: list[str]) -> None:
 
 
 def attempts(read: Callable[[Any], None], things: Sequence[Any]) -> Iterator[str]:
-    """What came of each, read in forks: "refused", "loaded", or what should not be. One that ends its fork is followed
-    by another."""
+    """The outcome of reading each thing, in forks: "refused", "loaded", or the fault. A read that ends its fork is
+    followed by a new fork."""
     left = list(things)
     while left:
         readable, writable = os.pipe()
@@ -183,20 +169,20 @@ def attempts(read: Callable[[Any], None], things: Sequence[Any]) -> Iterator[str
 
 
 def _read_all(read: Callable[[Any], None], things: list[Any], pipe: int) -> None:
-    """Write a line of JSON on each into the pipe, and exit."""
+    """Write the outcome of each read into the pipe, as a line of JSON, and exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.dup2(2, 1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     for thing in things:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.alarm(20 * SECONDS)  # for one that waits and does not work
+        signal.alarm(20 * SECONDS)  # for a read that waits
         try:
             read(thing)
             outcome = "loaded"
         except InputError as error:
             outcome = "refused" if len(str(error)) < 4000 else f"an endless message: {str(error)[:200]}"
-            if isinstance(error.__cause__, MemoryError):  # it asked before it looked
+            if isinstance(error.__cause__, MemoryError):  # it allocated before it checked
                 outcome = f"too much memory: {str(error)[:1000]}"
         except BaseException:
             outcome = traceback.format_exc()[-3000:]
@@ -205,7 +191,7 @@ def _read_all(read: Callable[[Any], None], things: list[Any], pipe: int) -> None
 
 
 def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Try so many mutations of a target; what came of them, and those that came out wrong."""
+    """Damage a target `count` times; counts of the outcomes, and the faults."""
     chance = random.Random(f"{name} {seed}")
     result: dict[str, Any] = {"target": name, "tried": 0, "refused": 0, "loaded": 0, "wrong": []}
     good, names = folder / "good", []
@@ -218,15 +204,15 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
         make(good)
         read(good)
     while result["tried"] < count:
-        tried: dict[str, Any] = {}  # what was done -> what is read
+        tried: dict[str, Any] = {}  # the damage -> what is read
         for number in range(min(BATCH, count - result["tried"])):
             if name == "options":
                 words = option(chance, names)
                 tried[f"{number}: {words}"] = words
             else:
-                spoilt = folder / f"spoilt_{number}"
-                shutil.copytree(good, spoilt, symlinks=True)
-                tried[f"{number}: {spoil(spoilt, chance)}"] = spoilt
+                damaged = folder / f"damaged_{number}"
+                shutil.copytree(good, damaged, symlinks=True)
+                tried[f"{number}: {spoil(damaged, chance)}"] = damaged
         for what, outcome in zip(tried, attempts(read, list(tried.values()))):
             if outcome in ("refused", "loaded"):
                 result[outcome] += 1
@@ -234,8 +220,8 @@ def fuzz(name: str, count: int, folder: Path, seed: int = 0) -> dict[str, Any]:
                 result["wrong"].append(f"{what}\n{outcome}")
                 print(f"{name}: {what}\n{outcome}", file=sys.stderr, flush=True)
         result["tried"] += len(tried)
-        for spoilt in folder.glob("spoilt_*"):
-            shutil.rmtree(spoilt)
+        for damaged in folder.glob("damaged_*"):
+            shutil.rmtree(damaged)
     return result
 
 

@@ -1,7 +1,7 @@
-"""Kills: a job that is killed again and again ends with the very files of one that never was.
+"""Kills: a job that is killed many times must end with the same files as a job that was never killed.
 
-Half of the kills come at a random time; the others at a random file operation, just before it is done, since a moment
-between two of them is what the clock would seldom hit. A job runs in a fork, so a start costs no imports.
+Half of the kills come at a random time; the others just before a random file operation, since a random time seldom lies
+between two of them. A job runs in a fork, so that its start needs no imports.
 """
 
 import faulthandler
@@ -17,15 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file  # noqa: F401  imported here, not in every fork
 
 from envs.collect import collect
+from envs.record import dm_control_record
+from experiments.untrained import random_episodes
 from mpdiffuser.config import load
-from mpdiffuser.episodes import Episodes
-from mpdiffuser.training import Clock, train_pipeline
+from mpdiffuser.launch import Clock
+from mpdiffuser.training import train_pipeline
 from vision.data import cached_features
 from vision.encoder import IdentityEncoder, PixelEncoder
 
@@ -36,49 +37,33 @@ TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("wi
 PARTS = ("planner", "dynamics", "ranker", "cloning")
 
 
-def episodes_of(count: int = 6, steps: int = 20, frame_size: int = 0) -> Episodes:
-    """Episodes of random numbers, the same each time."""
-    random_numbers, rows = np.random.default_rng(0), count * (steps + 1)
-    offsets = np.arange(count + 1) * (steps + 1)
-    ends = np.zeros(rows, bool)
-    ends[offsets[1:] - 2] = True
-    arrays = {
-        "observations": random_numbers.normal(size=(rows, 3)).astype(np.float32),
-        "actions": random_numbers.uniform(-1, 1, (rows, 2)).astype(np.float32),
-        "rewards": random_numbers.normal(size=rows).astype(np.float32),
-        "terminations": np.zeros(rows, bool),
-        "truncations": ends,
-    }
-    if frame_size:
-        arrays["frames"] = random_numbers.integers(0, 256, (rows, frame_size, frame_size, 3), np.uint8)
-    return Episodes(arrays, offsets)
-
-
 def training(folder: Path, steps: int = 40) -> None:
-    """All models of a pipeline, tiny, and the pipeline folder."""
+    """Trains tiny models of a pipeline, and saves the pipeline folder."""
     overrides = [f"train.{part}.{key}" for part in PARTS for key in (f"steps={steps}", "batch_size=8")]
     cfg = load("state", [*TINY, *overrides, f"output_dir={folder}"])
     encoder = IdentityEncoder(3, 2)
-    train_pipeline(cfg, episodes_of(), encoder, None, Accelerator(cpu=True), Clock(), {"task": "none", "data": "none"})
+    info = {"task": "none", "data": "none"}
+    train_pipeline(cfg, random_episodes(6, 20), encoder, None, Accelerator(cpu=True), Clock(), info)
 
 
 def features(folder: Path) -> None:
-    """The cache of a frozen backbone's features."""
+    """Computes the cache of a frozen backbone's features."""
     torch.manual_seed(0)
-    episodes = episodes_of(count=60, steps=69, frame_size=32)
+    episodes = random_episodes(60, 69, frame_size=32)
     cached_features(PixelEncoder(backbone="conv").eval(), episodes, folder, batch=8)
 
 
 def collection(folder: Path) -> None:
-    """A dataset from the simulator: three batches of short episodes."""
-    collect(quality="random", episodes=40, data_root=folder, size=16, time_limit=1.0, processes=1)
+    """Collects a dataset from the simulator: three batches of short episodes."""
+    task = {"name": "cartpole_swingup", "action_repeat": 4, "size": 16, "camera": 1}
+    collect(dm_control_record(task, "fast", time_limit=1.0), "random", 40, 0, folder, processes=1)
 
 
 JOBS: dict[str, Job] = {"training": training, "features": features, "collection": collection}
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file of a folder, with its checksum; logs without the times in them."""
+    """Files of a folder and their checksums; logs count without their times."""
     found = {}
     for file in sorted(folder.rglob("*")):
         if not file.is_file() or file.name.endswith(".lock"):
@@ -92,14 +77,17 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def begin(job: Job, folder: Path, operation: int | None = None) -> int:
-    """Fork a process that does the job, and kills itself just before its file operation of this number; its id.
+    """Fork a process that does the job and kills itself just before its file operation of this number.
 
-    What it prints, and where it was if it crashes, goes into <folder>.log.
+    Its output, and the traceback of a crash, go into <folder>.log.
+
+    Returns:
+        The process's id.
     """
     child = os.fork()
     if child:
         return child
-    gc.freeze()  # the parent's garbage, OpenGL contexts in it, can hang or crash a process that did not make them
+    gc.freeze()  # collecting the parent's garbage, such as OpenGL contexts, can hang or crash this process
     log = os.open(_log(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -126,8 +114,8 @@ def _log(folder: Path) -> Path:
     return folder.with_name(folder.name + ".log")
 
 
-def _said(folder: Path) -> str:
-    """The end of what a job in this folder printed."""
+def _output(folder: Path) -> str:
+    """The end of the output of a job in this folder."""
     return _log(folder).read_text(errors="replace")[-4000:]
 
 
@@ -139,14 +127,20 @@ def finish(job: Job, folder: Path) -> None:
     """
     status = os.waitstatus_to_exitcode(os.waitpid(begin(job, folder), 0)[1])
     if status:
-        raise RuntimeError(f"{job.__name__} in {folder} ended with status {status}: {_said(folder)}")
+        raise RuntimeError(f"{job.__name__} in {folder} ended with status {status}: {_output(folder)}")
 
 
 def drill(job: Job, folder: Path, kills: int, seed: int = 0, operations: int = 60) -> dict[str, Any]:
-    """Do a job twice, once without a kill and once with so many; what happened, and where the files differ.
+    """Do a job without a kill, and again with `kills` kills.
 
     Args:
-        operations: kills at a file operation come at one of the first so many after a start.
+        operations: a kill at a file operation comes at one of the first `operations` after a start.
+
+    Returns:
+        The kills of each kind, and how often the job ended.
+
+    Raises:
+        RuntimeError: if the files differ, or a job fails.
     """
     moments = random.Random(seed)
     began = time.perf_counter()
@@ -164,9 +158,9 @@ def drill(job: Job, folder: Path, kills: int, seed: int = 0, operations: int = 6
         if status == -signal.SIGKILL:
             killed[kind] += 1
         elif status:
-            said = _said(folder / "killed")
-            raise RuntimeError(f"{job.__name__}: after {killed} kills it ended with status {status}: {said}")
-        else:  # it came to its end: begin anew elsewhere, so that kills still find something to stop
+            output = _output(folder / "killed")
+            raise RuntimeError(f"{job.__name__}: after {killed} kills it ended with status {status}: {output}")
+        else:  # it ended before its kill: begin again in an empty folder
             _check(folder)
             (folder / "killed").rename(folder / f"killed_{runs}")
     finish(job, folder / "killed")

@@ -1,4 +1,4 @@
-"""Small datasets of every kind that is read, each laid out exactly as it is published."""
+"""Small datasets of every kind that the readers know, each in the layout of the published files."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def _random() -> np.random.Generator:
 
 
 def transitions(rows: int = 12) -> dict[str, np.ndarray]:
-    """A row a transition, as D4RL and DSRL have it; an episode terminates, one times out."""
+    """One row for each transition, as in D4RL and DSRL; one episode terminates, one times out."""
     random = _random()
     arrays: dict[str, np.ndarray] = {
         key: random.normal(size=(rows, 3)).astype(np.float32) for key in ("observations", "next_observations")
@@ -33,7 +33,7 @@ def transitions(rows: int = 12) -> dict[str, np.ndarray]:
 
 
 def flat_hdf5(folder: Path) -> None:
-    """D4RL: with compressed arrays, infos and metadata."""
+    """A file of D4RL with compressed arrays, infos and metadata."""
     with h5py.File(folder / "some.hdf5", "w") as data:
         for key, array in transitions().items():
             data.create_dataset(key, data=array, compression="gzip" if key != "rewards" else None)
@@ -41,7 +41,7 @@ def flat_hdf5(folder: Path) -> None:
 
 
 def flat_npz(folder: Path) -> None:
-    """One's own recording, under Gymnasium's names, with pictures."""
+    """A user's own recording with Gymnasium's names and with pictures."""
     arrays = transitions()
     arrays["terminations"], arrays["truncations"] = arrays.pop("terminals"), arrays.pop("timeouts")
     arrays |= {key: _random().integers(0, 256, (12, 6, 5, 3), np.uint8) for key in ("frames", "next_frames")}
@@ -49,7 +49,7 @@ def flat_npz(folder: Path) -> None:
 
 
 def vd4rl_npz(folder: Path) -> None:
-    """V-D4RL, 64px: an episode a file."""
+    """V-D4RL, 64px: one file for each episode."""
     for number, rows in enumerate(LENGTHS):
         place = np.arange(rows)
         np.savez_compressed(
@@ -65,7 +65,7 @@ def vd4rl_npz(folder: Path) -> None:
 
 
 def vd4rl_hdf5(folder: Path) -> None:
-    """V-D4RL, 84px: episode after episode."""
+    """V-D4RL, 84px: all episodes in one file."""
     rows = sum(LENGTHS)
     with h5py.File(folder / "shard.hdf5", "w") as data:
         data["observation"] = _random().integers(0, 256, (rows, 3, 8, 8), np.uint8)
@@ -116,7 +116,7 @@ def lerobot(folder: Path) -> None:
 
 
 def minari(folder: Path, size: int = 40) -> None:
-    """Minari's: a Dict with pictures, which it keeps as JPEG, and infos."""
+    """A dataset of Minari: observations in a Dict with pictures, which Minari keeps as JPEG, and infos."""
     import minari as library
     from gymnasium import spaces
 
@@ -139,7 +139,7 @@ def minari(folder: Path, size: int = 40) -> None:
         for rows in LENGTHS
     ]
     with patch.dict(os.environ, MINARI_DATASETS_PATH=str(folder)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on authors and links that were not given
+        warnings.simplefilter("ignore")  # it warns of missing authors and links
         library.create_dataset_from_buffers(
             "toy-v0", buffers, observation_space=spaces.Dict(views), action_space=spaces.Box(-9, 9, (3,))
         )

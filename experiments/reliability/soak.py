@@ -1,9 +1,12 @@
-"""Soak: a controller that runs for long, with batches of changing size, resets at random times and now and then
-observations that are not finite; its memory, file descriptors and processor time a decision must not grow."""
+"""Soak: a controller runs for long. Its memory, file descriptors and processor time a decision must not grow.
+
+The size of the batches changes, resets come at random times, and one state in a hundred is not finite.
+"""
 
 import resource
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +14,18 @@ import numpy as np
 import psutil
 import torch
 
-from experiments.reliability.fuzz import small_pipeline
+from experiments.untrained import small_pipeline
 from mpdiffuser.controller import Controller
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import SamplerConfig
 
 MANY = 1000  # environments of the one large batch
 BATCHES = (1, 4, 16, 64)
 EVERY = 10.0  # seconds between two measurements
-WARM_UP = 0.2  # share of the time that is left out: pools and caches fill
+WARM_UP = 0.2  # share of the time before the first measurement: pools and caches fill
 
 
 def observations(record: dict[str, Any], batch: int, random: np.random.Generator) -> np.ndarray:
-    """(batch, ...) as the record says; one in a hundred states is not finite."""
+    """Random observations (batch, ...) of the record's shape and type; one in a hundred states is not finite."""
     shape = (batch, *record["shape"])
     if record["dtype"] == "uint8":
         return random.integers(0, 256, shape, np.uint8)
@@ -39,7 +41,7 @@ def check(actions: np.ndarray, batch: int) -> None:
 
 
 def many(controller: Controller, record: dict[str, Any]) -> dict[str, float]:
-    """What one decision for MANY environments takes: seconds, and the memory at its peak beyond what was in use."""
+    """One decision for MANY environments: its seconds, and how much its peak memory exceeds the memory before."""
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
     controller.reset(range(MANY))
     check(controller.act(observations(record, MANY, np.random.default_rng(0))), MANY)
@@ -48,23 +50,19 @@ def many(controller: Controller, record: dict[str, Any]) -> dict[str, float]:
 
 
 def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: int = 0) -> dict[str, Any]:
-    """Drive a controller for so long.
+    """Run a controller for `minutes`.
 
     Args:
         folder: of a pipeline; None: a small untrained one on states.
         every: seconds between two measurements.
 
     Returns:
-        what was done, and how memory, descriptors and time changed from the first half to the second.
+        Counts, and the medians of memory, descriptors and time in the first and the second half.
     """
-    if folder:
-        import vision  # noqa: F401  the classes that the folder may name
-
-        pipeline = MPDiffuserPipeline.from_pretrained(Path(folder))
-    else:
-        pipeline = small_pipeline()
+    pipeline = MPDiffuserPipeline.from_pretrained(Path(folder)) if folder else small_pipeline()
     record = pipeline.config["info"].get("observation") or {"shape": [64, 64, 3], "dtype": "uint8"}
-    controller = Controller(pipeline, SamplerConfig(steps=4, candidates=4, warm_start=2))
+    config = pipeline.sampler_defaults
+    controller = Controller(pipeline, replace(config, warm_start=config.steps // 2))
     random, process = np.random.default_rng(seed), psutil.Process()
     totals = {"decisions": 0, "environment decisions": 0, "resets": 0, "fallbacks": 0}
     samples: list[tuple[int, int, float]] = []
@@ -86,8 +84,8 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
 
 
 def _decision_ms(controller: Controller, record: dict[str, Any], repeats: int = 20) -> float:
-    """Milliseconds of processor time that a decision for 4 environments takes, the median: clocks on the wall would
-    tell of other programs."""
+    """Median milliseconds of processor time of a decision for 4 environments; wall time would depend on other
+    programs."""
     controller.reset(range(4))
     times = []
     for step in range(repeats):

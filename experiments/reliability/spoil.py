@@ -1,4 +1,4 @@
-"""Spoiling a file or folder at random: its bytes, its structure, its place in the folder."""
+"""Random damage to a file or folder: to bytes, to structure, or to whole files."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ NPZ = ("remove", "rename", "pickle", "terabytes", "path", "order", "twice", "com
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -33,7 +33,7 @@ class Bomb:
 
 
 def spoil(folder: Path, chance: random.Random) -> str:
-    """Spoil one thing in a folder; says what."""
+    """Damage one thing in a folder; returns a description of the damage."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     file = chance.choice(files)
     how = chance.choice(["bytes", "bytes", "structure", "structure", "structure", "file"])
@@ -84,7 +84,7 @@ def _file(file: Path, chance: random.Random) -> str:
 
 
 def _tree(data: Any, chance: random.Random) -> str | None:
-    """Change one entry of nested lists and dictionaries; None: there is none."""
+    """Change one entry of nested lists and dictionaries; None if there is none."""
     places: list[tuple[Any, Any]] = []
 
     def walk(value: Any) -> None:
@@ -100,7 +100,7 @@ def _tree(data: Any, chance: random.Random) -> str | None:
     value = copy.deepcopy(chance.choice(STRANGE))
     if chance.random() < 0.2:
         del holder[key]
-        return f"{key} taken out"
+        return f"{key} removed"
     if isinstance(holder, dict) and chance.random() < 0.2:
         holder[str(value)[:50]] = holder.pop(key)
         return f"{key} called {str(value)[:50]}"
@@ -134,7 +134,7 @@ def _yaml(file: Path, chance: random.Random) -> str:
 
 
 def _array(array: np.ndarray, chance: random.Random) -> tuple[np.ndarray, str]:
-    """Another array in its place."""
+    """A damaged copy of an array, and the damage."""
     kind = chance.choice(["type", "shape", "value", "rows"])
     if kind == "type":
         dtype = chance.choice(TYPES)
@@ -179,7 +179,7 @@ def _npz(file: Path, chance: random.Random) -> str:
 
 
 def spoil_npz(file: Path, key: str, kind: str, chance: random.Random) -> str:
-    """Spoil an array of an npz file in one of the ways NPZ, or put another ("array") in its place."""
+    """Damage an array of an npz file in one of the ways NPZ, or replace it by a damaged copy ("array")."""
     with np.load(file) as data:
         arrays = dict(data)
     said = ""
@@ -197,7 +197,7 @@ def spoil_npz(file: Path, key: str, kind: str, chance: random.Random) -> str:
         (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA) if kind == "compression" else (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     )
     with zipfile.ZipFile(file, "w", chance.choice(ways)) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a name that is there twice
+        warnings.simplefilter("ignore")  # it warns of a name that occurs twice
         for name, array in [*arrays.items(), *([(key, arrays[key])] if kind == "twice" else [])]:
             with archive.open(f"{name}.npy", "w") as member:
                 if name == key and kind == "terabytes":
@@ -214,7 +214,7 @@ def spoil_npz(file: Path, key: str, kind: str, chance: random.Random) -> str:
 
 def _hdf5(file: Path, chance: random.Random) -> str:
     elsewhere = file.with_name("elsewhere.h5")
-    shutil.copy(file, elsewhere)  # what a link may lead to
+    shutil.copy(file, elsewhere)  # the target of links
     with h5py.File(file, "a") as data:
         names: list[str] = []
         data.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
@@ -231,13 +231,13 @@ def _hdf5(file: Path, chance: random.Random) -> str:
         kind = kind if kind != "array" else "remove"
         try:
             HDF5[kind](data, key, other, elsewhere)
-        except (TypeError, ValueError):  # there is no such thing of this type or shape, and now none at all
-            kind += ", which cannot be"
+        except (TypeError, ValueError):  # impossible for this type or shape; the dataset is removed by now
+            kind += ", impossible"
         return f"{key}: {kind}"
 
 
 def _remade(**options: Any) -> Callable[[h5py.File, str, str, Path], None]:
-    """Puts an empty dataset, of such options, in the place of one."""
+    """Replaces a dataset by an empty one with these options."""
 
     def make(data: h5py.File, key: str, other: str, elsewhere: Path) -> None:
         shape, dtype = data[key].shape, data[key].dtype

@@ -1,4 +1,7 @@
-"""All methods. Each is one class in one file of this folder (`mpdiffuser.methods.base`); a new file adds a method."""
+"""All methods. A method is one class in one file of this folder (`mpdiffuser.methods.base`).
+
+A new file adds a method.
+"""
 
 import importlib
 import pkgutil
@@ -8,7 +11,7 @@ from mpdiffuser.methods.base import Baseline, Method, Planning, Recipe, Setup, T
 
 
 def _found() -> dict[str, type[Method]]:
-    """Name -> class of all methods in this folder, in the order of tables."""
+    """Return name -> class of all methods in this folder, in the order of tables."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     classes = {
         each
@@ -19,14 +22,25 @@ def _found() -> dict[str, type[Method]]:
     return {each.name: each for each in sorted(classes, key=lambda each: (each.order, each.name))}
 
 
+TAKEN = ("encoder", "decoder", "latents", "actions", "condition", "schedule")  # names of a pipeline's components
 METHODS = _found()
 
 
 def recipes_of(methods: Iterable[str], limits: Sequence[float] = ()) -> dict[str, Recipe]:
-    """Name -> recipe of all models that the methods need, MPDiffuser's first; others, such as random, need none."""
+    """Return name -> recipe of all models that the methods need, with MPDiffuser's models first.
+
+    Args:
+        methods: names of the methods.
+        limits: the cost limits of an episode that the methods get.
+    """
     wanted = set(methods)
     chosen = [method for name, method in reversed(METHODS.items()) if name in wanted]
-    return {recipe.name: recipe for method in chosen for recipe in method.recipes(limits)}
+    found: dict[str, Recipe] = {}
+    for recipe in (recipe for method in chosen for recipe in method.recipes(limits)):
+        other = found.setdefault(recipe.name, recipe)
+        if (other.kind, other.section) != (recipe.kind, recipe.section) or recipe.name in TAKEN:
+            raise AssertionError(f"{recipe.name}: another model has this name; choose another in its Recipe")
+    return found
 
 
 __all__ = ["METHODS", "Baseline", "Method", "Planning", "Recipe", "Setup", "TrainingData", "recipes_of"]

@@ -1,11 +1,11 @@
-"""What a method is: the models it trains, the settings it draws plans with, and the policy that acts.
+"""Base classes of methods. A method defines its models, its sampler settings and its policy.
 
 A method is one class in one file of this folder. Configuration, help, evaluation and report derive from the class.
 
     Method      any method
-    Planning    a method that draws plans with the pipeline's own models and the section `sampler`
-    Baseline    a method that draws plans with models of its own and the section `baselines.NAME`
-    Recipe      how one model is built, what it is trained on, and for how long
+    Planning    samples plans with the pipeline's models and the section `sampler`
+    Baseline    samples plans with its own models and the section `baselines.NAME`
+    Recipe      how to build and train one model
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,16 +31,16 @@ from mpdiffuser.windows import Windows, step_rows, to_go
 
 @dataclass
 class TrainingData:
-    """Latent episodes and what all recipes compute from them. Pairs are (training, held-out).
+    """Latent episodes and the data that all recipes compute from them. Pairs are (training, held-out).
 
     Args:
         settings: the options that a recipe may use (see `Recipe.settings`).
-        parts: episodes with `observations` = latents.
+        parts: training and held-out episodes; their `observations` are latents.
         latents, actions: normalisers, fitted to the training episodes.
         schedule: noise schedule of all diffusion models.
-        trained: models that are trained already, by name.
-        shared: results that a recipe leaves for later recipes, by name.
-        info: facts that recipes add to the pipeline's info.
+        trained: name -> trained model.
+        shared: name -> result of a recipe that later recipes use.
+        info: entries that recipes add to the pipeline's info.
     """
 
     settings: Mapping[str, Any]
@@ -60,39 +60,39 @@ class TrainingData:
         self.logged_condition = self.condition_of(self.logged_targets)
 
     def limited_to(self, settings: Mapping[str, Any]) -> "TrainingData":
-        """The same data for a recipe that may use `settings` alone."""
+        """Return the same data for a recipe that may use only `settings`."""
         limited = copy(self)
         limited.settings = settings
         return limited
 
     @property
     def dims(self) -> dict[str, int]:
-        """latent_dim and action_dim, as the models' constructors take them."""
+        """The arguments `latent_dim` and `action_dim` of the models' constructors."""
         return {"latent_dim": self.latents.config["dim"], "action_dim": self.actions.config["dim"]}
 
     @property
     def target_dim(self) -> int:
-        """Number of targets: 1, or 2 where the data have costs."""
+        """Number of targets: 1, or 2 if the data have costs."""
         return self.logged_targets[0].shape[1]
 
     def condition_of(self, targets: Sequence[np.ndarray]) -> Marginals:
-        """Marginals fitted to the training part of targets (M, c)."""
+        """Fit marginals to the training part of targets (M, c)."""
         return Marginals(targets[0].shape[1]).fit(targets[0][step_rows(self.parts[0])])
 
     def windows(
         self, part: int, targets: np.ndarray, condition: Marginals, weights: np.ndarray | None = None
     ) -> Windows:
-        """Windows of one part with targets (M, c), seen in proportion to weights (M,)."""
+        """Return the windows of one part with targets (M, c) and weights (M,) (see `Windows`)."""
         horizon = self.settings["horizon"]
         return Windows(self.parts[part], targets, horizon, self.latents, self.actions, condition, weights)
 
     def logged_windows(self, part: int) -> Windows:
-        """Windows of one part, all alike, with the logged return_to_go and cost_to_go as targets."""
+        """Return the windows of one part with equal weights and the logged return_to_go and cost_to_go as targets."""
         return self.windows(part, self.logged_targets[part], self.logged_condition)
 
 
 def joined_targets(returns: np.ndarray, costs: np.ndarray | None) -> np.ndarray:
-    """Targets (M, c) of the planner: return_to_go (M,), and where there are costs cost_to_go (M,)."""
+    """Join return_to_go (M,) and, if the data have costs, cost_to_go (M,) to the planner's targets (M, c)."""
     return np.stack([returns] if costs is None else [returns, costs], -1)
 
 
@@ -104,17 +104,17 @@ class Recipe:
     """How one model is built and trained.
 
     Args:
-        name: of the model: its folder in the run and in the pipeline folder.
-        kind: its class.
-        build: makes the untrained model.
-        train: defaults of the section `train.NAME` (`TrainConfig`); None: the model is complete when it is built.
-        examples: training data of part 0 and held-out data of part 1.
-        after: names of the models that must be trained before.
+        name: name of the model and of its folder in the run and in the pipeline folder.
+        kind: class of the model.
+        build: returns the untrained model.
+        train: defaults of the section `train.NAME` (`TrainConfig`); None: the model needs no training after `build`.
+        examples: returns the training data (part 0) or the held-out data (part 1).
+        after: names of the models that must be trained before this one.
         sections: names of the configuration's sections that the recipe uses.
         section: name of the section `train.SECTION`; None: the model's name.
-        options: gives further settings from the whole configuration, where a section holds more than the model uses.
-        own_seed: whether the model's first weights depend on the seed alone, not on the models built before.
-        fit_with: replaces the plain training; called with (fit, model, data).
+        options: returns further settings from the whole configuration, for a model that uses only a part of a section.
+        own_seed: whether the model's initial weights depend only on the seed, not on models built before.
+        fit_with: replaces the standard training; called with (fit, model, data).
     """
 
     name: str
@@ -130,9 +130,13 @@ class Recipe:
     fit_with: Callable[[Fit, Any, TrainingData], Any] | None = None
 
     def settings(self, cfg: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-        """All options that the model can depend on: the common ones and those of its sections.
+        """Return all options that the model can depend on: the common options and those of its sections.
 
-        The recipe's functions see no other options, so these identify the model (see `mpdiffuser.training`).
+        The recipe's functions get only these options, so they identify the model (see `mpdiffuser.training`).
+
+        Args:
+            cfg: the whole configuration.
+            common: options of all models (`mpdiffuser.training.common_options`).
         """
         more = self.options(cfg) if self.options else {}
         return {**common, **{name: self._section(cfg, name) for name in self.sections}, **more}
@@ -143,7 +147,7 @@ class Recipe:
         return cfg
 
     def fit(self, fit: Fit, model: Any, data: TrainingData) -> Any:
-        """Train the model that `build` made."""
+        """Train a model from `build` and return it."""
         if self.train is None:
             return model
         if self.fit_with is not None:
@@ -153,13 +157,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method's policy is made from.
+    """The arguments of `Method.policy`.
 
     Args:
-        pipeline: loaded; folder: where it lies, with the other methods' models.
-        sampler: settings of the section `sampler`; section: of `baselines.NAME`.
-        limit: on an episode's cost; None: none. safety_probability: of an episode within it.
-        expert: the data's expert, states (B, o) -> actions (B, m); None: there is none.
+        pipeline: the loaded pipeline.
+        folder: its folder, which also has the models of other methods.
+        sampler: settings of the section `sampler`.
+        section: settings of the section `baselines.NAME`.
+        limit: limit on the cost of an episode; None: no limit.
+        safety_probability: target probability that an episode stays within the limit.
+        expert: the data's expert, states (B, o) -> actions (B, m); None: the data have no expert.
     """
 
     pipeline: MPDiffuserPipeline
@@ -171,12 +178,18 @@ class Setup:
     expert: Callable[[np.ndarray], np.ndarray] | None = None
 
     def model(self, name: str, kind: type[Any]) -> Any:
-        """A model of the folder, on the pipeline's device.
+        """Load a model of the folder, on the pipeline's device.
+
+        Args:
+            name: name of the model.
+            kind: class of the model.
 
         Raises:
-            InputError: unless the folder holds it and it fits the pipeline.
+            InputError: unless the folder has the model and its dimensions are those of the pipeline.
         """
         dims = {"latent_dim": self.pipeline.latents.config["dim"], "action_dim": self.pipeline.actions.config["dim"]}
+        if self.pipeline.planner is not None:  # a run has one horizon and one set of targets
+            dims |= {key: self.pipeline.planner.config[key] for key in ("horizon", "condition_dim")}
         return load_model(self.folder / name, kind, dims).to(self.pipeline.device)
 
 
@@ -184,17 +197,19 @@ class Method:
     """A method. A subclass sets the attributes and defines `policy`.
 
     Attributes:
-        name: in the configuration, metrics and folders.
-        label: in tables and reports. color: of the label, in light and in dark pages.
+        name: name in the configuration, in metrics and in folders.
+        label: name in tables and reports.
+        color: hex colours of the label, on light and on dark pages.
         summary: one sentence, for help and glossary.
-        order: place in tables, small first.
-        models: recipes of all models that must be trained.
-        settings: defaults of the section `baselines.NAME`, where the method has one.
-        sees_states: whether it observes true states, also where others observe pixels.
-        plans_states: whether its plans hold states, which evaluation compares with the simulator.
-        takes_limits: whether it can be given a limit on costs.
-        needs_expert: whether it exists only where the data's expert does.
-        evaluated_with: other methods that `method=NAME` trains and evaluates too; their folder has no suffix.
+        order: position in tables, ascending.
+        models: recipes of all models that the method needs.
+        settings: defaults of the section `baselines.NAME`; empty: the method has no section.
+        sees_states: whether the policy gets true states, also if other methods get pixels.
+        plans_states: whether plans have states, which evaluation compares with the simulator.
+        takes_limits: whether the policy supports a limit on costs.
+        needs_expert: whether the method needs the data's expert.
+        evaluated_with: other methods that `method=NAME` also trains and evaluates. If there are any, the run's folder
+            has no suffix.
     """
 
     name: ClassVar[str]
@@ -212,12 +227,12 @@ class Method:
 
     @classmethod
     def recipes(cls, limits: Sequence[float] = ()) -> tuple[Recipe, ...]:
-        """Recipes of the method's models, for data whose episodes have these cost limits."""
+        """Return the recipes of the method's models, for these cost limits of an episode."""
         return cls.models
 
     @classmethod
     def sampler_config(cls, section: Mapping[str, Any]) -> SamplerConfig | None:
-        """How the method draws plans with its section `baselines.NAME`; None if that section says nothing of it.
+        """Return the sampler settings from the section `baselines.NAME`; None if the section has no such settings.
 
         Raises:
             InputError: for a value that is not allowed, with the option's full name.
@@ -226,23 +241,24 @@ class Method:
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
-        """The policy that acts."""
+        """Return a new policy of the method."""
         raise AssertionError(f"{cls.__name__} defines no policy")
 
 
 class Planning(Method):
-    """Draws plans with the pipeline's own models."""
+    """A method that samples plans with the pipeline's models."""
 
     plans_states = True
     takes_limits = True
 
     @classmethod
     def prepare(cls, setup: Setup) -> tuple[MPDiffuserPipeline, SamplerConfig]:
-        """The pipeline and the settings to draw with."""
+        """Return the pipeline and the sampler settings of the method."""
         return setup.pipeline, setup.sampler
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
+        """Return a controller, with a cost budget if the setup has a limit."""
         info = setup.pipeline.config["info"]
         budget = None
         if setup.limit is not None:
@@ -252,14 +268,14 @@ class Planning(Method):
 
 
 class Baseline(Method, MPDiffuserPipeline):
-    """A pipeline whose planner, dynamics model and ranker are another method's.
+    """A pipeline with the planner, dynamics model and ranker of another method.
 
     It shares the encoder, normalisers, schedule, solvers, controller and evaluation with MPDiffuser.
 
     Attributes:
-        roles: what serves as planner, dynamics, ranker and condition -> a recipe's name. A role of any other name is a
-            further model of the sampler.
-        fixed: settings of the sampler that belong to the method.
+        roles: role -> name of a recipe. The roles planner, dynamics, ranker and condition are components of the
+            pipeline. Any other role is a further model of the sampler.
+        fixed: sampler settings that the method defines and the user cannot change.
     """
 
     roles: ClassVar[Mapping[str, str]] = {}
@@ -268,19 +284,25 @@ class Baseline(Method, MPDiffuserPipeline):
 
     @classmethod
     def sampler_config(cls, section: Mapping[str, Any]) -> SamplerConfig:
+        """Return the settings of the section `baselines.NAME` with the fixed ones.
+
+        Raises:
+            InputError: for a value that is not allowed, with the option's full name.
+        """
         try:
-            # the papers follow the candidate of the best score
+            # the papers choose the candidate with the best score
             return SamplerConfig(**{**section, "rank_temperature": 0.0, **cls.fixed})
         except InputError as error:
             raise InputError(str(error).replace("sampler.", f"baselines.{cls.name}.")) from error
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
+        """Return a controller with the method's models."""
         return Controller(cls.load(setup), cls.sampler_config(setup.section))
 
     @classmethod
     def load(cls, setup: Setup) -> Self:
-        """The method, with its own models from the folder and the shared parts of the pipeline."""
+        """Load the method's models from the folder, and join them with the shared components of the pipeline."""
         kinds = {recipe.name: recipe.kind for recipe in cls.models}
         models = {role: setup.model(name, kinds[name]) for role, name in cls.roles.items()}
         slots = {role: models.pop(role, None) for role in ("condition", "planner", "dynamics", "ranker")}
@@ -292,14 +314,14 @@ class Baseline(Method, MPDiffuserPipeline):
     own_models: dict[str, Any]
 
     def other_models(self) -> dict[str, Any]:
-        """Further models that the sampler draws with."""
+        """Return the further models of the sampler, by name."""
         return self.own_models
 
     def affordable(self, latents: torch.Tensor, allowance: Allowance | None) -> None:
-        """None: the papers of these methods have no costs.
+        """Return None, since the papers of these methods have no costs.
 
         Raises:
-            InputError: if there is a budget.
+            InputError: for an allowance.
         """
         if allowance is not None:
             raise InputError(f"budget: {self.label} keeps to none")
@@ -307,18 +329,18 @@ class Baseline(Method, MPDiffuserPipeline):
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Zeros (B, c): an unguided planner ignores the condition."""
+        """Return zeros (B, c), since an unguided planner ignores the condition."""
         return latents.new_zeros(len(latents), self.planner.config["condition_dim"])
 
     def scores(
         self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The ranker's scores (B N,); zeros for a method without a ranker."""
+        """Return the ranker's scores (B N,); zeros for a method without a ranker."""
         return states.new_zeros(len(states)) if self.ranker is None else super().scores(states, actions, cost_to_go)
 
 
-def drawing(**settings: Any) -> dict[str, Any]:
-    """Sampler settings of a baseline: these, and common defaults for the rest."""
+def sampler_section(**settings: Any) -> dict[str, Any]:
+    """Return the sampler settings of a baseline: `settings`, and common defaults for all other options."""
     common = {
         "steps": 8,
         "grid": "logsnr",

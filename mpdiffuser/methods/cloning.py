@@ -1,4 +1,4 @@
-"""Behaviour cloning: copies the data's actions."""
+"""Behaviour cloning: a network that imitates the actions in the data."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from mpdiffuser.windows import Steps
 
 
 class CloningPolicy(Model):
-    """A deterministic policy of latents, trained by mean squared error (the mean of a Gaussian policy).
+    """A deterministic policy on latents, trained with the mean squared error (the mean of a Gaussian policy).
 
     Args:
         latent_dim, action_dim: d, m.
@@ -37,29 +37,30 @@ class CloningPolicy(Model):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Batch of decoded steps: latents (B, d), actions (B, m)."""
+        """Return the mean squared error of a batch of `Steps`: latents (B, d), actions (B, m)."""
         return {"loss": (self(batch["latents"]) - batch["actions"]).square().mean()}
 
 
 def build(data: TrainingData) -> CloningPolicy:
+    """Build an untrained policy with fitted normalisers."""
     policy = CloningPolicy(**data.dims)
     policy.latents.fit(data.parts[0]["observations"])
     return policy
 
 
 def steps(episodes: Episodes) -> Steps:
-    """All steps; the returns play no part."""
+    """Return all steps of the episodes. Their returns are zeros, since cloning does not use them."""
     return Steps(episodes, np.zeros(len(episodes["rewards"]), np.float32))
 
 
 def within_limit(parts: Sequence[Episodes], limit: float) -> list[Episodes]:
-    """The episodes of each part that cost at most `limit`, or the cheapest where there are none."""
+    """Return the episodes of each part that cost at most `limit`; if there are none, the cheapest episodes."""
     totals = [np.add.reduceat(np.asarray(part["costs"], np.float64), part.offsets[:-1]) for part in parts]
     return [part.select(np.flatnonzero(cost <= max(limit, cost.min()))) for part, cost in zip(parts, totals)]
 
 
 def recipe(limit: float | None = None) -> Recipe:
-    """How to clone all episodes, or those within a limit on costs."""
+    """Return the recipe of a policy that imitates all episodes, or the episodes within a limit on costs."""
     name = "cloning" if limit is None else f"cloning_within_{limit:g}"
 
     def fit_within(fit: Fit, policy: CloningPolicy, data: TrainingData) -> CloningPolicy:
@@ -71,7 +72,7 @@ def recipe(limit: float | None = None) -> Recipe:
 
 
 class Cloning(Method):
-    """A perceptron that imitates. Given a limit on costs, it imitates the episodes within that limit."""
+    """Behaviour cloning with a perceptron. With a limit on costs, it imitates only the episodes within the limit."""
 
     name = "cloning"
     label = "behaviour cloning"
@@ -83,9 +84,11 @@ class Cloning(Method):
 
     @classmethod
     def recipes(cls, limits: Sequence[float] = ()) -> tuple[Recipe, ...]:
+        """Return one recipe for all episodes, and one for each cost limit."""
         return (*cls.models, *map(recipe, limits))
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
+        """Return the policy of the setup's cost limit."""
         network = setup.model(recipe(setup.limit).name, CloningPolicy)
         return NetworkPolicy(setup.pipeline.encoder, network)

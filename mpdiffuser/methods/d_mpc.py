@@ -1,11 +1,11 @@
-"""Diffusion MPC (Zhou et al. 2024): action proposals, then the states that they lead to, then a ranking."""
+"""Diffusion MPC (Zhou et al. 2024): it samples action proposals, then the states that follow, then ranks them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
 from mpdiffuser.methods.diffusion_policy import ACTION_PLANNER
 from mpdiffuser.models.denoisers import Dynamics
 from mpdiffuser.models.ranker import Ranker
@@ -15,13 +15,13 @@ from mpdiffuser.windows import Steps, step_rows
 
 
 class CleanDynamics(Dynamics):
-    """A dynamics model that is given actions without noise. Arguments and errors as `Dynamics`."""
+    """A dynamics model that gets actions without noise. Arguments and errors as `Dynamics`."""
 
     noisy_actions = False
 
 
 class ProposalSampler(Sampler):
-    """Draws actions, then all states at once from the dynamics model, which is given these actions without noise."""
+    """Samples actions, then all states with the dynamics model, which gets these actions without noise."""
 
     def resample_states(
         self,
@@ -30,12 +30,14 @@ class ProposalSampler(Sampler):
         noise: Callable[[], torch.Tensor],
         fix: Callable[..., torch.Tensor],
     ) -> torch.Tensor:
+        """Sample the states of x (B, H, d + m) from noise at all levels, given the actions of x: like x."""
         actions = x[..., self.planner.config["latent_dim"] :]
-        # all levels, also after a warm start: the proposals hold no states to start from
+        # all levels, also after a warm start, since the proposals have no states to start from
         return super().resample_states(x, self.moves, noise, partial(fix, committed=actions))
 
 
 def build_critic(data: TrainingData) -> Ranker:
+    """Build an untrained critic of the logged returns, with fitted normalisers."""
     discount, sizes = data.settings["discount"], {**data.settings["ranker"], "optimism": 0.5}
     critic, rows = Ranker(**data.dims, discount=discount, **sizes), step_rows(data.parts[0])
     critic.latents.fit(data.parts[0]["observations"])
@@ -55,7 +57,7 @@ CRITIC = Recipe(
 
 
 class DMPC(Baseline):
-    """Sample, score, rank."""
+    """Diffusion MPC: an action planner proposes candidates, a dynamics model samples their states, a critic ranks."""
 
     name = "d_mpc"
     label = "D-MPC"
@@ -75,5 +77,5 @@ class DMPC(Baseline):
     )
     roles = {"planner": "action_planner", "dynamics": "clean_dynamics", "ranker": "critic"}  # noqa: RUF012
     fixed = {"composition": "sequential", "guidance": 0.0}  # noqa: RUF012
-    settings = drawing(candidates=16)
+    settings = sampler_section(candidates=16)
     sampler_class = ProposalSampler

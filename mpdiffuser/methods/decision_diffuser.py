@@ -1,9 +1,9 @@
-"""Decision Diffuser (Ajay et al. 2023): plans of the states alone, with the actions from inverse dynamics."""
+"""Decision Diffuser (Ajay et al. 2023): it plans only states; an inverse dynamics model gives the actions."""
 
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from mpdiffuser.methods.base import Baseline, Recipe, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, sampler_section
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.denoisers import Planner, weighted_error
@@ -14,15 +14,16 @@ from mpdiffuser.schedule import NoiseSchedule
 
 
 class StatePlanner(Planner):
-    """A planner of the states alone. Arguments and errors as `Planner`."""
+    """A planner that samples only states. Arguments and errors as `Planner`."""
 
     @staticmethod
     def columns(latent_dim: int) -> slice:
+        """Return the columns of the states."""
         return slice(0, latent_dim)
 
 
 class InverseDynamics(Model):
-    """The normalised action between two normalised latents (section 3.2 of the paper).
+    """Estimates the normalised action between two normalised latents (section 3.2 of the paper).
 
     Args:
         latent_dim, action_dim: d, m.
@@ -41,16 +42,17 @@ class InverseDynamics(Model):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Squared error of a batch of `Windows`."""
+        """Return the weighted squared error of a batch of `Windows`."""
         actions = batch["actions"][:, :-1]
         weight = batch["action_mask"][:, :-1, None].expand_as(actions)
         return {"loss": weighted_error(self(batch["latents"]), actions, weight)}
 
 
 class StateSampler(Sampler):
-    """Draws states. Inverse dynamics gives the action from each state to the next; the last action is repeated."""
+    """Samples states. The inverse dynamics model gives the action from each state to the next."""
 
     def complete(self, x: torch.Tensor) -> torch.Tensor:
+        """Fill the actions of x (B, H, d + m); the last action is repeated."""
         inverse = self.others["inverse"]
         d = inverse.config["latent_dim"]  # type: ignore[index]
         actions = inverse(x[..., :d]).clamp(self.low[d:], self.high[d:])
@@ -74,7 +76,7 @@ LOGGED_RETURNS = Recipe("logged_returns", Marginals, lambda data: data.logged_co
 
 
 class DecisionDiffuser(Baseline):
-    """Classifier-free guidance towards a high return, the same in every state."""
+    """Plans states with classifier-free guidance. The target is the same high return in every state."""
 
     name = "decision_diffuser"
     label = "Decision Diffuser"
@@ -84,15 +86,18 @@ class DecisionDiffuser(Baseline):
     models = (STATE_PLANNER, INVERSE, LOGGED_RETURNS)
     roles = {"condition": "logged_returns", "planner": "state_planner", "inverse": "inverse"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012
-    # target: the return to ask for, from the data's least (0) to its largest (1); the paper scales the variance by 0.5
-    settings = drawing(guidance=1.2, guidance_interval=[0.0, 1.0], target=0.9, temperature=0.7)
+    # target: a return from the lowest (0) to the highest (1) of the data; the paper scales the noise's variance by 0.5
+    settings = sampler_section(guidance=1.2, guidance_interval=[0.0, 1.0], target=0.9, temperature=0.7)
     sampler_class = StateSampler
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The condition (B, c): the return at `level` between the data's least and largest return, and the least
-        cost_to_go where the data have costs."""
+        """Return the condition (B, c) for latents (B, d).
+
+        The target return is at `level` between the lowest and the highest return of the data. If the data have costs,
+        the target cost_to_go is the lowest of the data.
+        """
         low, high = (self.condition.denormalize(bound) for bound in self.condition.bounds())
         target = low.expand(len(latents), -1).clone()
         target[:, 0] += level * (high[0] - low[0])

@@ -1,4 +1,4 @@
-"""Diffuser (Janner et al. 2022): trajectories from an unconditional model, guided by the gradient of a return."""
+"""Diffuser (Janner et al. 2022): an unconditional model of trajectories, guided by the gradient of a return model."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.denoisers import Planner, hold, levels_and_noise
@@ -18,7 +18,7 @@ from mpdiffuser.schedule import NoiseSchedule
 class ReturnModel(Model):
     """J(x_t, t): predicts the normalised return_to_go from a noisy trajectory (section 3.2 of the paper).
 
-    The contracting half of the planner's U-Net, then a linear layer.
+    The network is the contracting half of the planner's U-Net and a linear layer.
 
     Args:
         latent_dim, action_dim, horizon: d, m, H.
@@ -50,33 +50,34 @@ class ReturnModel(Model):
         self.leave = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * left, 1))
 
     def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,) -> (B,)."""
+        """Noisy x (B, H, d + m), levels (B,) -> normalised return_to_go (B,)."""
         embedding, hidden = self.level(levels), self.enter(x.transpose(1, 2))
         for block, shrink in zip(self.blocks, [*self.shrink, nn.Identity()]):
             hidden = shrink(block(hidden, block.film(embedding)))  # type: ignore[operator]
         return self.leave(hidden)[:, 0]
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
+        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m)."""
         return levels_and_noise(self.config, batch, schedule, generator)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Squared error of the return of a batch of `Windows`, noised."""
+        """Return the squared error of the return for a batch of `Windows` with noise."""
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
         noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), batch["latents"][:, 0])
         return {"loss": (self(noisy, random["levels"]) - batch["condition"][:, 0]).square().mean()}
 
 
 class GuidedSampler(Sampler):
-    """Draws from p(x) exp(g J(x)): at each level D = D_p + g sigma^2 / alpha grad J(x_t, t).
+    """Samples from p(x) exp(g J(x)): at each level D = D_p + g sigma^2 / alpha grad J(x_t, t).
 
-    This is Tweedie's formula for the score of the tilted density, grad log p_t + g grad J (Dhariwal and Nichol 2021,
-    algorithm 2), which any solver can use. Diffuser adds g Sigma grad J to the posterior mean: the same to first order.
+    This is Tweedie's formula for the score grad log p_t + g grad J (Dhariwal and Nichol 2021, algorithm 2). Any solver
+    can use it. Diffuser adds g Sigma grad J to the posterior mean, which is equal to first order.
     """
 
     def planner_x0(self, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
+        """Estimate the guided D of x (B, H, d + m), clamped to the data's range: like x."""
         clean = self.guided(x, level, condition, 0.0)
         sigma, (low, high) = float(self.schedule.sigmas[level]), self.config.guidance_interval
         if not self.config.guidance or not low <= sigma <= high:
@@ -90,12 +91,13 @@ class GuidedSampler(Sampler):
 
 
 def build_return_model(data: TrainingData) -> ReturnModel:
+    """Build an untrained return model with the planner's sizes."""
     sizes = {key: data.settings["planner"][key] for key in ("width", "multipliers", "embedding")}
     return ReturnModel(**data.dims, horizon=data.settings["horizon"], **sizes)
 
 
 class Diffuser(Baseline):
-    """Plans states and actions together; the candidate of the largest J wins."""
+    """Plans states and actions together. The candidate with the largest J is chosen."""
 
     name = "diffuser"
     label = "Diffuser"
@@ -120,13 +122,14 @@ class Diffuser(Baseline):
     )
     roles = {"planner": "trajectory_planner", "return_model": "return_model"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012
-    # guidance: g, with J in standard deviations of the data's returns; near pure noise (sigma_t above 0.99) its
-    # gradient is wrong
-    settings = drawing(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
+    # guidance: g, with J in standard deviations of the data's returns; its gradient is wrong near pure noise
+    # (sigma_t above 0.99)
+    settings = sampler_section(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
     sampler_class = GuidedSampler
 
     def scores(
         self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """Return J (B N,) of decoded states (B N, H, d) and actions (B N, H, m) without noise."""
         x = torch.cat([self.latents.normalize(states), self.actions.normalize(actions)], -1)
         return self.own_models["return_model"](x, torch.zeros(len(x), dtype=torch.long, device=x.device))

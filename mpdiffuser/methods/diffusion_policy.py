@@ -1,34 +1,36 @@
-"""Diffusion policy (Chi et al. 2023): diffusion of the action sequence, given the present state."""
+"""Diffusion policy (Chi et al. 2023): a diffusion model of the action sequence, given the present state."""
 
 import torch
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, drawing
+from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
 from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.sampler import Sampler
 
 
 class ActionPlanner(Planner):
-    """A planner of the actions alone. Arguments and errors as `Planner`."""
+    """A planner that samples only actions. Arguments and errors as `Planner`."""
 
     @staticmethod
     def columns(latent_dim: int) -> slice:
+        """Return the columns of the actions."""
         return slice(latent_dim, None)
 
 
 class ActionSampler(Sampler):
-    """Draws actions; the present state stands in for all planned states."""
+    """Samples actions. The present state replaces all planned states."""
 
     def complete(self, x: torch.Tensor) -> torch.Tensor:
+        """Set all states of x (B, H, d + m) to the present state."""
         d = self.planner.config["latent_dim"]
         return torch.cat([x[:, :1, :d].expand(-1, x.shape[1], -1), x[..., d:]], -1)
 
 
-# as in the papers (Janner et al. 2022, Ajay et al. 2023, Chi et al. 2023)
+# the settings in the papers (Janner et al. 2022, Ajay et al. 2023, Chi et al. 2023)
 PUBLISHED = {"dropout": 0.25, "first_action_weight": 10.0, "level_draws": 1}
 
 
 def planner_arguments(data: TrainingData, **changes: object) -> dict:
-    """Arguments of a baseline's planner: MPDiffuser's sizes, the papers' training, and these changes."""
+    """Return the arguments of a baseline's planner: MPDiffuser's sizes, the papers' settings, and these changes."""
     sizes = {**data.settings["planner"], **PUBLISHED, **changes}
     return {**data.dims, "horizon": data.settings["horizon"], "condition_dim": data.target_dim, **sizes}
 
@@ -43,7 +45,7 @@ ACTION_PLANNER = Recipe(
 
 
 class DiffusionPolicy(Baseline):
-    """Clones the data's action sequences."""
+    """Imitates the action sequences in the data."""
 
     name = "diffusion_policy"
     label = "diffusion policy"
@@ -54,6 +56,6 @@ class DiffusionPolicy(Baseline):
     order = 20
     models = (ACTION_PLANNER,)
     roles = {"planner": "action_planner"}  # noqa: RUF012
-    settings = drawing(chunk=8)
+    settings = sampler_section(chunk=8)
     sampler_class = ActionSampler
     plans_states = False

@@ -1,9 +1,9 @@
-"""One network pass in place of the alternating sampler: a student learns the plans that the sampler draws.
+"""Distillation: a student network samples plans in one pass instead of the alternating sampler.
 
-With a solver that draws no noise, a plan is a function of its initial noise, the present state and the target. The
-student, a copy of the planner, learns that function: all levels, both models and the guidance in one pass at the
-noisiest level (knowledge distillation: Luhman and Luhman 2021). Its candidates differ by their initial noise, as the
-teacher's do.
+The teacher is the alternating sampler. If its solver adds no noise, a plan is a function of its initial noise, the
+present state and the target. The student has the architecture and the initial weights of the planner. It learns this
+function, with all levels, both models and the guidance, in one pass at the noisiest level (knowledge distillation:
+Luhman and Luhman 2021). The candidates of student and teacher differ in their initial noise.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.models.denoisers import Planner, hold, weighted_error
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import TEMPERATURE, Sampler, SamplerConfig
-from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.schedule import NoiseSchedule, moves
 
-# the settings that a plan depends on; the others belong to the controller, or to speed
+# the settings that a plan depends on; the other settings are for the controller or the speed
 PLAN_SETTINGS = (
     "composition",
     "steps",
@@ -38,19 +38,26 @@ PLAN_SETTINGS = (
 
 
 class Student(Planner):
-    """A planner that draws in one pass. Arguments and errors as `Planner`."""
+    """A planner that samples in one pass. Arguments and errors as `Planner`.
+
+    Attributes:
+        teacher: the sampler whose plans it learns; set before training.
+    """
 
     teacher: Sampler
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """The initial noise (B, H, d + m) of plans."""
+        """Sample the initial noise (B, H, d + m) of plans."""
         c = self.config
         return {"noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator)}
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Squared error to the teacher's plans, from the first state and with the condition of a batch of `Windows`."""
+        """Return the weighted squared error to the teacher's plans.
+
+        The plans start from the first states and have the conditions of a batch of `Windows`.
+        """
         present, condition, noise = batch["latents"][:, 0], batch["condition"], random["noise"]
         plan = self.teacher(present, condition, lambda: noise).clone()
         x = hold(self.teacher.temperature * noise, present)
@@ -64,23 +71,35 @@ class Student(Planner):
 
 
 def teacher_config(config: SamplerConfig) -> SamplerConfig:
-    """A teacher's settings: ddim where ddpm would draw noise between levels, and a temperature."""
-    released = config.composition == "release"  # which moves by ddpm alone
+    """Return a teacher's settings: ddim instead of ddpm, which adds noise between levels, and a temperature."""
+    released = config.composition == "release"  # supports only ddpm
     solver = "ddim" if config.solver == "ddpm" and not released else config.solver
     return replace(config, solver=solver, temperature=TEMPERATURE if config.temperature is None else config.temperature)
 
 
 def plan_settings(config: SamplerConfig) -> dict[str, Any]:
-    """The settings that a student learns."""
+    """Return the settings that a student's plans depend on."""
     return {key: value for key, value in asdict(config).items() if key in PLAN_SETTINGS}
 
 
 def teacher_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The student's settings from the whole configuration."""
-    return {"teacher": plan_settings(teacher_config(SamplerConfig(**cfg["sampler"])))}
+    """Return the student's settings from the whole configuration.
+
+    Raises:
+        InputError: for a teacher that draws noise between levels: its plans are no function of their initial noise.
+    """
+    config, schedule = teacher_config(SamplerConfig(**cfg["sampler"])), NoiseSchedule()
+    updates = moves(schedule, schedule.grid(config.steps, config.grid), config.solver, config.eta)
+    if any(move.noise_std for move in updates) or config.composition == "sequential":
+        raise InputError(
+            "sampler: a student needs a teacher that draws no noise between levels: solver=ddim (eta=0) or dpmpp_2m, "
+            "and no sequential composition"
+        )
+    return {"teacher": plan_settings(config)}
 
 
 def build_student(data: TrainingData) -> Student:
+    """Build a student with the configuration and the weights of the trained planner."""
     planner = data.trained["planner"]
     student = Student(**{key: value for key, value in planner.config.items() if not key.startswith("_")})
     student.load_state_dict(planner.state_dict())
@@ -88,40 +107,42 @@ def build_student(data: TrainingData) -> Student:
 
 
 def fit_student(fit: Fit, student: Student, data: TrainingData) -> Student:
-    """Train a student of the pipeline's plans, from all states of the episodes.
+    """Train a student on the pipeline's plans from all states of the episodes.
 
     Raises:
-        InputError: for a teacher that draws noise between levels: such plans are no function of their initial noise.
+        InputError: for a teacher that adds noise between levels, since its plans also depend on that noise.
     """
     settings = data.settings["teacher"]
     data.info["distilled"] = settings
     own = {name: data.trained[name] for name in ("planner", "dynamics", "ranker")}
     device = own["planner"].device
     pipeline = MPDiffuserPipeline(
-        None,  # type: ignore[arg-type]  # plans are drawn from latents
+        None,  # type: ignore[arg-type]  # plans start from latents
         data.latents,
         data.actions,
         data.shared["condition"],
         **own,
         schedule=data.schedule,
-    ).to("cpu")  # where windows are made
+    ).to("cpu")  # windows are computed on the CPU
     targets = [
         expected_targets(pipeline, part, target, settings["target"])
         for part, target in zip(data.parts, data.logged_targets)
     ]
     windows = [data.windows(part, each, data.shared["condition"]) for part, each in enumerate(targets)]
     student.teacher = pipeline.to(device).sampler(SamplerConfig(**settings, engine="torch"))
-    if any(move.noise_std for move in student.teacher.moves) or settings["composition"] == "sequential":
-        raise InputError(
-            "sampler: a student needs a teacher that draws no noise between levels: solver=ddim (eta=0) or dpmpp_2m, "
-            "and no sequential composition"
-        )
     return fit("student", student, *windows)
 
 
 @torch.inference_mode()
 def expected_targets(pipeline: MPDiffuserPipeline, episodes: Episodes, targets: np.ndarray, level: float) -> np.ndarray:
-    """The targets (M, c) that a pipeline on the CPU asks for at each row, at the row's own cost_to_go if any."""
+    """Return the targets (M, c) of a pipeline at each row.
+
+    Args:
+        pipeline: on the CPU.
+        episodes: the `observations` are latents (M, d).
+        targets: logged targets (M, c); their cost_to_go is used if the data have costs.
+        level: of the expectile (see `MPDiffuserPipeline.target`).
+    """
     latents = torch.from_numpy(np.array(episodes["observations"], np.float32))
     costs = torch.from_numpy(targets[:, 1]) if targets.shape[1] > 1 else None
     return pipeline.condition.denormalize(pipeline.target(latents, level, costs)).numpy()
@@ -139,7 +160,7 @@ STUDENT = Recipe(
 
 
 class Distilled(Planning):
-    """Plans from the student in one pass."""
+    """Samples plans in one pass of the student."""
 
     name = "distilled"
     label = "MPDiffuser, distilled"
@@ -151,6 +172,7 @@ class Distilled(Planning):
 
     @classmethod
     def prepare(cls, setup: Setup) -> tuple[MPDiffuserPipeline, SamplerConfig]:
+        """Return a pipeline with the student as its planner, and settings for one level."""
         pipeline, student = setup.pipeline, setup.model("student", Student)
         parts = dict(pipeline.components) | {"planner": student, "dynamics": None}
         drawing = MPDiffuserPipeline(**parts, info=pipeline.config["info"]).to(pipeline.device)
@@ -158,10 +180,10 @@ class Distilled(Planning):
 
 
 def student_config(config: SamplerConfig, info: Mapping[str, Any]) -> SamplerConfig:
-    """Settings for a student: one level, at the temperature that it learned.
+    """Return the sampler settings of a student: one level, and the temperature of its training.
 
     Raises:
-        InputError: if the pipeline's info does not hold that temperature.
+        InputError: if the pipeline's info does not have that temperature.
     """
     known = info.get("distilled")
     temperature = known.get("temperature") if isinstance(known, Mapping) else None

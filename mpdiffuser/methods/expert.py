@@ -1,4 +1,4 @@
-"""The expert that the data were collected with."""
+"""The expert policy of the data collection."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,20 +9,21 @@ from mpdiffuser.methods.base import Method, Setup
 
 
 class ExpertPolicy(Policy):
-    """Acts by a function of the true states: states (B, o) -> actions (B, m)."""
+    """A policy on true states, from a function: states (B, o) -> actions (B, m)."""
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
         self.function = function
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """It has no memory."""
+        """Do nothing, since the policy has no state."""
 
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        """States (B, o) -> actions (B, m) in [-1, 1]."""
         return self.function(observations)
 
 
 class Expert(Method):
-    """The highest sensible score of a table of pixel tasks."""
+    """The upper reference in tables of pixel tasks."""
 
     name = "expert"
     label = "expert"
@@ -34,5 +35,6 @@ class Expert(Method):
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
+        """Return the data's expert."""
         assert setup.expert is not None
         return ExpertPolicy(setup.expert)

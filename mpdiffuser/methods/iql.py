@@ -1,4 +1,4 @@
-"""Implicit Q-learning (Kostrikov et al. 2022): values of the data's own actions only."""
+"""Implicit Q-learning (Kostrikov et al. 2022): it estimates values only for actions in the data."""
 
 from copy import deepcopy
 
@@ -17,20 +17,22 @@ from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.windows import NextSteps
 
-EPISODE_RETURN = 1000.0  # the rewards are scaled to this span of returns (Kostrikov et al. 2022, appendix B)
+EPISODE_RETURN = 1000.0  # rewards are scaled to this range of returns (Kostrikov et al. 2022, appendix B)
 LARGEST_WEIGHT = 100.0
 
 
 class ImplicitQ(Model):
-    """Twin Q, the expectile V of Q over the data's actions, and a Gaussian policy cloned with exp(beta (Q - V)).
+    """Twin Q, the expectile V of Q over the data's actions, and a Gaussian policy.
+
+    The policy is cloned with the weights exp(beta (Q - V)).
 
     Args:
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers of each network.
         discount: g.
-        expectile: tau, 0 to 1: V is the mean of Q at 0.5, and approaches its largest value towards 1.
-        inverse_temperature: beta; 0 = plain cloning.
-        target_rate: share of Q in the moving average that is its target, after each step.
+        expectile: tau, 0 to 1. At 0.5 V is the mean of Q; towards 1 it approaches the maximum of Q.
+        inverse_temperature: beta; 0 is behaviour cloning.
+        target_rate: update rate of the target Q, the moving average of Q.
 
     Raises:
         InputError: for an expectile that is not allowed.
@@ -63,18 +65,21 @@ class ImplicitQ(Model):
         return self.policy(self.latents.normalize(latents)).tanh()
 
     def value(self, latents: torch.Tensor) -> torch.Tensor:
-        """V of decoded latents (B, d) -> (B,), in scaled rewards."""
+        """Return V (B,) of decoded latents (B, d), in units of the scaled reward."""
         return self.v(self.latents.normalize(latents))[:, 0]
 
     def action_values(self, networks: nn.ModuleList, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """The twins' values (2, B) of decoded latents (B, d) and actions (B, m)."""
+        """Return both values (2, B) of decoded latents (B, d) and actions (B, m); `networks` is `q` or `target`."""
         inputs = torch.cat([self.latents.normalize(latents), actions], -1)
         return torch.stack([network(inputs)[:, 0] for network in networks])
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Batch of `NextSteps`. Equations 5 to 7 of the paper; the three losses share no parameter."""
+        """Return the losses of a batch of `NextSteps`: equations 5 to 7 of the paper.
+
+        The three losses have no parameter in common.
+        """
         c, latents, actions = self.config, batch["latents"], batch["actions"]
         with torch.no_grad():
             known = self.action_values(self.target, latents, actions).amin(0)
@@ -91,12 +96,13 @@ class ImplicitQ(Model):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The target takes its share of Q."""
+        """Update the target Q."""
         for target, online in zip(self.target.parameters(), self.q.parameters()):
             target.lerp_(online, self.config["target_rate"])
 
 
 def build(data: TrainingData) -> ImplicitQ:
+    """Build an untrained model with a fitted normaliser and reward scale."""
     model = ImplicitQ(**data.dims, discount=data.settings["discount"], **data.settings["baselines.iql"])
     model.latents.fit(data.parts[0]["observations"])
     span = max(float(np.ptp(data.parts[0].returns)), 1e-8)
@@ -105,7 +111,7 @@ def build(data: TrainingData) -> ImplicitQ:
 
 
 class IQL(Method):
-    """Acts by the mean of its Gaussian policy."""
+    """Executes the mean action of its Gaussian policy."""
 
     name = "iql"
     label = "IQL"
@@ -133,4 +139,5 @@ class IQL(Method):
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
+        """Return the trained policy."""
         return NetworkPolicy(setup.pipeline.encoder, setup.model("iql", ImplicitQ))

@@ -1,4 +1,4 @@
-"""MPDiffuser (Balim, Li and Du 2025): a planner and a dynamics model, alternating at every noise level."""
+"""MPDiffuser (Balim, Li and Du 2025): denoising alternates between a planner and a dynamics model at every level."""
 
 from mpdiffuser.methods.base import Planning, Recipe, TrainingData
 from mpdiffuser.methods.planner import PLANNER, RANKER
@@ -7,7 +7,7 @@ from mpdiffuser.windows import Windows
 
 
 def dynamics_windows(data: TrainingData, part: int) -> Windows:
-    """Windows in proportion to their row's frequency, whatever their return."""
+    """Return the windows of one part. Their weight is the frequency of their first row; returns have no effect."""
     shared = data.shared
     return data.windows(part, shared["targets"][part], shared["condition"], shared["frequencies"][part])
 
@@ -25,7 +25,7 @@ DYNAMICS = Recipe(
 
 
 class MPDiffuser(Planning):
-    """Plans from both models, as the section `sampler` says."""
+    """Samples plans with both models and the settings of the section `sampler`."""
 
     name = "mpdiffuser"
     label = "MPDiffuser (planner + dynamics)"

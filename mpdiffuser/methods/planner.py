@@ -1,4 +1,4 @@
-"""The planner alone: MPDiffuser without its dynamics model, on the same planner and ranker."""
+"""The planner only: MPDiffuser without its dynamics model, with the same planner and ranker."""
 
 from dataclasses import replace
 
@@ -13,17 +13,20 @@ from mpdiffuser.windows import Steps, Windows, occupancy, step_rows, to_go
 
 
 def build_ranker(data: TrainingData) -> Ranker:
+    """Build an untrained ranker; it predicts costs if the data have costs."""
     costs, discount = data.costs[0] is not None, data.settings["discount"]
     return Ranker(**data.dims, discount=discount, costs=costs, **data.settings["ranker"])
 
 
 def fit_ranker(fit: Fit, ranker: Ranker, data: TrainingData) -> Ranker:
-    """Fitted value iteration: each round learns the TD(lambda) returns that use the values of the round before.
+    """Train the ranker by fitted value iteration.
 
-    The data hold good beginnings with bad ends, and the other way round. A ranker of the logged returns would blame the
-    beginning for the end. With each round the values come nearer to those of the best behaviour that the data can be
-    combined to. The targets of the last round, (M, c) for each part, and the row frequencies (M,) are left for the
-    planner in data.shared.
+    Each round learns TD(lambda) returns that use the values of the previous round. Some episodes have good first steps
+    and bad last steps. A logged return then gives a low value to good first steps. With each round the values approach
+    those of the best behaviour that combines parts of the data.
+
+    The planner's data use two results in data.shared: the targets of the last round, (M, c) for each part, and the row
+    frequencies, (M,) for each part.
     """
     settings, parts, costs = data.settings, data.parts, data.costs
     discount, rounds = settings["discount"], settings["rounds"]
@@ -46,7 +49,7 @@ def fit_ranker(fit: Fit, ranker: Ranker, data: TrainingData) -> Ranker:
 
 
 def returns_from_values(ranker: Ranker, data: TrainingData, td_lambda: float) -> list[np.ndarray]:
-    """TD(lambda) returns (M,) of each part, with the ranker's values."""
+    """Return the TD(lambda) returns (M,) of each part, with the ranker's values."""
     values = [ranker.values(part["observations"], cost) for part, cost in zip(data.parts, data.costs)]
     discount = ranker.config["discount"]
     return [to_go(part["rewards"], part, discount, value, td_lambda) for part, value in zip(data.parts, values)]
@@ -55,22 +58,29 @@ def returns_from_values(ranker: Ranker, data: TrainingData, td_lambda: float) ->
 def advantage_weights(
     ranker: Ranker, data: TrainingData, gae_lambda: float, temperature: float, bound: float
 ) -> list[np.ndarray]:
-    """Weights (M,) of the windows that start at each row, for each part: exp(A / temperature), at most exp(bound).
+    """Return the weights (M,) of the windows that start at each row, for each part: exp(A / temperature).
 
-    A is the generalised advantage estimate (Schulman et al. 2016), the TD(lambda) return less the value at the row's
-    own cost_to_go, in standard deviations of the training data. Weighting data by its exponential is the policy
-    improvement of Peters and Schaal (2007) and Peng et al. (2019).
+    A is the generalised advantage estimate (Schulman et al. 2016): the TD(lambda) return minus the value at the row's
+    cost_to_go, in standard deviations of the training data. This weighting is the policy improvement of Peters and
+    Schaal (2007) and Peng et al. (2019).
+
+    Args:
+        ranker: the trained ranker.
+        data: the training data.
+        gae_lambda: lambda of the advantage estimate.
+        temperature: see above; a large value gives equal weights.
+        bound: the largest weight is exp(bound).
     """
     values = [ranker.values(part["observations"], cost) for part, cost in zip(data.parts, data.costs)]
     returns = returns_from_values(ranker, data, gae_lambda)
     advantages = [after - before for after, before in zip(returns, values)]
     scale = temperature * max(float(advantages[0][step_rows(data.parts[0])].std()), 1e-8)
-    # without the bound a few windows would crowd out all others
+    # without the bound a few windows would have almost all the weight
     return [np.exp(np.clip(advantage / scale, -8, bound)) for advantage in advantages]
 
 
 def planner_windows(data: TrainingData, part: int) -> Windows:
-    """Windows in proportion to their row's frequency and to the advantage of what follows."""
+    """Return the windows of one part. Their weight is the frequency of their first row times `advantage_weights`."""
     if "weights" not in data.shared:
         weights = advantage_weights(data.trained["ranker"], data, **data.settings["advantage"])
         data.shared["weights"] = [weight * often for weight, often in zip(weights, data.shared["frequencies"])]
@@ -79,6 +89,7 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
 
 
 def build_planner(data: TrainingData) -> Planner:
+    """Build an untrained planner for the data's dimensions and targets."""
     horizon, sizes = data.settings["horizon"], data.settings["planner"]
     return Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **sizes)
 
@@ -105,7 +116,7 @@ PLANNER = Recipe(
 
 
 class PlannerOnly(Planning):
-    """Plans from the planner's estimates alone."""
+    """Samples plans with the planner only."""
 
     name = "planner"
     label = "planner only"
@@ -116,4 +127,5 @@ class PlannerOnly(Planning):
 
     @classmethod
     def prepare(cls, setup: Setup) -> tuple[MPDiffuserPipeline, SamplerConfig]:
+        """Return the pipeline and the setup's settings with composition "planner"."""
         return setup.pipeline, replace(setup.sampler, composition="planner")

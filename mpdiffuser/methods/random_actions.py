@@ -15,14 +15,16 @@ class RandomPolicy(Policy):
         self.action_dim = action_dim
 
     def reset(self, seeds: Sequence[int]) -> None:
+        """Create one random generator for each seed."""
         self.generators = [np.random.default_rng(seed) for seed in seeds]
 
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+        """Sample actions (B, m); the observations have no effect."""
         return np.stack([g.uniform(-1, 1, self.action_dim) for g in self.generators]).astype(np.float32)
 
 
 class RandomActions(Method):
-    """The lowest sensible score of every table."""
+    """The lower reference in tables."""
 
     name = "random"
     label = "random actions"
@@ -33,4 +35,5 @@ class RandomActions(Method):
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
+        """Return a random policy for the pipeline's actions."""
         return RandomPolicy(setup.pipeline.actions.config["dim"])

@@ -1,12 +1,12 @@
-"""Sample-and-rank, as in Diffusion Veteran (Lu et al. 2025): many unguided plans, of which a critic chooses."""
+"""Sample and rank, as in Diffusion Veteran (Lu et al. 2025): a critic chooses among many unguided plans."""
 
-from mpdiffuser.methods.base import Baseline, drawing
+from mpdiffuser.methods.base import Baseline, sampler_section
 from mpdiffuser.methods.d_mpc import CRITIC
 from mpdiffuser.methods.decision_diffuser import INVERSE, STATE_PLANNER, StateSampler
 
 
 class SampleAndRank(Baseline):
-    """Plans of the states, with the actions from inverse dynamics; the critic's best one is followed."""
+    """Plans only states; an inverse dynamics model gives the actions. The critic chooses the plan."""
 
     name = "sample_and_rank"
     label = "sample and rank (as Diffusion Veteran)"
@@ -15,5 +15,5 @@ class SampleAndRank(Baseline):
     order = 24
     models = (STATE_PLANNER, INVERSE, CRITIC)
     roles = {"planner": "state_planner", "inverse": "inverse", "ranker": "critic"}  # noqa: RUF012
-    settings = drawing(steps=5, candidates=50)
+    settings = sampler_section(steps=5, candidates=50)
     sampler_class = StateSampler

@@ -1,1 +1,1 @@
-"""The networks. Each is a diffusers ModelMixin: `save_pretrained` / `from_pretrained`, config.json + safetensors."""
+"""The networks. Each is a diffusers ModelMixin: `save_pretrained` writes config.json and a safetensors file."""

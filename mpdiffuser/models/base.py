@@ -1,4 +1,4 @@
-"""What the trainer needs of every model."""
+"""Base class of the models that the trainer trains."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from diffusers.models.modeling_utils import ModelMixin
 
 
 class Model(ModelMixin, ConfigMixin):
-    """A network with its training loss. A subclass defines
+    """A network with its training loss. A subclass defines the method
 
         loss(batch, random, schedule) -> {"loss": scalar, ...}
 
-    for a batch of its training data, the random numbers of `draw`, and the noise schedule.
+    Its arguments are a batch of the training data, the random numbers of `draw`, and the noise schedule.
     """
 
     def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """All random numbers of one training step, (batch, ...) each; none unless a model overrides this."""
+        """Sample all random numbers of one training step, each (batch, ...). The default is none."""
         return {}
 
     def after_step(self) -> None:
-        """Called after each optimiser step."""
+        """Update the model after an optimiser step. The trainer calls this; the default does nothing."""

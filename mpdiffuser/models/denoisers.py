@@ -1,8 +1,8 @@
 """The two diffusion models: the planner and the dynamics model.
 
-A trajectory x is (B, H, d + m): row k holds the normalised latent z_k and the action u_k that is taken there.
-The present latent z_0 is known. It stays clean at every noise level (`hold`), in training and in sampling. It also
-modulates every layer, since the first action must follow small differences of z_0.
+A trajectory x is (B, H, d + m): row k has the normalised latent z_k and the action u_k at z_k. The present latent z_0
+is known. It has no noise at any level (`hold`), in training and in sampling. It also modulates every layer, since the
+first action must depend on small differences of z_0.
 
 A forward pass is `denoise` with the `modulation` of all layers. The modulation depends only on the level, z_0 and the
 target, so a sampler can compute it once for all levels and candidates.
@@ -26,12 +26,13 @@ from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 def hold(
     x: torch.Tensor, present: torch.Tensor, goal: torch.Tensor | None = None, committed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """In-painting: x (B, H, d + m) with all known parts in place.
+    """In-painting: return a copy of x (B, H, d + m) with the known parts set.
 
     Args:
+        x: the trajectories.
         present: z_0, (B, d).
-        goal: the last latent z_{H-1}, (B, d).
-        committed: the first actions u_0..u_{K-1}, (B, K, m), fixed already.
+        goal: the last latent z_{H-1}, (B, d); None: unknown.
+        committed: the first actions u_0..u_{K-1}, (B, K, m); None: unknown.
     """
     d = present.shape[-1]
     held = x.clone()
@@ -44,16 +45,17 @@ def hold(
 
 
 class Planner(Model):
-    """Joint diffusion of states and actions, conditioned on the target: draws good trajectories from z_0.
+    """Joint diffusion model of states and actions, given z_0 and the target.
 
     Args:
         latent_dim, action_dim, horizon: d, m, H.
-        condition_dim: number of targets (1: return_to_go; 2: with cost_to_go).
+        condition_dim: number of targets (1: return_to_go; 2: return_to_go and cost_to_go).
+        width, multipliers, embedding: see `TemporalUNet`.
         prediction: "epsilon", "sample" or "v_prediction".
         dropout: probability of dropping the condition in training, for classifier-free guidance (Ho and Salimans 2022).
-        first_action_weight: weight of the loss on u_0, the action that will be executed.
-        level_draws: a training step's noise level is the highest of so many draws. More draws train the noisiest
-            levels more often: they decide the first action.
+        first_action_weight: weight of the loss on u_0, the action that is executed.
+        level_draws: number of random levels for each example; training uses the highest. More levels train the high
+            noise levels more often, which decide the first action.
 
     Raises:
         InputError: for a horizon or a prediction type that is not allowed.
@@ -86,7 +88,7 @@ class Planner(Model):
 
     @staticmethod
     def columns(latent_dim: int) -> slice:
-        """The columns, of a trajectory's d + m, that the planner sees and draws."""
+        """Return the columns of a trajectory (of d + m) that the network gets and estimates."""
         return slice(None)
 
     def forward(
@@ -97,8 +99,10 @@ class Planner(Model):
         keep: torch.Tensor,
         modulation: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> like x. A known
-        modulation (B, F) is used as it is."""
+        """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> prediction, like x.
+
+        Given a modulation (B, F), the network uses it and does not compute it.
+        """
         if modulation is None:
             modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]], condition, keep)
         return self.denoise(x, modulation)
@@ -106,22 +110,22 @@ class Planner(Model):
     def modulation(
         self, levels: torch.Tensor, present: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
     ) -> torch.Tensor:
-        """Levels (B,), z_0 (B, d), condition (B, c), keep (B,) -> (B, F)."""
+        """Levels (B,), z_0 (B, d), condition (B, c), keep (B,) -> modulation of all layers (B, F)."""
         keep = keep[:, None].to(present.dtype)
         known = torch.cat([present, condition * keep, keep], -1)
         return self.unet.modulation(self.level(levels) + self.context(known))
 
     def denoise(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """Noisy x (B, H, d + m), modulation (B, F) -> like x."""
+        """Noisy x (B, H, d + m), modulation (B, F) -> prediction, like x; zeros in columns that are not estimated."""
         first, after, _ = self.columns(self.config["latent_dim"]).indices(x.shape[-1])
         return pad(self.unet(x[..., first:after], modulation), (first, x.shape[-1] - after))
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Inputs of `forward`, a batch of 2."""
+        """Return inputs of `forward`, a batch of 2."""
         return *_example(self.config), torch.zeros(2, self.config["condition_dim"]), torch.ones(2)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """All random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
+        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
         levels = torch.randint(schedule.config["num_levels"], (c["level_draws"], batch), generator=generator)
         return {
@@ -133,7 +137,7 @@ class Planner(Model):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Denoising loss of a batch of `Windows`."""
+        """Return the denoising loss of a batch of `Windows`."""
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
         present = batch["latents"][:, 0]
         noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), present)
@@ -149,9 +153,9 @@ class Planner(Model):
 
 
 class Dynamics(Model):
-    """Diffusion of the states given the actions: draws the system's response. It never sees the target.
+    """Diffusion model of the states, given z_0 and the actions. It does not get the target.
 
-    In training the actions carry independent noise of the same level as the states, as in the alternating sampler.
+    In training the actions have independent noise of the same level as the states, as in the alternating sampler.
     Arguments and errors as `Planner`.
     """
 
@@ -176,31 +180,31 @@ class Dynamics(Model):
         self.unet = TemporalUNet(latent_dim + action_dim, latent_dim, width, multipliers, embedding)
 
     def forward(self, x: torch.Tensor, levels: torch.Tensor, modulation: torch.Tensor | None = None) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,) -> prediction for the states (B, H, d); modulation as in `Planner`."""
+        """Noisy x (B, H, d + m), levels (B,) -> prediction of the states (B, H, d); modulation as in `Planner`."""
         if modulation is None:
             modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]])
         return self.denoise(x, modulation)
 
     def modulation(self, levels: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Levels (B,), z_0 (B, d) -> (B, F)."""
+        """Levels (B,), z_0 (B, d) -> modulation of all layers (B, F)."""
         return self.unet.modulation(self.level(levels) + self.context(present))
 
     def denoise(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """Noisy x (B, H, d + m), modulation (B, F) -> prediction for the states (B, H, d)."""
+        """Noisy x (B, H, d + m), modulation (B, F) -> prediction of the states (B, H, d)."""
         return self.unet(x, modulation)
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Inputs of `forward`, a batch of 2."""
+        """Return inputs of `forward`, a batch of 2."""
         return _example(self.config)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """All random numbers of one training step: levels (B,), noise (B, H, d + m)."""
+        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m)."""
         return levels_and_noise(self.config, batch, schedule, generator)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Denoising loss on the states of a batch of windows, as `Planner.loss` without the condition."""
+        """Return the denoising loss on the states of a batch of `Windows`. The condition is not used."""
         latents = batch["latents"]
         d = latents.shape[-1]
         clean = torch.cat([latents, batch["actions"]], -1)
@@ -218,7 +222,7 @@ class Dynamics(Model):
 def levels_and_noise(
     config: Any, batch: int, schedule: NoiseSchedule, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Levels (B,), and noise (B, H, d + m) for a model of trajectories with this configuration."""
+    """Sample levels (B,) and noise (B, H, d + m) for a model with this configuration."""
     return {
         "levels": torch.randint(schedule.config["num_levels"], (batch,), generator=generator),
         "noise": torch.randn(
@@ -233,7 +237,7 @@ def _example(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:
-    """Three hidden layers: (B, inputs) -> (B, outputs)."""
+    """Build a perceptron with three hidden layers: (B, inputs) -> (B, outputs)."""
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.SiLU(),
@@ -246,14 +250,15 @@ def perceptron(inputs: int, outputs: int, hidden: int = 512) -> nn.Sequential:
 
 
 def weighted_error(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of each window's weighted mean squared error.
+    """Return the mean over the batch of each window's weighted mean squared error. All arguments are (B, ...).
 
-    Normalised window by window, so that the mean over processes equals the mean over the whole batch.
+    Each window has its own normalisation, so that the mean over processes equals the mean over the whole batch.
     """
     error = (weight * (output - target) ** 2).flatten(1).sum(1)
     return (error / weight.flatten(1).sum(1).clamp(min=1)).mean()
 
 
 def check_prediction(prediction: str) -> None:
+    """Raise InputError for an unknown prediction type."""
     if prediction not in PREDICTIONS:
         raise InputError(f"prediction: must be one of {', '.join(PREDICTIONS)}, found {prediction!r}")

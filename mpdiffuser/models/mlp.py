@@ -4,7 +4,7 @@ from torch import nn
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers with layer norm: (..., inputs) -> (..., outputs)."""
+    """Build a perceptron with two hidden layers and layer norm: (..., inputs) -> (..., outputs)."""
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.LayerNorm(hidden),

@@ -1,4 +1,4 @@
-"""Normalisation, fitted once and saved with the models."""
+"""Normalisers. They are fitted to the training data and saved with the models."""
 
 from typing import Self
 
@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 
 class Normalizer(ModelMixin, ConfigMixin):
-    """Maps each dimension to mean 0, standard deviation 1; remembers the data's range. Always float32.
+    """Maps each dimension to mean 0 and standard deviation 1, and stores the data's range. Always float32.
 
     Args:
         dim: number of dimensions.
@@ -24,7 +24,7 @@ class Normalizer(ModelMixin, ConfigMixin):
         self.high = torch.nn.Parameter(torch.full((dim,), 1.0), requires_grad=False)
 
     def fit(self, rows: np.ndarray) -> Self:
-        """Take mean, deviation and range from rows (M, dim). A constant dimension is centred and left unscaled."""
+        """Fit mean, standard deviation and range to rows (M, dim). A constant dimension is centred but not scaled."""
         rows = np.asarray(rows, np.float64).reshape(len(rows), -1)
         std = rows.std(0)
         mean = rows.mean(0)
@@ -35,13 +35,15 @@ class Normalizer(ModelMixin, ConfigMixin):
         return self
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., dim) -> (..., dim) in normalised units."""
         return (x - self.mean) / self.std
 
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised (..., dim) -> (..., dim) in the data's units."""
         return x * self.std + self.mean
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The data's range in normalised units, each (dim,)."""
+        """Return the lowest and the highest value of the data, each (dim,), in normalised units."""
         return self.normalize(self.low), self.normalize(self.high)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
@@ -49,31 +51,31 @@ class Normalizer(ModelMixin, ConfigMixin):
 
 
 class Marginals(ModelMixin, ConfigMixin):
-    """Maps each dimension to its rank among the data: uniform, with mean 0 and standard deviation 1.
+    """Maps each dimension to its rank in the data: a uniform distribution with mean 0 and standard deviation 1.
 
-    Used for targets. Returns can differ by hundredths in one part of the data and by tenths in another, and the planner
-    must tell both apart. Always float32.
+    Targets use it. Returns differ by hundredths in one part of the data and by tenths in another, and the planner must
+    resolve both differences. Always float32.
 
     Args:
         dim: number of dimensions.
-        knots: points of each empirical distribution function; linear between them.
+        knots: number of points of each empirical distribution function, with linear interpolation.
     """
 
     @register_to_config
     def __init__(self, dim: int, knots: int = 257) -> None:
         super().__init__()
         line = torch.linspace(-1, 1, knots).expand(dim, knots).clone()
-        self.points = torch.nn.Parameter(line, requires_grad=False)  # rising, (dim, knots)
+        self.points = torch.nn.Parameter(line, requires_grad=False)  # ascending, (dim, knots)
 
     def fit(self, rows: np.ndarray) -> Self:
-        """Take the distributions from rows (M, dim) or (M,)."""
+        """Fit the distributions to rows (M, dim) or (M,)."""
         rows = np.asarray(rows, np.float64).reshape(len(rows), -1)
         values = np.quantile(rows, np.linspace(0, 1, self.config["knots"]), axis=0).T
         self.points.data = torch.as_tensor(values, dtype=torch.float32).contiguous()
         return self
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., dim) -> (..., dim), within the square root of 3 around 0; equal values get their mean rank."""
+        """(..., dim) -> (..., dim) in [-sqrt(3), sqrt(3)]. Equal values of the data get their mean rank."""
         columns = x.movedim(-1, 0).reshape(x.shape[-1], -1).contiguous()
         last = self.points.shape[1] - 1
         edges = [torch.searchsorted(self.points, columns, right=right) for right in (False, True)]
@@ -85,7 +87,7 @@ class Marginals(ModelMixin, ConfigMixin):
         return ((place - 0.5) * 12**0.5).view(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
 
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., dim) -> (..., dim), within the data's range."""
+        """Normalised (..., dim) -> (..., dim), within the data's range."""
         columns = x.movedim(-1, 0).reshape(x.shape[-1], -1)
         last = self.points.shape[1] - 1
         place = ((columns / 12**0.5 + 0.5) * last).clamp(0, last)
@@ -94,7 +96,7 @@ class Marginals(ModelMixin, ConfigMixin):
         return (low + (place - below) * (high - low)).view(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The data's range in normalised units, each (dim,)."""
+        """Return the lowest and the highest value of the data, each (dim,), in normalised units."""
         return self.normalize(self.points[:, 0]), self.normalize(self.points[:, -1])
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
@@ -102,7 +104,7 @@ class Marginals(ModelMixin, ConfigMixin):
 
 
 def _move_only(module, fn):  # type: ignore[no-untyped-def]
-    """Moves between devices with the pipeline but stays float32, since half precision rounds large means."""
+    """Move the parameters to the device of fn's result, but keep float32, since half precision rounds large means."""
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.to(fn(parameter.data).device)
     return module

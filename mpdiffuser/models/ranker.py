@@ -14,22 +14,25 @@ from mpdiffuser.schedule import NoiseSchedule
 
 
 class Ranker(Model):
-    """Predicts the reward, continuation and cost of each step, and the value of a rollout's last state.
+    """Predicts the reward, continuation and cost of each step, and the value of the last state of a rollout.
 
-    It works on decoded rollouts, in the encoder's own space. Returns are discounted means, (1 - g) sum_k g^k r_k, so a
-    value has the unit of a reward for any discount g. Costs likewise. Where the data have costs, the value also depends
-    on a cost_to_go: V(s, c) is the return that the data reach from s at cost c.
+    Its inputs are decoded, in the units of the encoder. A return is a discounted mean, (1 - g) sum_k g^k r_k, so a
+    value has the unit of a reward for any discount g. A cost_to_go is a discounted mean too. If the data have costs,
+    the value also depends on the cost_to_go: V(s, c) is the return that the data reach from s at cost_to_go c.
 
     Args:
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers.
         discount: g.
-        expectiles: number of expectiles of the returns to learn (Newey and Powell 1987). The expectile 0.5 is the mean;
-            towards 1 it approaches the best return, towards 0 the worst. Quantiles are less accurate where data are
-            few, as at the starts of episodes.
+        expectiles: K, the number of expectiles of the returns (Newey and Powell 1987). The expectile 0.5 is the mean.
+            Towards 1 the expectile approaches the highest return, towards 0 the lowest. Quantiles are less accurate
+            with few data, such as the first steps of episodes.
         optimism: V(s) is this expectile (Kostrikov et al. 2022). The low-cost value is the quantile 1 - optimism of the
             costs.
         costs: whether the data have costs.
+
+    Raises:
+        InputError: for fewer than 2 expectiles, or an optimism that is not between 0 and 1.
     """
 
     @register_to_config
@@ -57,7 +60,7 @@ class Ranker(Model):
         self.cost_value = mlp(latent_dim, hidden, expectiles) if costs else None
 
     def forward(self, latents: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decoded latents (..., d) and actions (..., m) -> reward, continuation_logit, cost of each step: (...)."""
+        """Decoded latents (..., d), actions (..., m) -> `reward`, `continuation_logit`, `cost` of each step (...)."""
         inputs = torch.cat([self.latents.normalize(latents), actions], -1)
         reward, continuation, cost = self.step(inputs).unbind(-1)
         return {
@@ -67,8 +70,17 @@ class Ranker(Model):
         }
 
     def expectiles(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
-        """Expectiles (..., K) of the mean return from decoded latents (..., d), at cost_to_go (...) where there are
-        costs. They come in the network's order; the k-th has level (k + 1/2) / K."""
+        """Return the expectiles (..., K) of the return from decoded latents (..., d). The k-th has level (k + 1/2) / K.
+
+        They are not sorted: the network's outputs may cross.
+
+        Args:
+            latents: (..., d), decoded.
+            cost_to_go: (...), if the data have costs.
+
+        Raises:
+            InputError: if the data have costs and cost_to_go is None.
+        """
         inputs = self.latents.normalize(latents)
         if self.cost_scale is not None:
             if cost_to_go is None:
@@ -79,22 +91,22 @@ class Ranker(Model):
     def expectile(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The expectile of `level`, one or (...), of the mean return from decoded latents (..., d): (...)."""
+        """Return one expectile (...) of the return. `level` is a number or (...); other arguments as `expectiles`."""
         return _at_level(self.expectiles(latents, cost_to_go), level)
 
     def value(self, latents: torch.Tensor, cost_to_go: torch.Tensor | None = None) -> torch.Tensor:
-        """The value of decoded latents (..., d), at cost_to_go (...) where there are costs: (...)."""
+        """Return the value V (...) of decoded latents. Arguments as `expectiles`."""
         return self.expectile(latents, self.config["optimism"], cost_to_go)
 
     def low_cost_value(self, latents: torch.Tensor) -> torch.Tensor:
-        """Mean cost per step from decoded latents (..., d), at the quantile 1 - optimism of the data's costs: (...)."""
+        """Return the mean cost per step (...) from decoded latents (..., d): the quantile 1 - optimism of the costs."""
         assert self.cost_scale is not None and self.cost_value is not None
         known = self.cost_value(self.latents.normalize(latents))
         return self.cost_scale.denormalize(_at_level(known, 1 - self.config["optimism"])[..., None])[..., 0]
 
     @torch.inference_mode()
     def values(self, latents: np.ndarray, cost_to_go: np.ndarray | None = None) -> np.ndarray:
-        """Values (M,) of many decoded latents (M, d), at cost_to_go (M,) where there are costs."""
+        """Return the values (M,) of decoded latents (M, d), at cost_to_go (M,) if the data have costs."""
         split = lambda x: torch.from_numpy(np.array(x, np.float32)).to(self.device).split(16_384)  # noqa: E731
         rows = split(latents)
         costs = [None] * len(rows) if cost_to_go is None else split(cost_to_go)
@@ -103,10 +115,15 @@ class Ranker(Model):
     def scores(
         self, latents: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Expected mean return of rollouts: latents (..., H, d), actions (..., H, m) -> (...); non-finite is -inf.
+        """Return the expected return (...) of decoded rollouts; a non-finite result is -inf.
 
-        (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), c_k the probability that the
-        episode reaches step k; V at cost_to_go (...), where there are costs.
+        The score is (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), where c_k is the
+        probability that the episode reaches step k.
+
+        Args:
+            latents: (..., H, d).
+            actions: (..., H, m).
+            cost_to_go: (...), of V, if the data have costs.
         """
         out = self(latents, actions)
         g = self.config["discount"]
@@ -122,11 +139,16 @@ class Ranker(Model):
     def expected_cost(
         self, latents: torch.Tensor, actions: torch.Tensor, steps: torch.Tensor, rate: torch.Tensor
     ) -> torch.Tensor:
-        """Expected undiscounted cost (...) of rollouts (..., H, d), (..., H, m) and of the rest of the episode.
+        """Return the expected undiscounted cost (...) of decoded rollouts and of the rest of the episode.
 
-        sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ max(rate, low-cost value of z_{H - 1}), for episodes with
-        `steps` (...) left and a budget of `rate` (...) per step. The rate after the rollout is the one that later plans
-        will ask for, so a rollout that fits the budget spends it evenly.
+        The cost is sum_{k < min(H - 1, steps)} cost_k + (steps - H + 1)_+ max(rate, low-cost value of z_{H - 1}). Later
+        plans have the same target rate, so a rollout within the budget spends the budget evenly.
+
+        Args:
+            latents: (..., H, d).
+            actions: (..., H, m).
+            steps: (...), the remaining steps of the episode.
+            rate: (...), the remaining budget per remaining step.
         """
         ahead = latents.shape[-2] - 1
         counted = torch.arange(ahead, device=latents.device) < steps[..., None]
@@ -136,8 +158,11 @@ class Ranker(Model):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Batch of decoded steps: latents (B, d), actions (B, m), rewards, continuations, return_to_go (B,), and where
-        there are costs: costs, cost_to_go (B,)."""
+        """Return the loss and its parts for a batch of `Steps`.
+
+        The batch has `latents` (B, d), `actions` (B, m), `rewards`, `continuations`, `return_to_go` (B,), and if the
+        data have costs `costs`, `cost_to_go` (B,).
+        """
         out, cost_to_go = self(batch["latents"], batch["actions"]), batch.get("cost_to_go")
         reward = ((out["reward"] - batch["rewards"]) / self.rewards.std).square().mean()
         gap = (batch["return_to_go"][:, None] - self.expectiles(batch["latents"], cost_to_go)) / self.returns.std
@@ -155,17 +180,17 @@ class Ranker(Model):
             parts["cost_value_loss"] = _quantile_loss(low_cost, self.cost_scale.normalize(batch["cost_to_go"][:, None]))
             loss = loss + parts["cost_loss"] + parts["cost_value_loss"]
         else:
-            loss = loss + 0 * out["cost"].sum()  # every parameter takes part, as DistributedDataParallel asks
+            loss = loss + 0 * out["cost"].sum()  # DistributedDataParallel needs a gradient of every parameter
         return {"loss": loss, **parts}
 
 
 def _levels(known: torch.Tensor) -> torch.Tensor:
-    """Levels (K,) of K quantiles or expectiles (..., K)."""
+    """Return the levels (K,) of K quantiles or expectiles (..., K)."""
     return (torch.arange(known.shape[-1], device=known.device) + 0.5) / known.shape[-1]
 
 
 def _at_level(known: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
-    """The quantile or expectile of `level`, one or (...), interpolated between (..., K) in any order: (...)."""
+    """Return the quantile or expectile (...) of a level, a number or (...), interpolated in (..., K) of any order."""
     known = known.sort(-1).values
     count = known.shape[-1]
     place = (torch.as_tensor(level, dtype=known.dtype, device=known.device) * count - 0.5).clamp(0, count - 1)
@@ -175,6 +200,6 @@ def _at_level(known: torch.Tensor, level: float | torch.Tensor) -> torch.Tensor:
 
 
 def _quantile_loss(quantiles: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Pinball loss of quantiles (B, K) against observed values (B, 1) (Koenker and Bassett 1978)."""
+    """Return the pinball loss of quantiles (B, K) for observed values (B, 1) (Koenker and Bassett 1978)."""
     gap, levels = seen - quantiles, _levels(quantiles)
     return torch.maximum(levels * gap, (levels - 1) * gap).mean()

@@ -1,4 +1,4 @@
-"""A U-Net over time with feature-wise modulation, the denoiser's body (Janner et al. 2022; Perez et al. 2018)."""
+"""The denoisers' network: a U-Net over time with feature-wise modulation (Janner et al. 2022; Perez et al. 2018)."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from mpdiffuser.errors import InputError
 
 
 class LevelEmbedding(nn.Module):
-    """Noise levels (B,) -> (B, dim): sinusoids, then a two-layer perceptron."""
+    """Embeds noise levels: sinusoids, then a two-layer perceptron."""
 
     frequencies: torch.Tensor
 
@@ -22,16 +22,21 @@ class LevelEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
 
     def forward(self, levels: torch.Tensor) -> torch.Tensor:
+        """Levels (B,) -> (B, dim)."""
         angles = levels[:, None].to(self.frequencies.dtype) * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], -1))
 
 
 def conv_block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Build a convolution with group norm: (B, inputs, H) -> (B, outputs, H)."""
     return nn.Sequential(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(8, outputs))
 
 
 class ResidualBlock(nn.Module):
-    """(B, inputs, H) -> (B, outputs, H), with scale and shift (B, 2 outputs) from `film` of an embedding (B, E)."""
+    """Two convolutions with a skip connection and feature-wise modulation.
+
+    `film` maps an embedding (B, E) to a scale and a shift (B, 2 outputs).
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int) -> None:
         super().__init__()
@@ -42,19 +47,24 @@ class ResidualBlock(nn.Module):
         self.activation = nn.SiLU()
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """x (B, inputs, H), modulation (B, 2 outputs) -> (B, outputs, H)."""
         scale, shift = modulation[..., None].chunk(2, 1)
         hidden = self.activation(self.first(x) * (1 + scale) + shift)
         return self.activation(self.second(hidden)) + self.skip(x)
 
 
 class Grow(nn.ConvTranspose1d):
-    """Transposed convolution, kernel 4: (B, C, H) -> (B, C, 2 H). Exported graphs have one convolution for the even
-    rows and one for the odd rows, which is three times as fast in OpenVINO, though not in torch."""
+    """Transposed convolution with kernel 4: (B, C, H) -> (B, C, 2 H).
+
+    An exported graph computes the even and the odd rows with an ordinary convolution. This is three times as fast in
+    OpenVINO, but not in torch.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 4, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(B, C, H) -> (B, C, 2 H)."""
         if not torch.onnx.is_in_onnx_export():
             return super().forward(x)
         assert self.bias is not None
@@ -67,14 +77,14 @@ class Grow(nn.ConvTranspose1d):
 
 
 class TemporalUNet(nn.Module):
-    """Trajectories (B, H, inputs), modulated by what `modulation` makes of an embedding -> (B, H, outputs).
+    """A U-Net over time for trajectories (B, H, inputs). Each block has a scale and a shift from an embedding (B, E).
 
     Args:
-        inputs, outputs: channels.
-        width: channels of the first level, a multiple of 8 (the group norm's groups).
-        multipliers: width of each level relative to `width`; H must be divisible by 2^(levels - 1).
-        embedding: E.
-        kernel: odd.
+        inputs, outputs: numbers of channels.
+        width: number of channels of the first level, a multiple of 8 (the number of groups of the group norm).
+        multipliers: number of channels of each level relative to `width`. 2^(levels - 1) must divide H.
+        embedding: E, the dimension of the embedding.
+        kernel: size of the convolutions' kernels, odd.
 
     Raises:
         InputError: if the width is not a multiple of 8.
@@ -106,13 +116,15 @@ class TemporalUNet(nn.Module):
 
     @property
     def blocks(self) -> list[ResidualBlock]:
+        """All residual blocks, in the order of `modulation`."""
         return [*self.down, self.middle, *self.up]  # type: ignore[list-item]
 
     def modulation(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Scales and shifts of all blocks, (B, F), from an embedding (B, E)."""
+        """Embedding (B, E) -> scales and shifts of all blocks (B, F)."""
         return torch.cat([block.film(embedding) for block in self.blocks], -1)
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """x (B, H, inputs), modulation (B, F) -> (B, H, outputs)."""
         hidden, skips = self.enter(x.transpose(1, 2)), []
         parts = list(modulation.split([block.film.out_features for block in self.blocks], 1))
         for i, block in enumerate(self.down):
@@ -127,7 +139,7 @@ class TemporalUNet(nn.Module):
 
 
 def check_horizon(horizon: int, multipliers: Sequence[int]) -> None:
-    """Raises InputError unless the U-Net can halve the horizon at each of its levels."""
+    """Raise InputError unless the U-Net can halve the horizon between all its levels."""
     factor = 2 ** (len(multipliers) - 1)
     if horizon < 2 * factor or horizon % factor:
         raise InputError(

@@ -146,14 +146,14 @@ def release_limit() -> Gaussian:
 
     def slope(q: float, flat: np.ndarray) -> np.ndarray:
         mean, spread = flat[: N - D], flat[N - D :].reshape(N - D, N - D)
-        drift, pull = np.zeros((N - D, N - D)), np.zeros(N - D)
+        drift, offset_sum = np.zeros((N - D, N - D)), np.zeros(N - D)
         for density, entries in ((ONE.planner, np.ones(N - D)), (ONE.dynamics, STATES)):
             gain, offset = clean_estimate(density, q)
             eye = np.eye(N - D)
             drift += entries[:, None] * (eye / 2 + (q**0.5 * gain - eye) / (1 - q))
-            pull += entries * q**0.5 * offset / (1 - q)
+            offset_sum += entries * q**0.5 * offset / (1 - q)
         d_spread = drift @ spread + spread @ drift.T + np.eye(N - D)
-        return np.concatenate([drift @ mean + pull, d_spread.ravel()]) / q
+        return np.concatenate([drift @ mean + offset_sum, d_spread.ravel()]) / q
 
     start = np.concatenate([np.zeros(N - D), np.eye(N - D).ravel()])
     end = solve_ivp(slope, (1e-7, last), start, rtol=1e-6, atol=1e-9, method="LSODA").y[:, -1]
@@ -183,6 +183,7 @@ def test_the_release_converges_to_its_equation_not_to_the_product() -> None:
     assert distance.violation == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_fused_is_near_the_actions_carried_out() -> None:
     config = dict(levels=1000, solver="dpmpp_2m", steps=1000)
     fused = ONE.drawn(composition="fused", dynamics_power=0.5, **config)
@@ -195,7 +196,7 @@ def test_fused_is_near_the_actions_carried_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("composition", "announced", "carried_out"),
+    ("composition", "planned", "executed"),
     [
         ("planner", 0.59, 0.30),
         ("fused", 0.27, 0.27),
@@ -204,15 +205,15 @@ def test_fused_is_near_the_actions_carried_out() -> None:
         ("sequential", -0.06, 0.30),
     ],
 )
-def test_what_plans_announce_and_what_they_do(composition: str, announced: float, carried_out: float) -> None:
+def test_the_last_position_as_planned_and_executed(composition: str, planned: float, executed: float) -> None:
     solver = "ddpm" if composition == "release" else "dpmpp_2m"
     drawn = ONE.drawn(composition=composition, solver=solver, steps=100, dynamics_power=0.5)
-    assert ONE.promise(drawn) == pytest.approx((announced, carried_out), abs=0.01)
-    assert ONE.promise(ONE.product) == pytest.approx((0.59, 0.59), abs=0.01)
+    assert ONE.end_positions(drawn) == pytest.approx((planned, executed), abs=0.01)
+    assert ONE.end_positions(ONE.product) == pytest.approx((0.59, 0.59), abs=0.01)
     z, u = ONE.system.present, drawn.mean.view(ONE.system.horizon, D + M)[:, D:]
     for k in range(ONE.system.horizon - 1):
         z = ONE.system.A @ z + ONE.system.B @ u[k]
-    assert ONE.promise(drawn)[1] == pytest.approx(z[0].item(), abs=1e-9)
+    assert ONE.end_positions(drawn)[1] == pytest.approx(z[0].item(), abs=1e-9)
 
 
 @pytest.mark.parametrize(("composition", "gradient"), [("planner", True), ("fused", False), ("joint", False)])
@@ -289,23 +290,23 @@ def test_in_painting_a_goal_is_not_conditioning_on_it() -> None:
     assert ONE.distance(ONE.planner, exact).mean == pytest.approx(0.67, abs=0.01)  # without a goal
 
 
-# section 8: actions that hear
+# section 8: the action term
 
 
-def test_actions_that_hear_the_dynamics_model_come_nearer_the_product() -> None:
+def test_the_action_term_brings_plans_nearer_to_the_product() -> None:
     """p_D(u | z_t, u_t) by conditioning the joint density; ten levels of 2M."""
     config = dict(composition="fused", solver="dpmpp_2m", steps=10, dynamics_power=2.0)
-    deaf, hearing = ONE.drawn(**config), replace(ONE, hearing=True).drawn(**config)
-    distances = [ONE.distance(x, ONE.product) for x in (deaf, hearing)]
+    without, with_term = ONE.drawn(**config), replace(ONE, action_term=True).drawn(**config)
+    distances = [ONE.distance(x, ONE.product) for x in (without, with_term)]
     assert [x.mean for x in distances] == pytest.approx([0.37, 0.19], abs=0.01)
     assert [x.violation for x in distances] == pytest.approx([2.3, 0.6], abs=0.1)
-    assert ONE.promise(deaf) == pytest.approx((0.39, 0.30), abs=0.01)
-    assert ONE.promise(hearing) == pytest.approx((0.48, 0.49), abs=0.01)
+    assert ONE.end_positions(without) == pytest.approx((0.39, 0.30), abs=0.01)
+    assert ONE.end_positions(with_term) == pytest.approx((0.48, 0.49), abs=0.01)
 
 
-def test_what_the_actions_hear_is_the_gradient_of_the_dynamics_density() -> None:
+def test_the_action_term_is_the_gradient_of_the_dynamics_density() -> None:
     """alpha (E[u | z_t, u_t] - E[u | u_t]) = sigma^2 grad_u log p_D(z_t | u_t), by autograd."""
-    sampler = replace(ONE, hearing=True).sampler()
+    sampler = replace(ONE, action_term=True).sampler()
     a, level = float(sampler.schedule.alpha_bar[40]), 40
     x = torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x[:D] = ONE.system.present
@@ -322,20 +323,20 @@ def test_what_the_actions_hear_is_the_gradient_of_the_dynamics_density() -> None
     (log_density(states + actions, y) - log_density(actions, y)).backward()
     call = (x.view(1, -1, D + M), torch.tensor([level]), torch.zeros(1, 1), torch.ones(1))
     with torch.no_grad():
-        hint = (sampler.planner(*call) - ONE.sampler().planner(*call)).flatten()
-    torch.testing.assert_close(a**0.5 * hint[actions], (1 - a) * y.grad[actions], rtol=0, atol=1e-8)
-    assert not hint[states].any()
+        term = (sampler.planner(*call) - ONE.sampler().planner(*call)).flatten()
+    torch.testing.assert_close(a**0.5 * term[actions], (1 - a) * y.grad[actions], rtol=0, atol=1e-8)
+    assert not term[states].any()
 
 
 # the command
 
 
-def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys) -> None:
+@pytest.mark.slow
+def test_the_command_writes_its_measurements(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(closed_form, "LEVELS", (5, 3))
     monkeypatch.setattr(closed_form, "POWERS", (0.0, 0.5))
     monkeypatch.setattr(closed_form, "VARIANCES", (0.5,))
-    monkeypatch.setattr("sys.argv", ["closed_form", "--output", str(tmp_path)])
-    closed_form.main()
+    closed_form.main(["--output", str(tmp_path)])
     text = (tmp_path / "closed_form.md").read_text()
     assert str(tmp_path / "closed_form.md") in capsys.readouterr().out
     wanted = ONE.distance(ONE.drawn(composition="release", solver="ddpm", steps=5), ONE.product)

@@ -31,9 +31,9 @@ def test_the_product_adds_precisions() -> None:
     residuals = ONE.system.residuals() / ONE.system.noise
     planner = torch.linalg.inv(ONE.planner.covariance[D:, D:])
     precision = planner + residuals[:, D:].T @ residuals[:, D:]
-    pull = planner @ ONE.planner.mean[D:] - residuals[:, D:].T @ residuals[:, :D] @ ONE.system.present
+    offset = planner @ ONE.planner.mean[D:] - residuals[:, D:].T @ residuals[:, :D] @ ONE.system.present
     torch.testing.assert_close(ONE.product.covariance[D:, D:], torch.linalg.inv(precision), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(ONE.product.mean[D:], torch.linalg.solve(precision, pull), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(ONE.product.mean[D:], torch.linalg.solve(precision, offset), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(ONE.product.mean[:D], ONE.system.present)
 
 

@@ -7,6 +7,7 @@ import pytest
 from experiments import latents
 
 
+@pytest.mark.slow
 def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(latents.DATA, "cartpole_swingup", (4, 1.0))
     found = latents.measure("cartpole_swingup", "random", 2, tmp_path)

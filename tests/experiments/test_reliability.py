@@ -11,12 +11,14 @@ def small_training(folder: Path) -> None:
     kills.training(folder, steps=12)
 
 
-def test_a_training_killed_again_and_again_ends_as_if_never_killed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_training_with_kills_ends_as_one_without(tmp_path: Path) -> None:
     result = kills.drill(small_training, tmp_path, kills=6, operations=120)
     assert result["kills"] == {"time": 3, "operation": 3}
 
 
-def test_features_killed_again_and_again(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_features_with_kills(tmp_path: Path) -> None:
     assert sum(kills.drill(kills.features, tmp_path, kills=4, operations=20)["kills"].values()) == 4
 
 
@@ -33,8 +35,17 @@ def test_a_drill_finds_a_difference(tmp_path: Path) -> None:
         kills.drill(careless, tmp_path, kills=4, operations=3)
 
 
-@pytest.mark.parametrize("target", [*fuzz.TARGETS, "options"])
-def test_spoilt_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
+SLOW = ("pipeline", "vision files", "state files", "options")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(name for name in fuzz.TARGETS if name not in SLOW),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
+)
+def test_damaged_files_are_refused_or_load(tmp_path: Path, target: str) -> None:
     count = 8 if target == "options" or target.endswith(" files") else 30  # Hydra is slow
     result = fuzz.fuzz(target, count, tmp_path)
     assert not result["wrong"], result["wrong"][0]
@@ -51,6 +62,7 @@ def test_a_reader_that_hangs_or_fails_or_eats_memory_is_found() -> None:
     assert "ZeroDivisionError" in failed and "signal 9" in killed and "MemoryError" in large
 
 
+@pytest.mark.slow
 def test_a_short_soak() -> None:
     """1,000 environments at once, then changing batches, resets and observations that are not finite."""
     result = soak.soak(minutes=0.05, every=0.1)

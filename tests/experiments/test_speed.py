@@ -1,59 +1,59 @@
-"""Return against time on a tiny pipeline that falls over at once, and measurements that are kept."""
+"""Return against time on a tiny pipeline."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mpdiffuser.rivals import RIVALS, rival_config
 
+from evaluation.compare import use_saved_settings
 from experiments import speed
-from experiments.measuring import kept
-from mpdiffuser.config import load
-from mpdiffuser.config import settings as settings_of
+from experiments.measuring import load_pipeline
+from mpdiffuser.config import load, settings
 from mpdiffuser.errors import InputError
-from mpdiffuser.training import sampler_config
+from mpdiffuser.methods import METHODS
+from mpdiffuser.sampler import SamplerConfig
 
 
-def test_every_setting_can_be() -> None:
-    """And draws with the levels that its name says."""
-    for settings in speed.FAMILIES.values():
-        for name, (method, options) in settings.items():
+@pytest.mark.slow
+def test_every_setting_is_valid_and_draws_as_its_name_says(hopper) -> None:
+    pipeline = hopper(0)
+    for family in speed.FAMILIES.values():
+        for name, (method, options) in family.items():
             cfg = load("evaluate", ["pipeline=x", f"evaluation.methods=[{method}]", *options])
-            assert list(cfg.evaluation.methods) == [method]
-            section = cfg.rivals[method] if method in RIVALS else cfg.sampler
-            drawing = rival_config(method, settings_of(section)) if method in RIVALS else sampler_config(section)
-            if "levels" in name:
+            use_saved_settings(cfg, pipeline)
+            drawing = METHODS[method].sampler_config(settings(cfg.baselines).get(method, {}))
+            drawing = drawing or SamplerConfig(**settings(cfg.sampler))
+            if "level" in name:
                 assert drawing.steps == int(name.split()[0])
-            if "candidates" in name:
-                assert f"{drawing.candidates} candidates" in name
+            if "candidate" in name:
+                assert speed.count(drawing.candidates, "candidate") in name
 
 
-def test_the_command(hopper, tmp_path: Path) -> None:
+def test_a_setting_keeps_the_pipelines_other_settings(halfcheetah, tmp_path: Path, monkeypatch) -> None:
+    halfcheetah.save_pretrained(tmp_path / "pipeline")
+    seen = []
+    monkeypatch.setattr(speed, "require_models", lambda method, folder: None)
+    monkeypatch.setattr(speed, "closed_loop", lambda policy, *rest: seen.append(policy.sampler.config))
+    speed.measure(tmp_path / "pipeline", ("planner", ("sampler.candidates=3",)), 2, tmp_path)
+    assert (seen[0].solver, seen[0].steps, seen[0].target) == ("ddpm", 2, 0.7)
+    assert (seen[0].candidates, seen[0].composition) == (3, "planner")
+
+
+@pytest.mark.slow
+def test_the_command(hopper, tmp_path: Path, monkeypatch) -> None:
+    two = speed.plans("planner", ((1, 2), (2, 1)))
+    monkeypatch.setitem(speed.FAMILIES, "planner only", two)
     hopper(0).save_pretrained(tmp_path / "pipeline")
     arguments = ["--pipeline", str(tmp_path / "pipeline"), "--episodes", "2"]
     arguments += ["--folder", str(tmp_path / "results"), "--docs", str(tmp_path), "--families", "planner only"]
     speed.main(arguments)
     files = sorted((tmp_path / "results").glob("*.json"))
-    assert len(files) == len(speed.PLANNER)
+    assert len(files) == 2
     text = (tmp_path / "speed.md").read_text()
-    assert all(f"| planner only | {name} | " in text for name in speed.PLANNER)
+    assert all(f"| planner only | {name} | " in text for name in ("1 level, 2 candidates", "2 levels, 1 candidate"))
     assert (tmp_path / "speed.png").stat().st_size > 10_000
     stamps = [file.stat().st_mtime_ns for file in files]
-    speed.main(arguments)  # all is reused
+    speed.main(arguments)  # reuses all results
     assert stamps == [file.stat().st_mtime_ns for file in files]
-    with pytest.raises(InputError, match="distilled needs student"):
+    load_pipeline.cache_clear()
+    with pytest.raises(InputError, match="distilled needs"):
         speed.main([*arguments[:-1], "MPDiffuser, distilled"])
-
-
-def test_what_was_measured_is_kept(tmp_path: Path) -> None:
-    def measure() -> dict[str, Any]:
-        calls.append(1)
-        return {"value": 3}
-
-    calls: list[int] = []
-    file = tmp_path / "a" / "b.json"
-    for _ in range(2):
-        assert kept(file, {"x": 1}, measure, "--folder")["value"] == 3
-    assert calls == [1]
-    with pytest.raises(InputError, match=r"b.json: made with other settings; choose another --folder"):
-        kept(file, {"x": 2}, measure, "--folder")

@@ -1,0 +1,102 @@
+"""What an evaluation refuses before any episode."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import pytest
+
+from envs.gym_env import GymEnv
+from evaluation.check import check_evaluation, require_models
+from mpdiffuser.errors import InputError
+from mpdiffuser.methods import METHODS
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("evaluation.methods=[]", r"evaluation\.methods: must be of random, cloning.*found \[\]"),
+        ("evaluation.methods=[mpdiffuser,magic]", r"evaluation\.methods: must be of random, cloning.*magic"),
+        ("evaluation.episodes=0", r"evaluation\.episodes: must be at least 1, found 0"),
+        ("evaluation.first_seed=-1", r"evaluation\.first_seed: must be at least 0, found -1"),
+        ("evaluation.probe_every=-1", r"evaluation\.probe_every: must be at least 0, found -1"),
+        ("evaluation.parallel_controllers=0", r"evaluation\.parallel_controllers: must be at least 1, found 0"),
+        ("evaluation.safety_probability=1", r"evaluation\.safety_probability: .* below 1, found 1"),
+        ("evaluation.safety_probability=-0.5", r"evaluation\.safety_probability: must be at least 0 .* -0\.5"),
+    ],
+)
+def test_settings_that_no_evaluation_can_have(stage: SimpleNamespace, option: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_evaluation(stage.configuration(option))
+
+
+def test_settings_at_the_edge(stage: SimpleNamespace) -> None:
+    every = f"evaluation.methods=[{','.join(METHODS)}]"
+    edges = ["evaluation.episodes=1", "evaluation.first_seed=0", "evaluation.probe_every=0"]
+    check_evaluation(stage.configuration(every, *edges, "evaluation.safety_probability=0"))
+
+
+def test_models_that_a_folder_does_not_hold(stage: SimpleNamespace) -> None:
+    for name in ("random", "cloning", "planner", "mpdiffuser", "expert"):
+        require_models(name, stage.folder)
+    with pytest.raises(
+        InputError, match=r"evaluation\.methods: decision_diffuser needs .*; .*method=decision_diffuser"
+    ):
+        require_models("decision_diffuser", stage.folder)
+    with pytest.raises(InputError, match=r"evaluation\.methods: iql needs "):
+        stage.compare(stage.configuration("evaluation.methods=[random,iql]"))
+    assert not stage.asked
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"decision_seconds": 0.02}, r"environment: decision_seconds 0\.04, but .* trained with 0\.02"),
+        ({"observation": {"shape": [4], "dtype": "float32"}}, r"observations \(3,\), but .* trained with \(4,\)"),
+        ({"observation": {"shape": [3], "dtype": "uint8"}}, r"dtype float32, but .* trained with uint8"),
+        (
+            {"environment": {"env_id": "x"}},
+            r"info\.environment\.kind: must be one of dm_control, gymnasium, found None",
+        ),
+        (
+            {"environment": {"kind": "gymnasium", "env_id": "x", "command": "y"}},
+            r"info\.environment: no field 'command'",
+        ),
+        ({"environment": {"kind": "dm_control", "task": "x"}}, r"info\.environment\.action_repeat: is missing"),
+        ({"environment": None}, r"the pipeline's info: environment is missing: it cannot be evaluated"),
+        ({"data": None}, r"the pipeline's info: data is missing"),
+    ],
+)
+def test_what_does_not_fit_the_record(stage: SimpleNamespace, info: dict[str, Any], words: str) -> None:
+    stage.edit_info(stage.folder, **info)
+    with pytest.raises(InputError, match=words):
+        stage.compare(stage.configuration())
+    assert not set(stage.asked) & {"cloning", "planner", "mpdiffuser"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dimension", "words"),
+    [(-2, 1, 2, "low -2.0, .* -1.0"), (-1, 3, 2, "high 3.0, .* 1.0"), (-1, 1, 3, r"actions \(3,\).*\(2,\)")],
+)
+def test_an_environment_with_other_actions(
+    stage: SimpleNamespace, low: float, high: float, dimension: int, words: str
+) -> None:
+    class Other(stage.Stub):  # type: ignore[name-defined, misc]
+        def __init__(self, *inputs: Any, **options: Any) -> None:
+            super().__init__(*inputs, **options)
+            self.single_action_space = gymnasium.spaces.Box(low, high, (dimension,))
+
+    stage.Stub = Other
+    with pytest.raises(InputError, match=rf"environment: {words}"):
+        stage.compare(stage.configuration())
+
+
+def test_another_back_end_is_only_noted(stage: SimpleNamespace, capsys: Any) -> None:
+    stage.edit_info(stage.folder, back_end="magic: of another machine")
+    stage.compare(stage.configuration())
+    assert "note: rendering with " in capsys.readouterr().out and stage.asked == stage.methods
+
+
+def test_an_environment_that_names_a_module() -> None:
+    with pytest.raises(InputError, match=r"environment 'os:Hopper-v4': must be a name such as"):
+        GymEnv("os:Hopper-v4")

@@ -1,0 +1,210 @@
+"""train_vision.py at the smallest sizes: what it trains, what it refuses, and what it says of it."""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train_vision
+from envs.collect import collect
+from envs.record import dm_control_record
+from mpdiffuser.config import load
+from mpdiffuser.methods import METHODS, recipes_of
+from mpdiffuser.pipeline import MPDiffuserPipeline
+
+CARTPOLE = {"name": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1}
+TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "evaluation.episodes=1", "evaluation.probe_every=0"]
+TINY += ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "trackers=[]"]
+TINY += ["train.representation.steps=4", "train.decoder.steps=2"]
+TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning", "state_planner")]
+CLONING = [*TINY, "evaluation.methods=[random,cloning]"]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def fill(seed: int) -> Callable[..., None]:
+    """A `load_pretrained` that needs no file: the weights are random numbers of a seed."""
+
+    def load_weights(backbone: torch.nn.Module, name: str, download: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+    return load_weights
+
+
+def run_main(patch: pytest.MonkeyPatch, *options: str) -> int:
+    """The exit status of train_vision.py."""
+    patch.setattr("sys.argv", ["train_vision.py", *options])
+    try:
+        train_vision.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run train_vision.py: exit status, standard output, standard error. Its backbone has the weights of seed 0."""
+    monkeypatch.setattr("vision.encoder.load_pretrained", fill(0))
+    return lambda *options: (run_main(monkeypatch, *options), *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four short episodes of random actions."""
+    record = dm_control_record(CARTPOLE, "fast", 0.8)
+    return collect(record, "random", 4, 0, tmp_path_factory.mktemp("data"), processes=1)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of one run of cloning, and what it printed; nobody writes to the folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("vision.encoder.load_pretrained", fill(0))
+        patch.setattr("mpdiffuser.engines.FASTEST", ())
+        options = [f"dataset={dataset}", f"data_root={folder}", f"output_dir={folder / 'out'}"]
+        assert run_main(patch, *CLONING, *options) == 0
+    return folder / "out", printed.getvalue()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Checksum of each file of a folder. The lock of the last run is not part of it."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.slow
+def test_only_the_models_of_the_methods_are_trained(trained: tuple[Path, str]) -> None:
+    output, printed = trained
+    assert {log.parent.name for log in output.rglob("log.jsonl")} == {"representation", "decoder", "cloning"}
+    assert {"planner", "dynamics", "ranker"}.isdisjoint(folder.name for folder in output.rglob("*"))
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert list(metrics["methods"]) == ["random", "cloning"]
+    pipeline = MPDiffuserPipeline.from_pretrained(output / "pipeline")
+    assert (pipeline.planner, pipeline.dynamics, pipeline.ranker) == (None, None, None)
+    # no film was made, so none is announced
+    assert not (output / "video.mp4").exists() and "Video:" not in printed
+    assert f"Report: {output / 'report.html'}" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("validation=0.5", "validation: 0.1 there, 0.5 now"),
+        ("seed=1", "seed: 0 there, 1 now"),
+        ("true_states=false", "true_states: True there, False now"),
+        ("encoder.pretrained=false", "pretrained: True there, False now"),
+        ("encoder.latent_dim=8", "latent_dim: 16 there, 8 now"),
+        ("train.representation.steps=5", "steps: 4 there, 5 now"),
+        ("train.cloning.steps=5", "steps: 4 there, 5 now"),
+        ("weights", "backbone_weights: "),
+    ],
+)
+def test_a_rerun_that_does_not_fit_is_refused(
+    trained: tuple[Path, str], dataset: Path, tmp_path: Path, run: Run, monkeypatch: Any, option: str, words: str
+) -> None:
+    """Before anything in the folder is touched."""
+    output = shutil.copytree(trained[0], tmp_path / "out")
+    before = contents(output)
+    if option == "weights":  # other weights of the same backbone
+        monkeypatch.setattr("vision.encoder.load_pretrained", fill(1))
+    more = [option] if "=" in option else []
+    options = [f"dataset={dataset}", f"data_root={trained[0].parent}", f"output_dir={output}"]
+    status, _, error = run(*CLONING, *more, *options)
+    assert status == 2 and "holds a run with other settings" in error and words in error
+    assert contents(output) == before
+
+
+@pytest.mark.slow
+def test_a_rerun_reuses_everything(trained: tuple[Path, str], dataset: Path, tmp_path: Path, run: Run) -> None:
+    output = shutil.copytree(trained[0], tmp_path / "out")
+    before = contents(output)
+    options = [f"dataset={dataset}", f"data_root={trained[0].parent}", f"output_dir={output}"]
+    status, out, _ = run(*CLONING, *options)
+    assert status == 0 and "Features: reusing" in out and "Evaluation: reusing" in out
+    for name in ("representation", "decoder", "cloning"):
+        assert f"{name}: trained already" in out
+    kept = [name for name in before if not name.startswith(("config.yaml", "report.html"))]
+    assert {name: before[name] for name in kept} == {name: contents(output).get(name) for name in kept}
+
+
+@pytest.mark.slow
+def test_a_baseline_from_pixels(trained: tuple[Path, str], dataset: Path, tmp_path: Path, run: Run) -> None:
+    options = [f"dataset={dataset}", f"data_root={trained[0].parent}", f"output_dir={tmp_path / 'out'}"]
+    status, out, error = run(
+        *TINY, "method=d_mpc", *(f"train.{name}.steps=4" for name in trained_by("d_mpc")), *options
+    )
+    assert status == 0, error
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["methods"]) == ["d_mpc"] and "plan_ms" in metrics["methods"]["d_mpc"]
+    logs = {log.parent.name for log in (tmp_path / "out").rglob("log.jsonl")}
+    assert logs == {"representation", "decoder", *trained_by("d_mpc")}
+    assert "Video:" not in out
+
+
+def trained_by(method: str) -> list[str]:
+    return [recipe.name for recipe in recipes_of([method]).values() if recipe.train is not None]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "all"])
+def test_every_method_can_be_asked_for(method: str) -> None:
+    methods = load("vision", [f"method={method}"]).evaluation.methods
+    assert list(methods) == list(METHODS) if method == "all" else method in methods
+
+
+# a task of dm_control for which there is no expert
+
+
+@pytest.fixture
+def hopper_stand(tmp_path: Path) -> list[str]:
+    """Options for a task of the user's own file."""
+    (tmp_path / "own" / "task").mkdir(parents=True)
+    text = "name: hopper_stand\naction_repeat: 4\nsize: 64\ncamera: 0\n"
+    (tmp_path / "own" / "task" / "hopper_stand.yaml").write_text(text)
+    options = [f"--config-dir={tmp_path / 'own'}", "task=hopper_stand", "quality=random", "episodes=2"]
+    return [*options, "episode_seconds=0.8", f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
+
+
+def test_the_expert_is_left_out_before_anything_is_done(
+    hopper_stand: list[str], run: Run, monkeypatch: Any, capsys: Any
+) -> None:
+    def stop(*inputs: Any, **options: Any) -> Path:
+        raise AssertionError("data are collected")
+
+    monkeypatch.setattr(train_vision, "collect", stop)
+    with pytest.raises(AssertionError, match="data are collected"):
+        run(*TINY, *hopper_stand)
+    assert "note: expert left out: there is no expert of this environment" in capsys.readouterr().out
+
+
+def test_the_expert_alone_is_an_error(hopper_stand: list[str], run: Run, tmp_path: Path) -> None:
+    status, _, error = run(*TINY, *hopper_stand, "evaluation.methods=[expert]")
+    assert status == 2 and error.startswith("error: evaluation.methods: there is no expert") and error.count("\n") == 1
+    assert "hopper_stand" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]  # nothing was collected or trained
+
+
+@pytest.mark.slow
+def test_a_task_without_an_expert(hopper_stand: list[str], run: Run, tmp_path: Path) -> None:
+    status, out, error = run(*TINY, *hopper_stand, "evaluation.methods=[random,cloning,expert]")
+    assert status == 0, error
+    assert out.startswith("note: expert left out: there is no expert of this environment")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["methods"]) == ["random", "cloning"]
+
+
+def test_a_task_from_states(run: Run) -> None:
+    status, _, error = run("task=d4rl/hopper-medium-v2")
+    assert status == 2 and "task=d4rl/hopper-medium-v2: a task from states, for train_state.py" in error

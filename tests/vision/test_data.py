@@ -1,0 +1,147 @@
+"""The latents of training and of acting, the cache of features, and training examples."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpdiffuser.controller import LatentHistory
+from mpdiffuser.episodes import Episodes
+from vision.data import FrameSteps, cached_features, encode, encode_frames, history_actions, history_rows
+from vision.encoder import PixelEncoder
+
+SIZE = 32
+
+
+def test_history_rows_stay_in_their_episode(episodes: Episodes) -> None:
+    found = history_rows(episodes, np.array([0, 1, 5, 7, 8, 11, 12, 14]), 3)
+    assert found.tolist() == [
+        [0, 0, 0],
+        [0, 0, 1],
+        [3, 4, 5],
+        [7, 7, 7],
+        [7, 7, 8],
+        [9, 10, 11],
+        [12, 12, 12],
+        [12, 13, 14],
+    ]
+
+
+def test_history_actions_lie_between_the_frames(episodes: Episodes) -> None:
+    found = history_actions(episodes, history_rows(episodes, np.array([0, 1, 5, 7, 12]), 3))
+    taken, none = episodes["actions"], np.zeros(2, np.float32)
+    expected = [[none, none], [none, taken[0]], [taken[3], taken[4]], [none, none], [none, none]]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("history", [1, 2, 4])
+def test_acting_sees_what_training_saw(make_encoder, episodes: Episodes, tmp_path: Path, history: int) -> None:
+    """The stream of an episode, frame by frame, gives the latents that the models were trained on."""
+    encoder = make_encoder(history)
+    trained_on = encode(encoder, episodes, cached_features(encoder, episodes, tmp_path, batch=4), batch=5)
+    np.testing.assert_allclose(trained_on, encode_frames(encoder, episodes), rtol=0, atol=1e-3)
+    stream = LatentHistory(encoder)
+    for e in range(len(episodes)):
+        rows = episodes.rows(e)
+        stream.reset()
+        for row in range(rows.start, rows.stop):
+            latent = stream(episodes["frames"][row][None])[0].numpy()
+            stream.record_actions(episodes["actions"][row][None])
+            # the cache holds features in half precision
+            np.testing.assert_allclose(latent, trained_on[row], rtol=0, atol=2e-3)
+    spread = trained_on.std(0).min()
+    assert spread > 0.02  # so that the tolerance means something
+
+
+def counted(encoder: PixelEncoder) -> list[int]:
+    """Frames that the backbone is shown from now on."""
+    seen: list[int] = []
+    encoder.frame_net.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    return seen
+
+
+def test_features_are_computed_once(make_encoder, episodes: Episodes, tmp_path: Path, capsys) -> None:
+    encoder = make_encoder()
+    seen = counted(encoder)
+    first = cached_features(encoder, episodes, tmp_path, batch=4)
+    assert sum(seen) == len(episodes["frames"]) == 18
+    expected = encoder.features(torch.from_numpy(episodes["frames"])).detach().numpy()
+    np.testing.assert_allclose(first, expected, rtol=2e-3, atol=2e-3)
+    again = cached_features(encoder, episodes, tmp_path)
+    assert sum(seen) == 18 + 18  # only by this test's own call above
+    np.testing.assert_array_equal(first, again)
+    assert "reusing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["weights", "frames", "pool", "stride", "episodes"])
+def test_whatever_features_depend_on_makes_another_file(
+    make_encoder, episodes: Episodes, make_episodes, tmp_path: Path, change: str
+) -> None:
+    cached_features(make_encoder(), episodes, tmp_path)
+    other, frames = make_encoder(), episodes
+    if change == "weights":
+        with torch.no_grad():
+            next(other.frame_net.parameters())[0, 0, 0, 0] += 1e-3
+    elif change in ("pool", "stride"):
+        other = make_encoder(**{change: 4})
+    elif change == "frames":
+        frames = make_episodes([6, 4, 5], frame_size=SIZE, seed=1)
+    else:
+        frames = make_episodes([4, 6, 5], frame_size=SIZE)
+    found = cached_features(other, frames, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    expected = other.features(torch.from_numpy(frames["frames"])).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_head_does_not_matter_to_the_cache(make_encoder, episodes: Episodes, tmp_path: Path) -> None:
+    encoder = make_encoder()
+    cached_features(encoder, episodes, tmp_path)
+    torch.nn.init.zeros_(encoder.frame_head[0].weight)
+    cached_features(encoder, episodes, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+
+
+def test_a_killed_write_leaves_nothing_that_is_used(make_encoder, episodes: Episodes, tmp_path: Path) -> None:
+    encoder = make_encoder()
+
+    def kill(module: Any, inputs: Any, output: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    calls: list[int] = []
+    handle = encoder.frame_net.register_forward_hook(kill)
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(encoder, episodes, tmp_path, batch=4)
+    handle.remove()
+    assert not list(tmp_path.glob("*.npy"))
+    found = cached_features(encoder, episodes, tmp_path, batch=4)
+    expected = encoder.features(torch.from_numpy(episodes["frames"])).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    assert sorted(file.suffix or file.name for file in tmp_path.iterdir()) == [".lock", ".npy"]
+
+
+def test_steps_hold_consecutive_steps(episodes: Episodes) -> None:
+    data = FrameSteps(episodes, np.array([0, 2]), 2, None)
+    assert len(data) == 6 + 5
+    batch = data.batch(torch.tensor([0, 5, 6]))
+    rows = [0, 5, 12]
+    for i, (before, row) in enumerate([(0, 0), (4, 5), (12, 12)]):
+        np.testing.assert_array_equal(batch["frames"][i], episodes["frames"][[before, row, row + 1]])
+    before = [np.zeros(2), episodes["actions"][4], np.zeros(2)]
+    np.testing.assert_array_equal(batch["actions"], np.stack([before, episodes["actions"][rows]], 1).astype(np.float32))
+    used = [*range(6), *range(12, 17)]
+    for key, name in (("rewards", "rewards"), ("observations", "states")):
+        mean, std = episodes[key][used].mean(0), episodes[key][used].std(0)
+        np.testing.assert_allclose(batch[name], (episodes[key][rows] - mean) / std, rtol=1e-3, atol=1e-4)
+
+
+def test_held_out_steps_use_the_training_statistics(episodes: Episodes) -> None:
+    train = FrameSteps(episodes, np.array([0, 1]), 2, None)
+    held_out = FrameSteps(episodes, np.array([2]), 2, None, train.statistics)
+    known = episodes["rewards"][[*range(6), *range(7, 11)]]
+    expected = (episodes["rewards"][12:17] - known.mean()) / known.std()
+    np.testing.assert_allclose(held_out.batch(torch.arange(5))["rewards"], expected, rtol=1e-3)

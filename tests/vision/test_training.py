@@ -1,0 +1,136 @@
+"""From episodes with frames to latent episodes, and what their identity holds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from mpdiffuser.config import load
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
+from mpdiffuser.launch import Clock
+from vision.data import encode
+from vision.training import build_representation, encoder_identities, train_encoder
+
+TINY = ["encoder=conv", "encoder.pool=2", "encoder.latent_dim=4", "encoder.history=2", "encoder.projection=16"]
+TINY += ["encoder.hidden=16", "trackers=[]"]
+TINY += [f"train.{name}.{key}" for name in ("representation", "decoder") for key in ("steps=3", "batch_size=8")]
+PRETRAINED = ["encoder.pretrained=true", "encoder.trainable=false"]
+
+
+def configuration(folder: Path, *options: str) -> Any:
+    return load("vision", [*TINY, f"output_dir={folder / 'out'}", f"data_root={folder}", *options])
+
+
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Pretrained weights that need no file: all of one value."""
+    found = {"value": 0.01}
+
+    def fill(backbone: torch.nn.Module, name: str, download: bool = False) -> None:
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.fill_(found["value"])
+
+    monkeypatch.setattr("vision.encoder.load_pretrained", fill)
+    return found
+
+
+def identity(cfg: Any, episodes: Episodes) -> dict[str, Any]:
+    return encoder_identities(cfg, "checksum", build_representation(cfg, episodes))
+
+
+def test_the_representation_has_the_weights_of_the_encoder(episodes: Episodes, tmp_path: Path, weights: Any) -> None:
+    representation = build_representation(configuration(tmp_path, *PRETRAINED), episodes)
+    assert all((parameter == 0.01).all() for parameter in representation.encoder.frame_net.parameters())
+    assert representation.encoder.config["action_dim"] == 2 and not representation.training
+    fresh = build_representation(configuration(tmp_path, *PRETRAINED, "encoder.pretrained=false"), episodes)
+    assert not all((parameter == 0.01).all() for parameter in fresh.encoder.frame_net.parameters())
+
+
+def test_true_states_are_a_target_where_they_may_be(episodes: Episodes, tmp_path: Path) -> None:
+    known = build_representation(configuration(tmp_path), episodes)
+    assert known.state is not None and known.state.out_features == 3 and known.inverse is None
+    unknown = build_representation(configuration(tmp_path, "true_states=false"), episodes)
+    assert unknown.state is None and unknown.inverse is not None
+    del episodes.arrays["observations"]
+    assert build_representation(configuration(tmp_path), episodes).state is None
+
+
+def test_episodes_without_frames(make_episodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no frames; for states use train_state\.py"):
+        build_representation(configuration(tmp_path), make_episodes([4, 4]))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "seed=1",
+        "validation=0.5",
+        "true_states=false",
+        "encoder.latent_dim=8",
+        "encoder.trainable=true",
+        "train.representation.steps=4",
+        "train.representation.learning_rate=0.5",
+        "weights",
+        "data",
+    ],
+)
+def test_whatever_changes_the_latents_changes_their_identity(
+    episodes: Episodes, tmp_path: Path, weights: dict[str, float], option: str
+) -> None:
+    before = identity(configuration(tmp_path, *PRETRAINED), episodes)["representation"]
+    assert identity(configuration(tmp_path, *PRETRAINED), episodes)["representation"] == before
+    if option == "weights":
+        weights["value"] = 0.02
+    cfg = configuration(tmp_path, *PRETRAINED, *([option] if "=" in option else []))
+    data = "other" if option == "data" else "checksum"
+    after = encoder_identities(cfg, data, build_representation(cfg, episodes))["representation"]
+    assert after != before
+
+
+@pytest.mark.parametrize("option", ["processes=3", "threads=2", "checkpoint_every=7", "quality=expert", "debug=false"])
+def test_what_changes_no_latent_is_not_in_it(episodes: Episodes, tmp_path: Path, option: str) -> None:
+    assert identity(configuration(tmp_path, option), episodes) == identity(configuration(tmp_path), episodes)
+
+
+def test_the_decoder_has_an_identity_of_its_own(episodes: Episodes, tmp_path: Path) -> None:
+    before = identity(configuration(tmp_path), episodes)
+    after = identity(configuration(tmp_path, "train.decoder.steps=4"), episodes)
+    assert after["representation"] == before["representation"] and after["decoder"] != before["decoder"]
+    assert identity(configuration(tmp_path, "seed=1"), episodes)["decoder"] != before["decoder"]
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_latent_episodes(episodes: Episodes, tmp_path: Path, trainable: bool) -> None:
+    cfg, clock = configuration(tmp_path, f"encoder.trainable={str(trainable).lower()}"), Clock()
+    representation = build_representation(cfg, episodes)
+    stages = encoder_identities(cfg, "checksum", representation)
+    encoder, decoder, latent = train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), clock)
+    rows = len(episodes["actions"])
+    assert latent["observations"].shape == (rows, 4) and not {"frames", "physics"} & set(latent.arrays)
+    for key in ("actions", "rewards", "terminations", "truncations"):
+        np.testing.assert_array_equal(latent[key], episodes[key])
+    np.testing.assert_array_equal(latent.offsets, episodes.offsets)
+    with torch.inference_mode():
+        features = encoder.features(torch.from_numpy(episodes["frames"])).numpy()
+    np.testing.assert_allclose(latent["observations"], encode(encoder, episodes, features), atol=2e-3)
+    assert decoder.frames(torch.from_numpy(latent["observations"][:2])).shape == (2, 32, 32, 3)
+    assert {"representation", "latents", "decoder"} <= set(clock.seconds)
+    assert ("features" in clock.seconds) == (not trainable)
+    assert bool(list(tmp_path.glob("cache/*.npy"))) == (not trainable)
+
+
+def test_a_folder_of_another_run(episodes: Episodes, tmp_path: Path) -> None:
+    cfg = configuration(tmp_path)
+    representation = build_representation(cfg, episodes)
+    stages = encoder_identities(cfg, "checksum", representation)
+    train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), Clock())
+    cfg = configuration(tmp_path, "validation=0.5")
+    representation = build_representation(cfg, episodes)
+    stages = encoder_identities(cfg, "checksum", representation)
+    with pytest.raises(InputError, match=r"validation: 0\.1 there, 0\.5 now"):
+        train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), Clock())
