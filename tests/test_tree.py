@@ -18,7 +18,6 @@ WITHOUT = {
     "envs/protocol.py": "types alone",
     "envs/worker.py": "envs/test_vector.py holds the other end of its socket",
     "evaluation/__init__.py": "a docstring",
-    "evaluation/command.py": "test_commands.py and test_evaluate.py run the command",
     "evaluation/labels.py": "evaluation/test_report.py",
     "evaluation/metrics_schema.py": "evaluation/test_report.py",
     "evaluation/report_figures.py": "evaluation/test_report.py",

@@ -17,7 +17,6 @@ from mpdiffuser.methods.distilled import (
     Distilled,
     Student,
     expected_targets,
-    plan_settings,
     student_config,
     teacher_config,
     teacher_options,
@@ -53,7 +52,7 @@ def teacher(make_pipeline, make_episodes, randomize) -> tuple[MPDiffuserPipeline
 
 def distil(data: TrainingData, config: SamplerConfig, fit: Callable[..., Any]) -> Student:
     """The student that the recipe makes of a teacher with these settings."""
-    data.settings = {**data.settings, "teacher": plan_settings(teacher_config(config))}
+    data.settings = {**data.settings, **teacher_options({"sampler": asdict(config)})}
     return STUDENT.fit(fit, STUDENT.build(data), data)
 
 

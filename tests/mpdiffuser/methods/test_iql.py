@@ -11,7 +11,7 @@ from mpdiffuser.schedule import NoiseSchedule
 SCHEDULE = NoiseSchedule(100)
 
 
-@pytest.mark.parametrize(("expectile", "beta"), [(0.7, 1.0), (0.9, 3.0)])
+@pytest.mark.parametrize(("expectile", "beta"), [(0.7, 1.0), pytest.param(0.9, 3.0, marks=pytest.mark.slow)])
 def test_iql_on_two_arms(expectile: float, beta: float) -> None:
     """Action 0.5 pays 1 with share p of the data, action -0.5 pays 0, and then it ends. V is the expectile, which
     solves tau p (1 - V) = (1 - tau) (1 - p) V; the policy's mean weighs the arms by exp(beta (Q - V))."""
