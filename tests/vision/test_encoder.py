@@ -130,6 +130,7 @@ def test_fine_tuning_moves_the_weights_and_not_the_statistics(small, fit, episod
         assert torch.equal(value, before[key]) == ("running" in key or "num_batches" in key)
 
 
+@pytest.mark.slow
 def test_a_small_net_learns_from_frames(small, fit, make_pointer_episodes, tmp_path: Path) -> None:
     """Its latents come to tell where the square is, at first nothing."""
     data = make_pointer_episodes()

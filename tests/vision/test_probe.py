@@ -89,15 +89,10 @@ def test_the_command(
 ) -> None:
     moving.save(tmp_path / "data")
     make_encoder().save_pretrained(tmp_path / "run" / "encoder")
-    arguments = ["probe", str(tmp_path / "run"), str(tmp_path / "data"), "--cache", str(tmp_path / "cache")]
-    monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr(module, "probe", lambda *inputs: 0.5)
-    module.main()
+    assert not module.main([str(tmp_path / "run"), str(tmp_path / "data"), "--cache", str(tmp_path / "cache")])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     expected = {"dataset": "data", "episodes": 4, "held_out": 1, "r2": {"positions": 0.5, "velocities": 0.5}}
     assert line == expected
-    monkeypatch.setattr("sys.argv", ["probe", str(tmp_path), str(tmp_path / "data")])
-    with pytest.raises(SystemExit) as caught:
-        module.main()
-    assert caught.value.code == 2
+    assert module.main([str(tmp_path), str(tmp_path / "data")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}: no encoder in this folder\n"
