@@ -45,7 +45,7 @@ def explanations(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"Normalised score: {times}(return - low) / (high - low), low {low}, high {high}."
     probability = metrics.get("settings", {}).get("safety_probability")
     if probability and any(map(limit_key, methods)):
-        yield f"Target: {probability:.0%} of the episodes within the limit that the method was told."
+        yield f"Target: {probability:.0%} of the episodes within the method's cost limit."
 
 
 def _check(metrics: Any) -> None:

@@ -109,7 +109,7 @@ def feasibility_figure(series: Mapping[str, tuple[str, Mapping[int, tuple[float,
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set(xlabel="steps ahead", ylabel="mean squared distance")
         _legend(axes)
-        return _svg(figure, "feasibility", "Squared distance of planned and realised latents against steps ahead")
+        return _svg(figure, "feasibility", "Squared distance of planned and real latents against steps ahead")
 
 
 def curve_figure(model: str, training: np.ndarray, validation: np.ndarray) -> Markup:

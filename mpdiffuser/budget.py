@@ -47,7 +47,8 @@ class Budget:
             raise InputError(f"budget: must be at least 0 over at least 1 step, found {limit} over {steps}")
         if probability is not None and (margins is None or not 0 < probability < 1):
             raise InputError(
-                f"budget.probability: must lie between 0 and 1, of a pipeline with costs; found {probability}"
+                f"budget.probability: must lie between 0 and 1, and needs a pipeline whose data have costs; "
+                f"found {probability}"
             )
         self.limit, self.steps = float(limit), int(steps)
         self.margins: tuple[np.ndarray, np.ndarray] | None = None
@@ -87,7 +88,7 @@ def _margins(found: Any, probability: float) -> tuple[np.ndarray, np.ndarray]:
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise InputError(f"the pipeline's info.cost_margins: not what training writes ({found!r:.200}); train it again")
+        raise InputError(f"the pipeline's info.cost_margins: invalid ({found!r:.200}); train it again")
     return steps, np.array([np.interp(probability, levels, row) for row in table]) + largest_step
 
 

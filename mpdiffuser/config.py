@@ -120,14 +120,14 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     for override in overrides:
         if override[:1] in ("+", "~"):
             raise InputError(
-                f"{override}: options are neither added nor removed; set one as name=value; --help lists all"
+                f"{override}: options cannot be added or removed; set one as name=value; --help lists all"
             )
     overrides = [part for override in overrides for part in _suite(override)]
     config = _resolved(_compose(name, overrides, base, folder))
     if config.get("debug"):
         config = _resolved(_compose(name, [*_debug_overrides(config), *overrides], base, folder))
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise InputError(f"{missing[0]}: must be given, as {missing[0]}=...; --help tells more")
+        raise InputError(f"{missing[0]}: is missing; set it with {missing[0]}=...; --help lists all options")
     leaves, usual = dict(_leaves(config)), dict(_leaves(base))
     task = set(config.task) if isinstance(config.get("task"), DictConfig) else set()
     if "task" in base and task != set(base.task) and task in _kinds_of_task():  # a task of another kind
@@ -137,9 +137,9 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     for key in usual:
         section = next((k for k in leaves if key.startswith(f"{k}.")), None)
         if section:
-            raise InputError(f"{section}: holds several options, such as {key}; found {leaves[section]!r}")
+            raise InputError(f"{section}: is a section with several options, such as {key}; found {leaves[section]!r}")
         if key not in leaves:
-            raise InputError(f"{key}: no such option in your files; configs/ has it as {usual[key]!r}")
+            raise InputError(f"{key}: is missing in your files; its value in configs/ is {usual[key]!r}")
         _check_type(key, usual[key], leaves[key])
     for key in leaves:
         if key not in usual:
@@ -182,7 +182,7 @@ def _check_files(folder: Path) -> None:
             if references > REFERENCES:
                 raise InputError(f"{file}: the files must have at most {REFERENCES} references ${{...}} together")
             if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-                raise InputError(f"{file}: holds an alias (*name), which can stand for any amount; write it out")
+                raise InputError(f"{file}: aliases (*name) are not allowed; write the value in full")
 
 
 def settings(section: DictConfig) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _explain(error: Exception, overrides: list[str], base: DictConfig | None) ->
             known = dict(_leaves(base)) if base is not None else {}
             return f"{key}: no such option (found {override!r}); {_nearest(key, known)}"
     if isinstance(error, RecursionError):
-        return "configuration: files that refer to each other, or lists within lists, without end"
+        return "configuration: circular references or too deep nesting"
     return message or f"configuration: {type(error).__name__}"
 
 

@@ -92,7 +92,7 @@ def check_training(cfg: DictConfig) -> None:
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if launched_on_cpu and "WORLD_SIZE" not in os.environ:
         raise InputError(
-            "accelerate launch --cpu starts one process, whatever --num_processes says; for several on CPUs use "
+            "accelerate launch --cpu always starts one process; for several on CPUs use "
             "accelerate launch --multi_gpu --num_processes 2 (or torchrun --nproc_per_node 2)"
         )
     if cfg.mixed_precision not in ("auto", "no", "fp16", "bf16"):

@@ -237,7 +237,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         if self.ranker.cost_scale is None:
             if allowance is not None:
-                raise InputError("budget: this pipeline's data had no costs, so it cannot predict any")
+                raise InputError("budget: the pipeline's data have no costs, so it cannot predict costs")
             return None
         low, _ = self.ranker.cost_scale.bounds()
         least = self.ranker.cost_scale.denormalize(low).expand(len(latents))

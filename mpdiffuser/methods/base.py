@@ -324,7 +324,7 @@ class Baseline(Method, MPDiffuserPipeline):
             InputError: for an allowance.
         """
         if allowance is not None:
-            raise InputError(f"budget: {self.label} keeps to none")
+            raise InputError(f"budget: {self.label} does not support a cost limit")
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None

@@ -28,7 +28,7 @@ class Expert(Method):
     name = "expert"
     label = "expert"
     color = ("#7a57a8", "#b497e0")
-    summary = "The trained policy that the data collection builds on; it sees the true states."
+    summary = "The trained policy that collects the data; it observes the true states."
     order = 100
     sees_states = True
     needs_expert = True

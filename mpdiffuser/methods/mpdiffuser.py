@@ -31,8 +31,8 @@ class MPDiffuser(Planning):
     label = "MPDiffuser (planner + dynamics)"
     color = ("#2563b0", "#6ea8f0")
     summary = (
-        "Denoising alternates between a planner, which aims at high return, and a dynamics model, which keeps the "
-        "states consistent with the actions; a ranker then chooses among the candidates."
+        "At each noise level, a planner moves the plan towards high return and a dynamics model makes its states "
+        "consistent with its actions. A ranker then chooses among the candidates."
     )
     order = 91
     models = (RANKER, PLANNER, DYNAMICS)

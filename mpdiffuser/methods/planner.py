@@ -121,7 +121,7 @@ class PlannerOnly(Planning):
     name = "planner"
     label = "planner only"
     color = ("#c8641b", "#eb9a5c")
-    summary = "MPDiffuser without the dynamics model's part in each update."
+    summary = "MPDiffuser without the dynamics model."
     order = 90
     models = (RANKER, PLANNER)
 

@@ -11,7 +11,7 @@ class SampleAndRank(Baseline):
     name = "sample_and_rank"
     label = "sample and rank (as Diffusion Veteran)"
     color = ("#8c5a3c", "#cf9c7c")
-    summary = "Fifty unguided plans of the states, of which a critic chooses one; inverse dynamics gives the actions."
+    summary = "A critic chooses one of fifty unguided plans of the states; inverse dynamics gives the actions."
     order = 24
     models = (STATE_PLANNER, INVERSE, CRITIC)
     roles = {"planner": "state_planner", "inverse": "inverse", "ranker": "critic"}  # noqa: RUF012

@@ -80,5 +80,5 @@ def test_it_is_ascii_and_explains_a_suite() -> None:
     assert text.splitlines()[3:] == [
         "The data are a stand-in for the suite's: no number here is a D4RL result.",
         "Normalised score: 100 (return - low) / (high - low), low -20.25, high 3234.5.",
-        "Target: 90% of the episodes within the limit that the method was told.",
+        "Target: 90% of the episodes within the method's cost limit.",
     ]

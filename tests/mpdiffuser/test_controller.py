@@ -36,7 +36,7 @@ def latents_of(batch: int) -> torch.Tensor:
 
 
 def test_a_budget_needs_costs(pipeline: MPDiffuserPipeline) -> None:
-    with pytest.raises(InputError, match="had no costs"):
+    with pytest.raises(InputError, match="have no costs"):
         Controller(pipeline, CONFIG, budget=Budget(10, 100)).act(latents_of(1).numpy())
 
 
