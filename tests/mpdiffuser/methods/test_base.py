@@ -51,7 +51,7 @@ def test_every_method_acts_from_the_folder_with_its_own_settings(setup_of, name:
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_keep_to_no_budget(load_baseline, name: str) -> None:
     allowance = Allowance(torch.ones(1), torch.ones(1))
-    with pytest.raises(InputError, match=rf"budget: {METHODS[name].label.split(' ')[0]}.* does not support a cost limit"):
+    with pytest.raises(InputError, match=rf"budget: {METHODS[name].label.split(' ')[0]}.* does not support a cost"):
         load_baseline(name).affordable(torch.zeros(1, D), allowance)
 
 
