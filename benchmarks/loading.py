@@ -20,7 +20,7 @@ from benchmarks.limits import limits
 from experiments.untrained import random_episodes
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.trainer import data_order
+from mpdiffuser.randomness import data_order
 from mpdiffuser.windows import Windows, to_go
 
 BATCH, HORIZON = 64, 32

@@ -125,7 +125,9 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int 
     Args:
         horizon: of the plans; None: not known yet. action_dim: m; None: not known yet.
     """
-    configs = {"sampler": SamplerConfig(**settings(cfg.sampler))}
+    # in evaluate.py null stands for the setting that is saved with the pipeline
+    given = {name: value for name, value in settings(cfg.sampler).items() if value is not None}
+    configs = {"sampler": SamplerConfig(**given)}
     for name in cfg.evaluation.methods:
         config = METHODS[name].sampler_config(settings(cfg.baselines).get(name, {}))
         if config is not None:

@@ -11,7 +11,6 @@ uninterrupted run. Several processes give the same losses as one process with th
     <folder>/last                         name of the newest complete checkpoint
 """
 
-import functools
 import json
 import math
 import re
@@ -33,6 +32,7 @@ from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import check_manifest, publish, read_json, write_manifest, write_whole, writing
 from mpdiffuser.identity import plain, refuse_other
+from mpdiffuser.randomness import data_order, seeded_generator
 from mpdiffuser.schedule import NoiseSchedule
 
 # settings that may differ when a run is resumed
@@ -91,28 +91,6 @@ class TrainConfig:
             least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps") else 1e-12
             if value < least:
                 raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
-
-
-def data_order(size: int, seed: int, start: int, count: int) -> torch.Tensor:
-    """Return indices start : start + count, (count,), of an infinite stream of per-epoch permutations of `size`."""
-    parts = []
-    while count:
-        epoch, offset = divmod(start, size)
-        parts.append(_permutation(size, seed, epoch)[offset : offset + count])
-        start += len(parts[-1])
-        count -= len(parts[-1])
-    return torch.cat(parts)
-
-
-@functools.lru_cache(8)  # a permutation of a million windows takes longer than a batch
-def _permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(size, generator=_generator(seed, epoch, 1))
-
-
-def _generator(seed: int, number: int, stream: int) -> torch.Generator:
-    """Return an independent generator for each (seed, number, stream); Philox-like mixing with odd 64-bit constants."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
-    return torch.Generator().manual_seed(mixed)
 
 
 class _Loss(nn.Module):
@@ -278,7 +256,7 @@ class Trainer:
         config = self.config
         mine = slice(self.accelerator.process_index * self.share, (self.accelerator.process_index + 1) * self.share)
         indices = data_order(len(self.data), config.seed, step * config.batch_size, config.batch_size)[mine]
-        random = self.model.draw(config.batch_size, self.schedule, _generator(config.seed, step, 2))
+        random = self.model.draw(config.batch_size, self.schedule, seeded_generator(config.seed, step, 2))
         return self.data.batch(indices), {key: value[mine] for key, value in random.items()}
 
     def _to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -296,14 +274,14 @@ class Trainer:
     def _validate(self, loss_module: nn.Module) -> None:
         """Log the loss of the EMA weights on up to 8 held-out batches, always the same ones."""
         size = min(len(self.validation), self.config.batch_size)
-        order = torch.randperm(len(self.validation), generator=_generator(0, 0, 3))
+        order = torch.randperm(len(self.validation), generator=seeded_generator(0, 0, 3))
         self.model.eval()
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         totals: dict[str, float] = {}
         batches = [order[i : i + size] for i in range(0, min(len(order), 8 * size) - size + 1, size)]
         for i, indices in enumerate(batches):
-            random = self.model.draw(size, self.schedule, _generator(0, i, 4))
+            random = self.model.draw(size, self.schedule, seeded_generator(0, i, 4))
             values = loss_module(self._to_device(self.validation.batch(indices)), self._to_device(random))
             for key, value in values.items():
                 totals[f"validation_{key}"] = totals.get(f"validation_{key}", 0.0) + value.item() / len(batches)
@@ -330,10 +308,14 @@ class Trainer:
                 self._write_checkpoint(partial)
                 publish(partial, final)
                 write_whole(self.folder / "last", final.name)
-            for old in self.folder.glob("step_*"):
-                if old != final:
-                    shutil.rmtree(old)
+            self._remove_others(final)
         self.accelerator.wait_for_everyone()
+
+    def _remove_others(self, checkpoint: Path) -> None:
+        """Remove all checkpoints but this one, also those that a killed run has half removed."""
+        for other in self.folder.glob("step_*"):
+            if other != checkpoint:
+                shutil.rmtree(other)
 
     def _write_checkpoint(self, folder: Path) -> None:
         (folder / "state").mkdir(parents=True)
@@ -378,6 +360,9 @@ class Trainer:
         self.step, self.skipped = state["step"], state["skipped"]
         if self.accelerator.scaler is not None and "scaler" in state:  # absent after a start in another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            with writing(self.folder):
+                self._remove_others(checkpoint)
         self._trim_log()
         return True
 

@@ -1,33 +1,30 @@
 """The configuration as a user meets it: overrides, errors in one line, help."""
 
+import inspect
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from mpdiffuser.config import _check_type, configured, load
+from mpdiffuser.config import _check_type, _debug_overrides, configured, load, settings
 from mpdiffuser.errors import InputError
-from mpdiffuser.training import sampler_config, start
+from mpdiffuser.methods import METHODS, recipes_of
+from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.sampler import SamplerConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("name", ["vision", "evaluate", "collect"])
+@pytest.mark.parametrize("name", ["vision", "state", "evaluate", "collect"])
 def test_every_configuration_loads_and_so_does_its_debug_form(name: str) -> None:
     given = ["pipeline=somewhere"] if name == "evaluate" else []
     assert load(name, given).debug is False
     assert load(name, [*given, "debug=true"]).debug is True
-
-
-@pytest.mark.parametrize("group", ["task", "encoder", "planner", "dynamics", "ranker", "sampler", "train"])
-def test_every_group_member_loads(group: str) -> None:
-    for file in (CONFIGS / group).glob("*.yaml"):
-        config = load("vision", [f"{group}={file.stem}"])
-        assert config[group] == OmegaConf.load(file)
-        sampler_config(config.sampler)
 
 
 def test_overrides_reach_their_options() -> None:
@@ -80,35 +77,6 @@ def test_a_mandatory_option_that_is_missing() -> None:
         load("evaluate", ["evaluation.episodes=3"])
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("horizon=15", r"horizon: must be a multiple of 2.*found 15"),
-        ("discount=1.0", r"discount: must lie in 0\.\."),
-        ("validation=1.5", r"validation: must lie in 0\.\.1, found 1\.5"),
-        ("seed=-1", r"seed: must lie in 0\.\."),
-        ("threads=0", r"threads: must lie in 1\.\."),
-        ("mixed_precision=fp8", r"mixed_precision: .*'fp8'"),
-        ("trackers=[comet]", r"trackers: .*comet"),
-        ("train.planner.steps=0", r"train\.planner\.steps: must be positive"),
-        ("sampler.steps=101", r"sampler\.steps: must lie in 1\.\.100.*101"),
-        ("sampler.grid=cubic", r"sampler\.grid: .*'cubic'"),
-        ("sampler.chunk=16", r"sampler\.chunk: must lie in 1\.\.15 .*16"),
-        ("train.ranker.stepz=3", r"train\.ranker\.stepz: no such option"),
-    ],
-)
-def test_values_that_cannot_be_are_told_before_anything_runs(tmp_path: Path, override: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        start(load("vision", [f"output_dir={tmp_path / 'out'}", override]))
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    with pytest.raises(InputError, match=r"output_dir: .*out is a file"):
-        start(load("vision", [f"output_dir={tmp_path / 'out'}"]))
-
-
 def test_whole_numbers_are_numbers() -> None:
     assert load("vision", ["sampler.guidance=2"]).sampler.guidance == 2
 
@@ -132,56 +100,6 @@ def test_a_malformed_override_is_an_input_error(override: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("sampler.steps=0", r"sampler\.steps: .*0"),
-        ("sampler.composition=mixed", r"sampler\.composition: must be one of fused, release, planner"),
-        ("sampler.solver=euler", r"sampler\.solver: must be one of"),
-        ("sampler.eta=1.5", r"sampler\.eta: must lie in 0..1, found 1\.5"),
-        ("sampler.guidance_interval=[0.2]", r"sampler\.guidance_interval: must be \[low, high\].*found \[0\.2\]"),
-        ("sampler.deadline_ms=-1", r"sampler\.deadline_ms: must be at least 0, found -1"),
-    ],
-)
-def test_sampler_values_that_cannot_be(override: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        sampler_config(load("vision", [override]).sampler)
-
-
-@pytest.mark.parametrize(("said", "free", "limited"), [([], 0.5, 1.0), (["sampler.temperature=0.7"], 0.7, 0.7)])
-def test_under_a_cost_limit_plans_are_noisier_unless_said_otherwise(
-    said: list[str], free: float, limited: float
-) -> None:
-    section = load("evaluate", ["pipeline=somewhere", *said]).sampler
-    assert sampler_config(section).temperature == free
-    assert sampler_config(section, limited=True).temperature == limited
-
-
-@pytest.mark.parametrize(
-    ("said", "pixels", "states"),
-    [
-        ([], "ddim", "ddpm"),
-        (["sampler.solver=dpmpp_2m"], "dpmpp_2m", "dpmpp_2m"),
-        (["sampler.eta=0.5"], "ddim", "ddim"),
-        (["sampler.composition=release"], "ddpm", "ddpm"),
-    ],
-)
-def test_the_solver_unless_said_otherwise(said: list[str], pixels: str, states: str) -> None:
-    section = load("evaluate", ["pipeline=somewhere", *said]).sampler
-    assert sampler_config(section).solver == pixels
-    assert sampler_config(section, pixels=False).solver == states
-
-
-def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
-    usual, small = load("vision", []), load("vision", ["debug=true"])
-    assert small.train.planner.steps < usual.train.planner.steps / 10
-    assert small.episodes < usual.episodes
-    assert small.output_dir != usual.output_dir
-    mine = load("vision", ["debug=true", "train.planner.steps=77", "output_dir=elsewhere"])
-    assert (mine.train.planner.steps, mine.output_dir) == (77, "elsewhere")
-    assert mine.train.dynamics.steps == small.train.dynamics.steps
-
-
 MINE = "name: reacher_easy\naction_repeat: 2\nsize: 84\ncamera: 0\n"
 
 
@@ -195,7 +113,7 @@ def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
     config = load("vision", ["task=mine", "sampler.steps=3"], own(tmp_path, MINE))
     assert (config.task.size, config.task.action_repeat, config.sampler.steps) == (84, 2, 3)
     assert load("vision", [], tmp_path).task.name == "cartpole_swingup"
-    main = (CONFIGS / "vision.yaml").read_text().replace("horizon: 16", "horizon: 8")
+    main = (CONFIGS / "vision.yaml").read_text() + "horizon: 8\n"
     assert load("vision", [], own(tmp_path, main, "vision.yaml")).horizon == 8
 
 
@@ -262,6 +180,7 @@ def test_help_lists_every_option(monkeypatch, capsys) -> None:
         assert word in out
 
 
+@pytest.mark.slow
 def test_errors_are_one_line_and_status_2() -> None:
     program = (
         "from mpdiffuser.config import configured\n"
@@ -284,7 +203,8 @@ def test_errors_are_one_line_and_status_2() -> None:
         ("debug=${nothing}", r"configuration: Interpolation key 'nothing' not found"),
         ("horizon=${horizon}", r"configuration: Recursive"),
         ("train.planner.steps=${output_dir}", r"train\.planner\.steps: must be a whole number"),
-        ("planner=${evaluation}", r"resolving interpolation '\$\{evaluation\}'"),
+        ("planner=${evaluation}", r"Could not find .planner/default."),
+        ("planner=${horizon}", r"resolving interpolation .\$\{horizon\}."),
     ],
 )
 def test_references_are_followed_before_anything_is_checked(override: str, words: str) -> None:
@@ -304,3 +224,89 @@ def test_a_main_file_of_ones_own_without_its_groups(tmp_path: Path, text: str) -
 def test_a_number_is_one_that_can_be_counted_with(found: Any) -> None:
     with pytest.raises(InputError, match="discount: must be a number"):
         _check_type("discount", 0.99, found)
+
+
+@pytest.mark.parametrize("group", ["task", "encoder", "planner", "dynamics"])
+def test_every_group_member_loads(group: str) -> None:
+    """A file of a group gives every option a value; what it does not say stands in the code or in `defaults`."""
+    for file in (CONFIGS / group).glob("*.yaml"):
+        if file.stem == "base":  # what the others share
+            continue
+        told = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(told, dict)
+        told.pop("defaults", None)
+        config = load("state" if "suite" in told else "vision", [f"{group}={file.stem}"])
+        assert settings(config[group]).items() >= told.items()
+
+
+def test_the_defaults_of_the_code_are_those_of_the_configuration() -> None:
+    """Each stands once, beside the class that it belongs to."""
+    state, vision = load("state", []), load("vision", [])
+    for config in (state, vision):
+        for section, kind in (("planner", Planner), ("dynamics", Dynamics), ("ranker", Ranker)):
+            parameters = inspect.signature(kind).parameters
+            assert settings(config[section]) == {
+                key: list(each.default) if isinstance(each.default, tuple) else each.default
+                for key, each in parameters.items()
+                if key not in ("latent_dim", "action_dim", "horizon", "condition_dim", "discount", "costs")
+            }
+    usual = asdict(SamplerConfig(guidance_interval=[0.0, 1.0], safe_action=[]))
+    assert settings(vision.sampler) == usual  # from pixels
+    assert settings(state.sampler) == usual | {"solver": "ddpm"}
+    assert set(settings(load("evaluate", ["pipeline=x"]).sampler).values()) == {None}  # as saved with the pipeline
+
+
+def test_sections_derive_from_the_methods() -> None:
+    for config in (load("state", ["method=all"]), load("vision", [])):
+        sections = {name: dict(method.settings) for name, method in METHODS.items() if method.settings}
+        assert settings(config.baselines) == sections
+        recipes = [recipe for recipe in recipes_of(METHODS).values() if recipe.train is not None]
+        for recipe in recipes:
+            assert settings(config.train[recipe.section or recipe.name]) == dict(recipe.train or {})
+        own = {"representation", "decoder"} if "encoder" in config else set()
+        assert set(config.train) == {recipe.section or recipe.name for recipe in recipes} | own
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_group_of_each_method(name: str) -> None:
+    """What is trained and evaluated: the method and what it is compared with, in the order of tables."""
+    config, method = load("state", [f"method={name}"]), METHODS[name]
+    assert config.evaluation.methods == [each for each in METHODS if each == name or each in method.evaluated_with]
+    assert config.output_dir == f"results/hopper-medium-v2{'' if name == 'mpdiffuser' else f'-{name}'}"
+
+
+def test_all_methods_at_once_and_one_that_there_is_not() -> None:
+    config = load("state", ["method=all"])
+    assert config.evaluation.methods == list(METHODS) and config.run.endswith("-all")
+    with pytest.raises(InputError) as caught:
+        load("state", ["method=magic"])
+    assert all(name in str(caught.value) for name in METHODS)
+
+
+def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
+    usual, small = load("vision", []), load("vision", ["debug=true"])
+    assert small.train.planner.steps < usual.train.planner.steps / 10
+    assert small.episodes < usual.episodes
+    assert small.output_dir != usual.output_dir
+    mine = load("vision", ["debug=true", "train.planner.steps=77", "output_dir=elsewhere"])
+    assert (mine.train.planner.steps, mine.output_dir) == (77, "elsewhere")
+    assert mine.train.dynamics.steps == small.train.dynamics.steps
+
+
+@pytest.mark.parametrize("name", ["vision", "state"])
+def test_debug_is_a_rule_for_every_model_and_every_baseline(name: str) -> None:
+    """Those of a method that is added tomorrow too: the rules name none."""
+    usual, small = load(name, ["method=all"]), load(name, ["method=all", "debug=true"])
+    assert {section.steps for section in small.train.values()} == {20}
+    for section in (small.sampler, *(each for each in small.baselines.values() if "candidates" in each)):
+        assert (section.steps, section.candidates, section.chunk) == (3, 2, 4)
+    assert small.output_dir.startswith("results/debug-")
+    assert settings(small.baselines.iql) == settings(usual.baselines.iql)  # it has none of these options
+    for method in METHODS:
+        assert not any(method in rule.split(".") for rule in usual.debug_rules)
+
+
+def test_a_rule_changes_the_options_that_match() -> None:
+    config = OmegaConf.create({"a": {"x": {"steps": 1}, "y": {"steps": 2}}, "steps": 3, "b": {"steps": 4}})
+    config.debug_rules = ["a.*.steps=7", "nothing.*=1", "steps=5"]
+    assert list(_debug_overrides(config)) == ["a.x.steps=7", "a.y.steps=7", "steps=5"]

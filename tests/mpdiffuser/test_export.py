@@ -21,7 +21,7 @@ def folder(make_pipeline, tmp_path: Path) -> Path:
     return tmp_path / "pipeline"
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("openvino", marks=pytest.mark.slow), "onnx"])
 def test_graphs_work_outside(folder: Path, engine: str) -> None:
     output = folder.with_name("graphs")
     for _ in range(2):  # a second one takes the place of the first

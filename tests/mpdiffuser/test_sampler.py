@@ -190,12 +190,12 @@ def test_guidance(planner: Planner, batch: int, scale: float) -> None:
     x[:, 0, :D] = present
     levels = torch.full((batch,), 99)
     with torch.no_grad():
-        wished = clean_estimate(planner, planner(x, levels, condition, torch.ones(batch)), x, 99)
+        conditional = clean_estimate(planner, planner(x, levels, condition, torch.ones(batch)), x, 99)
         free = clean_estimate(planner, planner(x, levels, condition, torch.zeros(batch)), x, 99)
-    expected = free + scale * (wished - free)
+    expected = free + scale * (conditional - free)
     expected[:, 0, :D] = present
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    assert (wished - free).abs().max() > 0.01
+    assert (conditional - free).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.9), (0.9, 1.0), (0.0, 0.2), (0.0, 0.0)])
@@ -459,6 +459,11 @@ def test_plans_stay_within_the_data(planner: Planner, dynamics: Dynamics, compos
         ({"guidance_interval": [0.5, 0.2]}, r"sampler\.guidance_interval: must be \[low, high\].*found \[0\.5, 0\.2\]"),
         ({"guidance_interval": [0.5, 1.2]}, r"sampler\.guidance_interval: .*high <= 1, found \[0\.5, 1\.2\]"),
         ({"guidance_interval": [0, 1, 1]}, r"sampler\.guidance_interval: .*found \[0, 1, 1\]"),
+        ({"chunk": 0}, r"sampler\.chunk: must be at least 1, found 0"),
+        ({"chunk": -1}, r"sampler\.chunk: must be at least 1, found -1"),
+        ({"safe_action": [0.0, 1.5]}, r"sampler\.safe_action: must be numbers in -1\.\.1, found \[0\.0, 1\.5\]"),
+        ({"safe_action": [float("nan")]}, r"sampler\.safe_action: must be numbers in -1\.\.1, found \[nan\]"),
+        ({"safe_action": ["a"]}, r"sampler\.safe_action: must be numbers in -1\.\.1, found \['a'\]"),
         ({"guidance_interval": ["a", 1]}, r"sampler\.guidance_interval: .*found \['a', 1\]"),
     ],
 )

@@ -123,12 +123,12 @@ def test_moves_keep_the_noise_of_each_level(total: int, kind: str, solver: str, 
     assert [move.level for move in chain] == levels
     ends = [*((schedule.alphas[i].item(), schedule.sigmas[i].item()) for i in levels), (1.0, 0.0)]
     for move, (alpha, sigma), (alpha_next, sigma_next) in zip(chain, ends, ends[1:]):
-        assert move.carry * alpha + move.pull == pytest.approx(alpha_next, abs=1e-6)
-        assert math.hypot(move.carry * sigma, move.spread) == pytest.approx(sigma_next, abs=1e-6)
+        assert move.x_coef * alpha + move.x0_coef == pytest.approx(alpha_next, abs=1e-6)
+        assert math.hypot(move.x_coef * sigma, move.noise_std) == pytest.approx(sigma_next, abs=1e-6)
     assert chain[-1].extrapolation == 0
     if solver == "ddim":
         full = moves(schedule, levels, "ddpm")
-        assert [move.spread for move in chain] == pytest.approx([eta * move.spread for move in full], abs=1e-9)
+        assert [move.noise_std for move in chain] == pytest.approx([eta * move.noise_std for move in full], abs=1e-9)
     if eta == 1 and solver == "ddim":
         assert chain == full
 

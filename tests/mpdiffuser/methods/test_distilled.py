@@ -1,7 +1,7 @@
 """The student of the sampler's plans."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from mpdiffuser.methods.distilled import (
     Distilled,
     Student,
     expected_targets,
-    plan_settings,
     student_config,
     teacher_config,
+    teacher_options,
 )
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -52,7 +52,7 @@ def teacher(make_pipeline, make_episodes, randomize) -> tuple[MPDiffuserPipeline
 
 def distil(data: TrainingData, config: SamplerConfig, fit: Callable[..., Any]) -> Student:
     """The student that the recipe makes of a teacher with these settings."""
-    data.settings = {**data.settings, "teacher": plan_settings(teacher_config(config))}
+    data.settings = {**data.settings, **teacher_options({"sampler": asdict(config)})}
     return STUDENT.fit(fit, STUDENT.build(data), data)
 
 
@@ -120,9 +120,10 @@ def test_what_a_student_is_asked_for(teacher) -> None:
 @pytest.mark.parametrize(
     "changes", [{"composition": "release", "solver": "ddpm"}, {"eta": 0.5}, {"composition": "sequential"}]
 )
-def test_a_teacher_that_draws_noise_is_refused(teacher, changes: dict[str, Any]) -> None:
+def test_a_teacher_that_draws_noise_is_refused(changes: dict[str, Any]) -> None:
+    """Before any training: the student's settings are computed at the start of a run."""
     with pytest.raises(InputError, match="solver=ddim"):
-        distil(teacher[1], replace(CONFIG, **changes), lambda *inputs: None)
+        teacher_options({"sampler": asdict(replace(CONFIG, **changes))})
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "dpmpp_2m"])

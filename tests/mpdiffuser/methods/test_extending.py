@@ -65,6 +65,7 @@ def test_the_example_is_trained_evaluated_and_reported(package: Path, tmp_path: 
     assert (tmp_path / "run/pipeline/linear/diffusion_pytorch_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_example_adds_its_options(package: Path) -> None:
     help_text = run(package, "--help")
     for option in ("linear:", "ridge: 0.001", "steps: 2000"):

@@ -11,7 +11,7 @@ from mpdiffuser.schedule import NoiseSchedule
 SCHEDULE = NoiseSchedule(100)
 
 
-@pytest.mark.parametrize(("expectile", "beta"), [(0.7, 1.0), (0.9, 3.0)])
+@pytest.mark.parametrize(("expectile", "beta"), [(0.7, 1.0), pytest.param(0.9, 3.0, marks=pytest.mark.slow)])
 def test_iql_on_two_arms(expectile: float, beta: float) -> None:
     """Action 0.5 pays 1 with share p of the data, action -0.5 pays 0, and then it ends. V is the expectile, which
     solves tau p (1 - V) = (1 - tau) (1 - p) V; the policy's mean weighs the arms by exp(beta (Q - V))."""
@@ -40,7 +40,7 @@ def test_iql_on_two_arms(expectile: float, beta: float) -> None:
 
 
 def test_iql_bootstraps_and_its_target_follows_slowly() -> None:
-    """A reward of 1 for ever is worth 1 / (1 - g)."""
+    """The value of a reward of 1 for ever is 1 / (1 - g)."""
     torch.manual_seed(0)
     model = ImplicitQ(1, 1, 16, discount=0.5, expectile=0.7, inverse_temperature=3.0, target_rate=0.1)
     zeros, ones = torch.zeros(32, 1), torch.ones(32)
