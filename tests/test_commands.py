@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.files import write_manifest
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
@@ -65,7 +66,7 @@ def test_a_second_run_reuses_everything_and_says_so(trained: Path) -> None:
     before = {file: file.read_bytes() for pattern in kept for file in trained.rglob(pattern)}
     done = run(trained, *LAUNCH, ROOT / "train_vision.py", *SMALL)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "there already, reused" in done.stdout
+    assert "exists already, reused" in done.stdout
     assert "Features: reusing" in done.stdout
     for name in MODELS:
         assert f"{name}: trained already" in done.stdout
@@ -89,6 +90,7 @@ def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp
     assert (tmp_path / "moved" / "evaluation" / "report.html").exists()
     weights = tmp_path / "moved" / "pipeline" / "cloning" / WEIGHTS
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    write_manifest(tmp_path / "moved" / "pipeline")  # otherwise it is refused as damaged
     done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
     assert done.returncode == 2 and "of another evaluation (pipeline: " in done.stderr  # never another model's figures
 
