@@ -7,6 +7,7 @@ and of a method (`mpdiffuser.methods`). The files define all other options.
 import contextlib
 import difflib
 import fnmatch
+import functools
 import importlib.resources
 import inspect
 import sys
@@ -116,12 +117,10 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     """
     if folder is not None:
         _check_files(folder)
-    base = _compose(name, [])
+    base = _base(name)
     for override in overrides:
         if override[:1] in ("+", "~"):
-            raise InputError(
-                f"{override}: options cannot be added or removed; set one as name=value; --help lists all"
-            )
+            raise InputError(f"{override}: options cannot be added or removed; set one as name=value; --help lists all")
     overrides = [part for override in overrides for part in _suite(override)]
     config = _resolved(_compose(name, overrides, base, folder))
     if config.get("debug"):
@@ -196,6 +195,12 @@ def _suite(override: str) -> list[str]:
     """Split task=SUITE/NAME into task=SUITE, which selects configs/task/SUITE.yaml, and task.name=NAME."""
     suite, slash, name = override.removeprefix("task=").partition("/")
     return [f"task={suite}", f"task.name={name}"] if override.startswith("task=") and slash else [override]
+
+
+@functools.cache
+def _base(name: str) -> DictConfig:
+    """Return the configuration without overrides; it must not be changed."""
+    return _compose(name, [])
 
 
 def _compose(name: str, overrides: list[str], base: DictConfig | None = None, folder: Path | None = None) -> DictConfig:

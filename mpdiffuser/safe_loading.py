@@ -128,8 +128,10 @@ def _check_sampler(file: Path, settings: Any) -> None:
     _check_sizes(file, settings)
     try:
         for name, usual in asdict(SamplerConfig()).items():
-            if isinstance(usual, int | str) and type(settings.get(name, usual)) is not type(usual):
-                raise TypeError(f"{name} must be like {usual!r}, found {settings[name]!r}")
+            value = settings.get(name, usual)
+            fits = value is None or type(value) in (int, float) if name == "temperature" else type(value) is type(usual)
+            if not (fits or (isinstance(usual, float) and type(value) is int) or isinstance(usual, tuple)):
+                raise TypeError(f"{name} must be like {usual!r}, found {value!r}")
         if SamplerConfig(**settings).candidates > MOST_CANDIDATES:
             raise InputError(f"candidates must be at most {MOST_CANDIDATES}, found {settings['candidates']}")
     except (InputError, TypeError, AttributeError) as error:

@@ -208,8 +208,7 @@ class Method:
         plans_states: whether plans have states, which evaluation compares with the simulator.
         takes_limits: whether the policy supports a limit on costs.
         needs_expert: whether the method needs the data's expert.
-        evaluated_with: other methods that `method=NAME` also trains and evaluates. If there are any, the run's folder
-            has no suffix.
+        evaluated_with: other methods that `method=NAME` also trains and evaluates.
     """
 
     name: ClassVar[str]

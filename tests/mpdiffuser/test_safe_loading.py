@@ -132,6 +132,17 @@ HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
         lambda f: edit(f / "model_index.json", sampler_defaults={"steps": "4"}),
         r"sampler_defaults: steps must be",
     ),
+    (
+        lambda f: edit(f / "model_index.json", sampler_defaults={"guidance": "much"}),
+        r"sampler_defaults: guidance must be",
+    ),
+    (
+        lambda f: edit(f / "model_index.json", sampler_defaults={"temperature": True}),
+        r"sampler_defaults: temperature must be",
+    ),
+    (lambda f: edit(f / "model_index.json", sampler_defaults={"candidates": 5000}), r"candidates must be at most 1000"),
+    (lambda f: edit(f / "model_index.json", info={"cost_limits": [float("inf")]}), r"info\.cost_limits must be"),
+    (lambda f: edit(f / "model_index.json", info={"back_end": 3}), r"info\.back_end must be a text"),
     (lambda f: edit(f / "model_index.json", sampler_defaults={"run": "x"}), r"sampler_defaults: .*'run'"),
     (lambda f: edit(f / "model_index.json", sampler_defaults={"safe_action": [9.0]}), r"sampler\.safe_action: must be"),
 ]
