@@ -5,6 +5,7 @@ use, the training settings, and the model's configuration. A resumed run compare
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def check_run(folder: Path, identity: dict[str, Any]) -> None:
 
 def refuse_other(folder: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raise InputError unless the two identities are equal."""
-    different = differences(found, identity)
+    # an option is called as on the command line
+    different = [re.sub(r"^((?:\w+\.)*?)options\.", r"\1", phrase) for phrase in differences(found, identity)]
     if different:
         raise InputError(
             f"{folder}: holds a run with other settings ({'; '.join(different)}); choose another output_dir="

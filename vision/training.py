@@ -53,7 +53,7 @@ def encoder_identities(cfg: DictConfig, data: str, representation: Representatio
     encoder = {key: value for key, value in settings(cfg.encoder).items() if key != "download"}
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
-    latents = {"data": data, "encoder": {**options, "backbone_weights": weights}}
+    latents = {"data": data, "latents": {**options, "backbone_weights": weights}}
     return {"representation": latents, "decoder": {**latents, "train_section": settings(cfg.train.decoder)}}
 
 

@@ -40,7 +40,7 @@ def test_a_folder_of_another_run_is_refused_and_says_why(tmp_path: Path) -> None
     identity = {"data": "a", "options": {"validation": 0.1}}
     folder = run_of(tmp_path / "planner", {**identity, "train": {"steps": 3}})
     check_run(folder, identity)
-    words = r"planner: holds a run with other settings \(options\.validation: 0\.1 there, 0\.2 now\); choose another"
+    words = r"planner: holds a run with other settings \(validation: 0\.1 there, 0\.2 now\); choose another"
     with pytest.raises(InputError, match=words):
         check_run(folder, {"data": "a", "options": {"validation": 0.2}})
     with pytest.raises(InputError, match=r"data: a there, b now"):

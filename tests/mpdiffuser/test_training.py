@@ -212,12 +212,12 @@ def test_the_same_run_again_changes_nothing(run, capsys) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("validation=0.4", r"options\.validation: 0\.1 there, 0\.4 now"),
-        ("seed=1", r"options\.seed: 0 there, 1 now"),
-        ("horizon=16", r"options\.horizon: 8 there, 16 now"),
+        ("validation=0.4", r"validation: 0\.1 there, 0\.4 now"),
+        ("seed=1", r"seed: 0 there, 1 now"),
+        ("horizon=16", r"horizon: 8 there, 16 now"),
         ("train.ranker.steps=5", r"train_section\.steps: 4 there, 5 now"),
-        ("advantage.bound=2", r"planner: holds .*options\.advantage\.bound: 1\.0 there, 2"),
-        ("dynamics.width=16", r"dynamics: holds .*options\.dynamics\.width: 8 there, 16 now"),
+        ("advantage.bound=2", r"planner: holds .*advantage\.bound: 1\.0 there, 2"),
+        ("dynamics.width=16", r"dynamics: holds .*dynamics\.width: 8 there, 16 now"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_touched(run, option: str, words: str) -> None:
