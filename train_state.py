@@ -43,7 +43,7 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
         info["decision_seconds"] = envs.make(info["environment"]).decision_seconds
     check_samplers(cfg, cfg.horizon, action_dim)
     methods = cfg.evaluation.methods
-    check_folder(Path(cfg.output_dir), identities(cfg, {"data": info["data"]}, methods, info["cost_limits"]))
+    check_folder(Path(cfg.output_dir), identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ())))
     start_trackers(accelerator, cfg)
     train_pipeline(cfg, episodes, IdentityEncoder(state_dim, action_dim), None, accelerator, clock, info, methods)
 

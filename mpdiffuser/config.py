@@ -20,6 +20,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -279,10 +280,23 @@ def _check_type(key: str, usual: Any, found: Any) -> None:
             _check_type(f"{key}[{number}]", usual[0], part)
 
 
+def _groups(name: str) -> str:
+    """Return the paragraph on the groups of a configuration that offer a choice; empty if there are none."""
+    base, lines = _base(name), [""]
+    with initialize_config_module("configs", version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        for group in ("method", *base):
+            names = [each for each in loader.get_group_options(str(group)) if each not in ("base", "saved")]
+            if len(names) > 1 and (group in base or "run" in base):
+                lines.append(f"  {group}: {', '.join(names)}")
+    return "\n".join(["Groups, each set as GROUP=NAME:", *lines, "", ""]) if lines[1:] else ""
+
+
 def _help(name: str) -> str:
     entry = Path(sys.argv[0]).name
     return (
         f"Usage: {entry} [{OWN}FOLDER] [option=value ...], for example {entry} debug=true\n\n"
-        f"Options and their values now (configs/{name}.yaml; a group such as task takes a file name of its folder):\n\n"
+        f"{_groups(name)}"
+        f"Options and their values now (comments: configs/{name}.yaml and the files that it names):\n\n"
         f"{OmegaConf.to_yaml(_compose(name, []))}"
     )
