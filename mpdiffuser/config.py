@@ -9,17 +9,14 @@ import difflib
 import fnmatch
 import functools
 import importlib.resources
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -28,52 +25,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
-from mpdiffuser.methods import METHODS, recipes_of
-from mpdiffuser.methods.mpdiffuser import MPDiffuser
-from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.sampler import SamplerConfig
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat"), str)
 UNSET |= {"processes": int, "episode_seconds": float, "evaluation.parallel_controllers": int}
-for _name, _hint in get_type_hints(SamplerConfig).items():
-    _kinds = [ListConfig] if get_origin(_hint) is Sequence else [k for k in KINDS if k in (_hint, *get_args(_hint))]
-    UNSET[f"sampler.{_name}"] = _kinds[0]
+WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # limits for a file: bytes, and opening brackets
 REFERENCES = 20  # ${...} in all files together; each can contain several others, so the resolved size is exponential
-
-
-def _register() -> None:
-    """Register the defaults from the code in Hydra's store, as if they were files in configs/."""
-    store = ConfigStore.instance().store
-    store(group="sampler", name="default", node=asdict(SamplerConfig()))
-    store(group="sampler", name="saved", node=dict.fromkeys(asdict(SamplerConfig())))
-    set_by_data = ("self", "latent_dim", "action_dim", "horizon", "condition_dim", "discount", "costs")
-    for group, name, kind in (
-        ("planner", "small", Planner),
-        ("dynamics", "small", Dynamics),
-        ("ranker", "default", Ranker),
-    ):
-        parameters = inspect.signature(kind).parameters.items()
-        node = {key: each.default for key, each in parameters if key not in set_by_data}
-        store(group=group, name=name, node=node)
-    sections = {name: dict(method.settings) for name, method in METHODS.items() if method.settings}
-    store(group="baselines", name="default", node=sections)
-    recipes = recipes_of(METHODS).values()
-    training = {r.section or r.name: dict(r.train) for r in recipes if r.train is not None}
-    store(group="train", name="methods", node=training)
-    for name, method in METHODS.items():
-        methods = [each for each in METHODS if each in (name, *method.evaluated_with)]
-        node = {"evaluation": {"methods": methods}, "suffix": "" if name == MPDiffuser.name else f"-{name}"}
-        store(group="method", name=name, node=node, package="_global_")
-    node = {"evaluation": {"methods": list(METHODS)}, "suffix": "-all"}
-    store(group="method", name="all", node=node, package="_global_")
-
-
-_register()
 
 
 def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -204,7 +164,17 @@ def _base(name: str) -> DictConfig:
     return _compose(name, [])
 
 
+@functools.cache
+def _declared() -> dict[str, type]:
+    """Give Hydra the defaults that the code declares; return the types of the sampler's options."""
+    from mpdiffuser.declared import register
+
+    return register()
+
+
 def _compose(name: str, overrides: list[str], base: DictConfig | None = None, folder: Path | None = None) -> DictConfig:
+    if name not in WITHOUT_DECLARED:
+        _declared()
     _OwnFiles.folder = folder
     try:
         with initialize_config_module("configs", version_base=None):
@@ -265,8 +235,13 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def _null_type(key: str) -> type | None:
+    """Return the type of an option whose default is null."""
+    return _declared().get(key) if key.startswith("sampler.") else UNSET.get(key)
+
+
 def _check_type(key: str, usual: Any, found: Any) -> None:
-    kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else UNSET.get(key))
+    kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else _null_type(key))
     if kind is None:
         return
     fits = isinstance(found, int | float if kind is float else kind)

@@ -83,7 +83,7 @@ def test_an_unknown_command(monkeypatch, capsys) -> None:
     ("words", "found"),
     [
         (["evaluate", "pipeline=nowhere"], "pipeline: nowhere"),
-        (["evaluate"], "pipeline: must be given"),
+        (["evaluate"], "pipeline: is missing"),
         (["train-state", "sampler.stpes=3"], "sampler.stpes: no such option"),
         (["train-vision", "task=d4rl/hopper-medium-v2"], "task=d4rl/hopper-medium-v2"),
         (["collect", "quality=foo"], "quality='foo'"),

@@ -73,7 +73,7 @@ def test_a_value_of_the_wrong_type(override: str, words: str) -> None:
 
 
 def test_a_mandatory_option_that_is_missing() -> None:
-    with pytest.raises(InputError, match=r"^pipeline: must be given"):
+    with pytest.raises(InputError, match=r"^pipeline: is missing"):
         load("evaluate", ["evaluation.episodes=3"])
 
 
@@ -124,13 +124,13 @@ def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
         (MINE.replace("size: 84\n", ""), r"task\.size: is missing in your files; its value in configs/ is 64"),
         (MINE.replace("84", "big"), r"task\.size: must be a whole number \(such as 64\), found 'big'"),
         (MINE.replace("84", "[84]"), r"task\.size: must be a whole number \(such as 64\), found \[84\]"),
-        (MINE.replace("84", "{x: 1}"), r"task\.size\.x: no such option|task\.size: no such option"),
+        (MINE.replace("84", "{x: 1}"), r"task\.size\.x: no such option|task\.size: is missing in your files"),
         ("", r"task"),
         ("[1, 2]", r"Index 'name' \(str\) is not an int"),
         ("a: [", r"while parsing"),
         (b"\xff\xfe\x00", r"mine\.yaml|decode|character"),
         ("name: !!python/object/apply:os.system [id]\n", r"could not determine a constructor for the tag"),
-        ("defaults: [/task/mine]\n" + MINE, r"files that refer to each other"),
+        ("defaults: [/task/mine]\n" + MINE, r"circular references"),
         ("[" * 90_000, r"mine\.yaml: must have at most 1000 opening brackets"),
         ("a: &a [x, x]\nb: [*a, *a]\n" + MINE, r"mine\.yaml: aliases \(\*name\) are not allowed"),
         ("".join(f"a{i}: ${{a{i + 1}}}${{a{i + 1}}}\n" for i in range(40)) + MINE, r"mine\.yaml: .*20 references"),
