@@ -1,5 +1,5 @@
 # make demo    installs, then controls a cartpole from pixels (12 minutes on 2 CPU cores)
-# make test    installs, then runs lint, builds the site, and runs all tests (some 20 minutes)
+# make test    installs, then runs lint, builds the site, and runs all tests (some 15 minutes on 2 CPU cores)
 # make quick   installs, then runs the fast tests (under 2 minutes)
 # make docs    installs, then builds the site; a warning is an error
 # make doctor  installs, then tells what works on this machine
@@ -14,11 +14,14 @@ GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
 demo: install
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_vision.py
 
+# two processes, a test file each: most tests compute on one core
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: install lint docs
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

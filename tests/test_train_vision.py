@@ -177,6 +177,7 @@ def hopper_stand(tmp_path: Path) -> list[str]:
     return [*options, "episode_seconds=0.8", f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
 
 
+@pytest.mark.slow
 def test_the_expert_is_left_out_before_anything_is_done(
     hopper_stand: list[str], run: Run, monkeypatch: Any, capsys: Any
 ) -> None:

@@ -17,6 +17,8 @@ from envs.collect import DISTURBANCES, DISTURBED, Actor, choose_actions, collect
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 
+pytestmark = pytest.mark.slow  # each test collects episodes
+
 TINY = {
     "kind": "dm_control",
     "task": "cartpole_swingup",

@@ -21,6 +21,7 @@ def line_of(report, start):
     return next(line for line in report.splitlines() if line.startswith(start))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="egl is Linux's")
 def test_report_with_a_broken_egl():
     done = run(MUJOCO_EGL_DEVICE_ID="99", MUJOCO_GL="egl")

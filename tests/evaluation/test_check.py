@@ -91,6 +91,7 @@ def test_an_environment_with_other_actions(
         stage.compare(stage.configuration())
 
 
+@pytest.mark.slow
 def test_another_back_end_is_only_noted(stage: SimpleNamespace, capsys: Any) -> None:
     stage.edit_info(stage.folder, back_end="magic: of another machine")
     stage.compare(stage.configuration())

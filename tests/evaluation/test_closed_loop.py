@@ -43,6 +43,7 @@ def run(counts: list[int], policies: list[Noted]) -> Outcome:
             batch.close()
 
 
+@pytest.mark.slow
 def test_counts_give_what_one_batch_gives() -> None:
     whole = run([5], [Noted()])
     pair = [Noted(), Noted()]

@@ -321,6 +321,7 @@ def test_broken_log(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path) -> None:
     """Also on a terminal that has only ASCII."""
     folder = tmp_path / "run-±-é"

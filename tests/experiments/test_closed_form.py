@@ -175,6 +175,7 @@ def test_fused_and_joint_converge_to_their_flow_not_to_the_product(power: float,
     assert distance.violation == pytest.approx(violation, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_release_converges_to_its_equation_not_to_the_product() -> None:
     found = ONE.drawn(levels=400, composition="release", solver="ddpm", steps=400)
     assert_same(found, release_limit(), 0.04)

@@ -20,6 +20,7 @@ from mpdiffuser.sampler import SamplerConfig
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision", "state", "evaluate", "collect"])
 def test_every_configuration_loads_and_so_does_its_debug_form(name: str) -> None:
     given = ["pipeline=somewhere"] if name == "evaluate" else []
@@ -34,6 +35,7 @@ def test_overrides_reach_their_options() -> None:
     assert "walker_walk" in config.output_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "near"),
     [
@@ -196,6 +198,7 @@ def test_errors_are_one_line_and_status_2() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: pipeline: nowhere is not here\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -239,6 +242,7 @@ def test_every_group_member_loads(group: str) -> None:
         assert settings(config[group]).items() >= told.items()
 
 
+@pytest.mark.slow
 def test_the_defaults_of_the_code_are_those_of_the_configuration() -> None:
     """Each stands once, beside the class that it belongs to."""
     state, vision = load("state", []), load("vision", [])

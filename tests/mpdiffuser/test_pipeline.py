@@ -252,6 +252,7 @@ def test_a_budget_is_asked_for_and_kept_to(make_pipeline) -> None:
         assert plan.chosen[row] == best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_the_plan_of_another_engine_is_the_same(pipeline: MPDiffuserPipeline, engine: str) -> None:
     """Within 1e-3 of a deviation of the data; also after other weights took the place of the compiled ones."""

@@ -291,6 +291,7 @@ def test_sequential_is_a_plan_and_then_its_states(planner: Planner, dynamics: Dy
     assert (states - plan[..., :D]).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given_hypothesis(
     st.sampled_from(COMPOSITIONS),

@@ -79,6 +79,7 @@ def test_common_options_are_part_of_every_models_identity(state, vision, key: st
         assert models_changed(cfg, key, value) == ALL
 
 
+@pytest.mark.slow
 def test_options_without_effect_are_part_of_none(state, vision) -> None:
     for cfg in (state, vision):
         for key in WITHOUT_EFFECT:
@@ -178,6 +179,7 @@ def run(make_episodes, tmp_path_factory) -> tuple[Path, Any, MPDiffuserPipeline]
     return output, episodes, train(tiny(output), episodes, ["cloning", "mpdiffuser"], cost_limits=[5])
 
 
+@pytest.mark.slow
 def test_what_training_leaves(run) -> None:
     """A whole folder that draws as the configuration says, with the other methods' models beside it."""
     output, episodes, pipeline = run

@@ -43,6 +43,7 @@ def identity(cfg: Any, episodes: Episodes) -> dict[str, Any]:
     return encoder_identities(cfg, "checksum", build_representation(cfg, episodes))
 
 
+@pytest.mark.slow
 def test_the_representation_has_the_weights_of_the_encoder(episodes: Episodes, tmp_path: Path, weights: Any) -> None:
     representation = build_representation(configuration(tmp_path, *PRETRAINED), episodes)
     assert all((parameter == 0.01).all() for parameter in representation.encoder.frame_net.parameters())
@@ -51,6 +52,7 @@ def test_the_representation_has_the_weights_of_the_encoder(episodes: Episodes, t
     assert not all((parameter == 0.01).all() for parameter in fresh.encoder.frame_net.parameters())
 
 
+@pytest.mark.slow
 def test_true_states_are_a_target_where_they_may_be(episodes: Episodes, tmp_path: Path) -> None:
     known = build_representation(configuration(tmp_path), episodes)
     assert known.state is not None and known.state.out_features == 3 and known.inverse is None
@@ -65,6 +67,7 @@ def test_episodes_without_frames(make_episodes: Any, tmp_path: Path) -> None:
         build_representation(configuration(tmp_path), make_episodes([4, 4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [

@@ -70,6 +70,7 @@ def test_unknown_task_and_setting_are_refused():
         MPPI(DMControlEnv("pendulum_swingup"), sample=3)
 
 
+@pytest.mark.slow
 def test_command_prints_returns():
     command = [sys.executable, "-m", "envs.experts.mppi", "point_mass_easy", "--action-repeat", "4", "--seed", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
