@@ -21,7 +21,7 @@ def write_video(
     file: Path,
     frames: np.ndarray,
     imagined: np.ndarray | None,
-    ahead: Sequence[int],
+    steps_ahead: Sequence[int],
     captions: Sequence[str] | None,
     fps: float,
 ) -> Path:
@@ -31,7 +31,7 @@ def write_video(
         file: the file to write.
         frames: (T, s, s, 3) uint8, of the simulator.
         imagined: (T, K, s', s', 3) uint8, decoded from the plan at each time; None: no plans.
-        ahead: (K,), steps ahead of each decoded frame; 0 is the present.
+        steps_ahead: (K,), of each decoded frame; 0 is the present.
         captions: (T,), a text line above each frame; None: no captions.
         fps: frames per second.
 
@@ -41,7 +41,7 @@ def write_video(
     Raises:
         InputError: if shapes or dtypes are wrong, or ffmpeg is missing or fails.
     """
-    _check(frames, imagined, ahead, captions, fps)
+    _check(frames, imagined, steps_ahead, captions, fps)
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.stem}.partial.mp4")
@@ -61,7 +61,7 @@ def write_video(
         with writer:
             for t, frame in enumerate(frames):
                 row = () if imagined is None else imagined[t]
-                writer.append_data(_compose(frame, row, ahead, captions[t] if captions else None))
+                writer.append_data(_compose(frame, row, steps_ahead, captions[t] if captions else None))
         partial.replace(file)
     except (RuntimeError, OSError) as error:
         raise InputError(
@@ -74,7 +74,7 @@ def write_video(
 
 
 def _compose(
-    frame: np.ndarray, imagined: Sequence[np.ndarray], ahead: Sequence[int], caption: str | None
+    frame: np.ndarray, imagined: Sequence[np.ndarray], steps_ahead: Sequence[int], caption: str | None
 ) -> np.ndarray:
     """Return one frame of the video, (height, width, 3) uint8 with even height and width."""
     top = LINE if caption is None else 2 * LINE
@@ -91,7 +91,7 @@ def _compose(
     if caption is not None:
         draw.text((MARGIN, LINE // 2 + 2), caption, INK, font, "lm")
     place(frame, "simulator", MARGIN)
-    for i, (picture, k) in enumerate(zip(imagined, ahead)):
+    for i, (picture, k) in enumerate(zip(imagined, steps_ahead)):
         place(picture, f"imagined {f'+{k}' if k else 'now'}", MARGIN + PANEL + WIDE_GAP + i * (PANEL + GAP))
     return np.asarray(image)
 
@@ -103,7 +103,7 @@ def _enlarge(picture: np.ndarray) -> Image.Image:
 def _check(
     frames: np.ndarray,
     imagined: np.ndarray | None,
-    ahead: Sequence[int],
+    steps_ahead: Sequence[int],
     captions: Sequence[str] | None,
     fps: float,
 ) -> None:
@@ -115,9 +115,9 @@ def _check(
             continue
         if array.dtype != np.uint8 or array.ndim != ndim or array.shape[-1] != 3 or not array.size:
             raise InputError(f"{name}: must be {shape} uint8, found {array.shape} {array.dtype}")
-    if imagined is not None and imagined.shape[:2] != (len(frames), len(ahead)):
+    if imagined is not None and imagined.shape[:2] != (len(frames), len(steps_ahead)):
         raise InputError(
-            f"imagined: must have {len(frames)} times and {len(ahead)} pictures each, found {imagined.shape[:2]}"
+            f"imagined: must have {len(frames)} times and {len(steps_ahead)} pictures each, found {imagined.shape[:2]}"
         )
     if captions is not None and len(captions) != len(frames):
         raise InputError(f"captions: must be {len(frames)}, one a frame; found {len(captions)}")

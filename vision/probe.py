@@ -72,9 +72,9 @@ def probe(
         schedule.step()
     with torch.no_grad():
         error = (net(x[held_out]) - y[held_out]).square().mean(0)
-    spread = y[held_out].var(0, unbiased=False)
-    seen = spread > 1e-6  # R2 is not defined for a joint that does not move
-    return float((1 - error[seen] / spread[seen]).mean())
+    variance = y[held_out].var(0, unbiased=False)
+    seen = variance > 1e-6  # R2 is not defined for a joint that does not move
+    return float((1 - error[seen] / variance[seen]).mean())
 
 
 def _standardise(values: np.ndarray, rows: np.ndarray) -> np.ndarray:

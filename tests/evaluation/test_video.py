@@ -47,8 +47,8 @@ def test_captions_and_labels_are_drawn(tmp_path: Path) -> None:
     frames = pictures(1).repeat(2, 0)
     imagined = frames[:, None]
     texts = {
-        name: read(write_video(tmp_path / f"{name}.mp4", frames, imagined, (ahead,), captions, 10))[0].astype(int)
-        for name, ahead, captions in (("a", 0, ["one", "two"]), ("b", 8, ["one", "two"]))
+        name: read(write_video(tmp_path / f"{name}.mp4", frames, imagined, (steps_ahead,), captions, 10))[0].astype(int)
+        for name, steps_ahead, captions in (("a", 0, ["one", "two"]), ("b", 8, ["one", "two"]))
     }
     a, b = texts["a"], texts["b"]
     caption, label = slice(0, LINE), slice(LINE, 2 * LINE)
@@ -75,12 +75,12 @@ def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ({"frames": pictures(2).astype(float)}, "frames: .*float64"),
         ({"frames": pictures(0)}, "frames: "),
         ({"imagined": pictures(3, 1)}, "imagined: .*2 times"),
-        ({"ahead": (1, 2)}, "imagined: .*2 pictures"),
+        ({"steps_ahead": (1, 2)}, "imagined: .*2 pictures"),
         ({"captions": ["one"]}, "captions: .*found 1"),
         ({"fps": 0}, "fps: "),
     ],
 )
 def test_refused(tmp_path: Path, change: dict, message: str) -> None:
-    usual = {"frames": pictures(2), "imagined": pictures(2, 1), "ahead": (0,), "captions": None, "fps": 25}
+    usual = {"frames": pictures(2), "imagined": pictures(2, 1), "steps_ahead": (0,), "captions": None, "fps": 25}
     with pytest.raises(InputError, match=message):
         write_video(tmp_path / "video.mp4", **(usual | change))
