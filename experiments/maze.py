@@ -131,7 +131,7 @@ class Outcome:
 
     one_step: tuple[float, float]
     drift: tuple[float, float]
-    expected: tuple[float, float]
+    planned: tuple[float, float]
     arrived: tuple[float, float]
 
 
@@ -197,10 +197,10 @@ def figure(both: list[tuple[Learned, Outcomes]], file: Path) -> None:
 WORDS = {"one_step": "one-step error", "drift": "drift at the end"}
 
 
-def _draw(axis: Axes, system: System, expected: torch.Tensor, executed: torch.Tensor) -> None:
+def _draw(axis: Axes, system: System, planned: torch.Tensor, executed: torch.Tensor) -> None:
     """States (B, H, d) as planned and as executed."""
-    for i, (plan, real) in enumerate(zip(expected, executed)):
-        labels = ("expected", "executed") if i == 0 else (None, None)
+    for i, (plan, real) in enumerate(zip(planned, executed)):
+        labels = ("planned", "executed") if i == 0 else (None, None)
         for states, style, label in ((plan, "-", labels[0]), (real, ":", labels[1])):
             if isinstance(system, Car):
                 axis.plot(states[:, 0], states[:, 1], style, color=f"C{i}", lw=1.3, label=label)
@@ -221,12 +221,12 @@ def page(both: list[tuple[Learned, Outcomes]], steps: int, count: int) -> str:
     parts = [HEAD.format(written_by=pages.written_by("maze"), **facts, run=STEPS, chunk=CHUNK)]
     for learned, outcomes in both:
         rows = [[name, *(cell(outcomes[name, n]) for n in LEVELS)] for name in RUNS]
-        parts = [o.one_step[1] / o.one_step[0] for o in outcomes.values()]
+        shares = [o.one_step[1] / o.one_step[0] for o in outcomes.values()]
         drift, arrived = (max(getattr(o, name)[1] for o in outcomes.values()) for name in ("drift", "arrived"))
         parts += [
             f"## {learned.system.name}\n",
             pages.table(["composition", *LEVELS], rows),
-            f"Standard errors over plans at most {100 * max(parts):.0f} % of the one-step error, {drift:.2f} of the "
+            f"Standard errors over plans at most {100 * max(shares):.0f} % of the one-step error, {drift:.2f} of the "
             f"drift and {100 * arrived:.0f} of the shares.\n",
         ]
     return "\n".join(parts)
