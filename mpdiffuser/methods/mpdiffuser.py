@@ -31,8 +31,8 @@ class MPDiffuser(Planning):
     label = "MPDiffuser (planner + dynamics)"
     color = ("#2563b0", "#6ea8f0")
     summary = (
-        "At each noise level, a planner moves the plan towards high return and a dynamics model makes its states "
-        "consistent with its actions. A ranker then chooses among the candidates."
+        "At each noise level, a planner moves the plans towards high return and a dynamics model makes their states "
+        "consistent with their actions; a ranker then chooses one of them."
     )
     order = 91
     models = (RANKER, PLANNER, DYNAMICS)

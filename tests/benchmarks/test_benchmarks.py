@@ -13,6 +13,8 @@ from benchmarks.limits import work
 from benchmarks.planning import level_work, states_pipeline
 from benchmarks.scaling import exponent
 
+pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
+
 COLUMNS = {
     "limits": "rate",
     "planning": "times the bound",

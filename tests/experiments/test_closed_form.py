@@ -13,6 +13,8 @@ from experiments.closed_form import alike, release_bias
 from experiments.gaussian import Gaussian, Problem, problem
 from mpdiffuser.schedule import NoiseSchedule
 
+pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
+
 ONE = problem()
 D, M, N = ONE.system.sizes
 STATES = ONE.system.states[D:].numpy()  # of the entries that are free: all but z_0
@@ -175,7 +177,6 @@ def test_fused_and_joint_converge_to_their_flow_not_to_the_product(power: float,
     assert distance.violation == pytest.approx(violation, abs=0.1)
 
 
-@pytest.mark.slow
 def test_the_release_converges_to_its_equation_not_to_the_product() -> None:
     found = ONE.drawn(levels=400, composition="release", solver="ddpm", steps=400)
     assert_same(found, release_limit(), 0.04)
@@ -184,7 +185,6 @@ def test_the_release_converges_to_its_equation_not_to_the_product() -> None:
     assert distance.violation == pytest.approx(2.0, abs=0.1)
 
 
-@pytest.mark.slow
 def test_fused_is_near_the_actions_carried_out() -> None:
     config = dict(levels=1000, solver="dpmpp_2m", steps=1000)
     fused = ONE.drawn(composition="fused", dynamics_power=0.5, **config)
@@ -332,7 +332,6 @@ def test_the_action_term_is_the_gradient_of_the_dynamics_density() -> None:
 # the command
 
 
-@pytest.mark.slow
 def test_the_command_writes_its_measurements(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(closed_form, "LEVELS", (5, 3))
     monkeypatch.setattr(closed_form, "POWERS", (0.0, 0.5))

@@ -8,6 +8,8 @@ from experiments.maze import Learned, learn, outcome
 from experiments.systems import Car, Pendulum, demonstrations, play
 from mpdiffuser.models.denoisers import Dynamics
 
+pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
+
 CAR, PENDULUM = Car(), Pendulum()
 
 
@@ -44,7 +46,6 @@ def test_runs_in_closed_loop_arrive_if_the_plans_are_right(share: float) -> None
     assert arrived.float().mean() == share
 
 
-@pytest.mark.slow
 def test_training_learns_the_system() -> None:
     states, actions = play(PENDULUM, 300, 40, 0)
     torch.manual_seed(0)
@@ -61,7 +62,6 @@ def test_training_learns_the_system() -> None:
     assert losses[1] < 0.8 * losses[0]
 
 
-@pytest.mark.slow
 def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(maze, "LEVELS", (4, 2))
     maze.main(["--steps", "2", "--plans", "4", "--output", str(tmp_path)])

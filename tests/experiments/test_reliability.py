@@ -6,18 +6,18 @@ import pytest
 
 from experiments.reliability import fuzz, kills, soak
 
+pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
+
 
 def small_training(folder: Path) -> None:
     kills.training(folder, steps=12)
 
 
-@pytest.mark.slow
 def test_a_training_with_kills_ends_as_one_without(tmp_path: Path) -> None:
     result = kills.drill(small_training, tmp_path, kills=6, operations=120)
     assert result["kills"] == {"time": 3, "operation": 3}
 
 
-@pytest.mark.slow
 def test_features_with_kills(tmp_path: Path) -> None:
     assert sum(kills.drill(kills.features, tmp_path, kills=4, operations=20)["kills"].values()) == 4
 
@@ -62,7 +62,6 @@ def test_a_reader_that_hangs_or_fails_or_eats_memory_is_found() -> None:
     assert "ZeroDivisionError" in failed and "signal 9" in killed and "MemoryError" in large
 
 
-@pytest.mark.slow
 def test_a_short_soak() -> None:
     """1,000 environments at once, then changing batches, resets and observations that are not finite."""
     result = soak.soak(minutes=0.05, every=0.1)

@@ -80,7 +80,7 @@ def test_a_launch_that_would_start_one_process_only(monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "here")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match="accelerate launch --cpu starts one process"):
+    with pytest.raises(InputError, match="accelerate launch --cpu always starts one process"):
         check_training(load("state", []))
 
 
