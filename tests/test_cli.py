@@ -42,6 +42,7 @@ def words_of(text: str, *names: str) -> list[str]:
     return text.split()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("command", SAME)
 def test_help_is_that_of_the_script(command: str, monkeypatch, capsys) -> None:

@@ -239,6 +239,7 @@ def test_another_evaluation_is_refused_before_a_training(
     assert contents(output) == before  # nothing was trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "state_dim"), [("d4rl/maze2d-umaze-v1", 4), ("dsrl/OfflineCarRun-v0", 7)], ids=["maze", "costs"]
 )

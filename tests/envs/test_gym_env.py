@@ -36,6 +36,7 @@ def test_a_peek_is_what_happens_then_and_leaves_no_trace() -> None:
         np.testing.assert_array_equal(env.step(action)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("env_id", "planar"), [("HalfCheetah-v4", False), ("Ant-v4", True)])
 def test_a_step_too_fast_costs(env_id: str, planar: bool) -> None:

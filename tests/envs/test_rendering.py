@@ -14,6 +14,8 @@ from mpdiffuser.errors import InputError
 
 from dm_control.mujoco import engine  # isort: skip
 
+pytestmark = pytest.mark.slow  # simulators in processes of their own
+
 TASKS = [
     "cartpole_swingup",
     "pendulum_swingup",

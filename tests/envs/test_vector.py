@@ -13,6 +13,8 @@ from envs import make
 from envs.vector import VectorEnv
 from mpdiffuser.errors import InputError
 
+pytestmark = pytest.mark.slow  # simulators in processes of their own
+
 REACHER = {
     "kind": "dm_control",
     "task": "reacher_easy",

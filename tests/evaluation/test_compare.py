@@ -18,6 +18,7 @@ CARTPOLE = {"kind": "dm_control", "task": "cartpole_swingup", "action_repeat": 4
 CARTPOLE |= {"rendering": "fast"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", METHODS)
 def test_an_evaluation_that_was_cut_off_goes_on(stage: SimpleNamespace, stop: str) -> None:
     cfg, stage.stop = stage.configuration(), stop

@@ -50,6 +50,7 @@ parallel.run_parallel([job, job, job], torch.device("cpu"))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_the_jobs() -> None:
     with subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
