@@ -11,6 +11,8 @@ from evaluation.check import check_evaluation, require_models
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 
+pytestmark = pytest.mark.slow  # evaluates in simulators
+
 
 @pytest.mark.parametrize(
     ("option", "words"),
@@ -91,7 +93,6 @@ def test_an_environment_with_other_actions(
         stage.compare(stage.configuration())
 
 
-@pytest.mark.slow
 def test_another_back_end_is_only_noted(stage: SimpleNamespace, capsys: Any) -> None:
     stage.edit_info(stage.folder, back_end="magic: of another machine")
     stage.compare(stage.configuration())

@@ -11,6 +11,8 @@ from mpdiffuser.config import settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.machine import available_cores
 
+pytestmark = pytest.mark.slow  # evaluates in simulators
+
 METHODS = ["random", "cloning", "planner", "mpdiffuser"]
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from mpdiffuser.errors import InputError
 from vision.backbones import DEFAULT, Backbone, _packaged, load_pretrained
 
+pytestmark = pytest.mark.slow  # builds many networks
+
 
 def frames(count: int = 2, size: int = 64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,8 @@ from experiments.reliability import layouts
 from experiments.reliability.spoil import HDF5, spoil_npz
 from mpdiffuser.errors import InputError
 
+pytestmark = pytest.mark.slow  # a drill
+
 TAKEN = "claims shape|must have shape|no such key|must be an array of numbers|must have [0-9,]+ chunks|must hold"
 HOSTILE = {
     "external link": r"a link to \S+elsewhere.h5",

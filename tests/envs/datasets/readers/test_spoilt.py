@@ -17,6 +17,8 @@ from envs.datasets.readers.minari import read_minari
 from experiments.reliability import layouts
 from mpdiffuser.errors import InputError
 
+pytestmark = pytest.mark.slow  # a drill
+
 KEY, NAME = "observations", "observations.npy"
 
 
