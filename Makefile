@@ -1,4 +1,4 @@
-# make demo    installs, then controls a cartpole from pixels (12 minutes on 2 CPU cores)
+# make demo    installs, then controls a cartpole from pixels (15 minutes on 2 CPU cores)
 # make test    installs, then runs lint, builds the site, and runs all tests (some 15 minutes on 2 CPU cores)
 # make quick   installs, then runs the fast tests (under 2 minutes)
 # make docs    installs, then builds the site; a warning is an error
