@@ -18,7 +18,8 @@ from experiments import pages
 from experiments.measuring import describe, load_pipeline, make_environments
 from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
-from mpdiffuser.pipeline import MPDiffuserPipeline, Objective
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.plan import Objective
 
 FIRST_SEED = 6000
 HEIGHT, SPEED = 0, 8  # columns of halfcheetah's observations: m above the usual stance, m/s forwards

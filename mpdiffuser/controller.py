@@ -12,7 +12,8 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.errors import InputError
-from mpdiffuser.pipeline import MPDiffuserPipeline, Objective, Plan
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.plan import Objective, Plan
 from mpdiffuser.sampler import BUDGET_TEMPERATURE, SamplerConfig
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,43 +21,10 @@ from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.plan import Objective, Plan, choose, total_reward
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
 from mpdiffuser.sampler import TEMPERATURE, Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
-
-# decoded latents (B, H, d) and actions (B, H, m) -> the reward of each step (B, H); -inf excludes a plan
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class Plan:
-    """Candidate plans, decoded (in the units of the encoder), on the pipeline's device.
-
-    Attributes:
-        latents: (B, N, H, d).
-        actions: (B, N, H, m).
-        scores: (B, N).
-        chosen: (B,), the index of the chosen candidate.
-        plan_ms: milliseconds to sample and rank all candidates.
-        costs: (B, N), the expected cost over the rest of the episode; None without a budget.
-    """
-
-    latents: torch.Tensor
-    actions: torch.Tensor
-    scores: torch.Tensor
-    chosen: torch.Tensor
-    plan_ms: float
-    costs: torch.Tensor | None = None
-
-    @property
-    def best_latents(self) -> torch.Tensor:
-        """The chosen candidate's latents, (B, H, d)."""
-        return self.latents[torch.arange(len(self.chosen)), self.chosen]
-
-    @property
-    def best_actions(self) -> torch.Tensor:
-        """The chosen candidate's actions, (B, H, m)."""
-        return self.actions[torch.arange(len(self.chosen)), self.chosen]
 
 
 class MPDiffuserPipeline(DiffusionPipeline):
@@ -343,75 +310,33 @@ class MPDiffuserPipeline(DiffusionPipeline):
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
         goal, committed = repeated(self.latents, goal), repeated(self.actions, committed)
         x = sampler(present, condition, noise, start, goal, committed, gradient)
-        d = latents.shape[-1]
+        plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
+        plan.plan_ms = 1e3 * (time.perf_counter() - began)
+        return plan
+
+    def _ranked(
+        self,
+        x: torch.Tensor,
+        n: int,
+        cost_to_go: torch.Tensor | None,
+        allowance: Allowance | None,
+        objective: Objective | None,
+        rank_temperature: float,
+    ) -> Plan:
+        """Decode x (B N, H, d + m), score the candidates at cost_to_go (B N,) and choose one of each row's N."""
+        d = self.latents.config["dim"]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
-        scores = (
-            self.scores(states, actions, cost_to_go) if objective is None else total_reward(objective, states, actions)
-        )
+        if objective is None:
+            scores = self.scores(states, actions, cost_to_go)
+        else:
+            scores, rank_temperature = total_reward(objective, states, actions), 0.0
         costs = limits = None
         if allowance is not None:
             left_steps, rate = (part.repeat_interleave(n) for part in (allowance.steps, allowance.rate))
-            costs = self.ranker.expected_cost(states, actions, left_steps, rate).unflatten(0, (batch, n))
+            costs = self.ranker.expected_cost(states, actions, left_steps, rate).unflatten(0, (-1, n))
             limits = allowance.cost.cpu().numpy()
-        states, actions, scores = (part.unflatten(0, (batch, n)) for part in (states, actions, scores))
-        temperature = 0.0 if objective is not None else config.rank_temperature
-        ranked = (scores.cpu().numpy(), actions[:, :, 0].cpu().numpy(), temperature)
+        states, actions, scores = (part.unflatten(0, (-1, n)) for part in (states, actions, scores))
+        ranked = (scores.cpu().numpy(), actions[:, :, 0].cpu().numpy(), rank_temperature)
         chosen = choose(*ranked, None if costs is None else costs.cpu().numpy(), limits)
-        milliseconds = 1e3 * (time.perf_counter() - began)
-        return Plan(states, actions, scores, torch.from_numpy(chosen).to(device), milliseconds, costs)
-
-
-def total_reward(objective: Objective, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Return the sums (B,) of an objective's rewards over rollouts (B, H, d), (B, H, m); a non-finite sum is -inf.
-
-    The sum omits the last row, since the plan does not have the state after the last action.
-
-    Raises:
-        InputError: if the objective does not return one reward for each step.
-    """
-    rewards = objective(latents, actions)
-    if not isinstance(rewards, torch.Tensor) or rewards.shape != actions.shape[:-1]:
-        found = tuple(rewards.shape) if isinstance(rewards, torch.Tensor) else type(rewards).__name__
-        raise InputError(f"objective: must return a tensor of rewards {tuple(actions.shape[:-1])}, found {found}")
-    score = rewards[:, :-1].sum(-1)
-    return torch.where(score.isfinite(), score, -torch.inf)
-
-
-def choose(
-    scores: np.ndarray,
-    actions: np.ndarray,
-    temperature: float,
-    costs: np.ndarray | None = None,
-    budget: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return the index (B,) of the chosen candidate of each row, by minimum Bayes risk (Kumar and Byrne 2004).
-
-    The chosen candidate's first action has the smallest weighted mean distance to the first actions of all candidates.
-    The weight of a candidate is exp(score / temperature), with scores in standard deviations of the row. The best of a
-    few scores is often an error of the ranker. An action that many good candidates share is more reliable. At
-    temperature 0 the candidate with the best score is chosen.
-
-    With costs, only candidates within the budget can be chosen; if there is none, the cheapest is chosen. A candidate
-    with a non-finite score or cost is chosen only if all candidates of the row are non-finite.
-
-    Args:
-        scores: (B, N).
-        actions: (B, N, m), the first action of each candidate.
-        temperature: see above.
-        costs: (B, N), the expected costs.
-        budget: (B,), the largest allowed cost.
-    """
-    sound = np.isfinite(scores)
-    if costs is not None and budget is not None:
-        sound = sound & np.isfinite(costs)
-        fits = sound & (costs <= budget[:, None])
-        cheapest = np.where(sound, costs, np.inf).argmin(1)
-        sound = np.where(fits.any(1)[:, None], fits, np.arange(costs.shape[1]) == cheapest[:, None])
-    if temperature == 0:
-        return np.where(sound, scores, -np.inf).argmax(1)
-    ranked = np.ma.masked_array(scores, ~sound)
-    deviation = np.maximum(ranked.std(1, keepdims=True).filled(0), 1e-12)
-    weights = np.ma.exp((ranked - ranked.max(1, keepdims=True)) / (temperature * deviation)).filled(0)
-    distances = np.linalg.norm(actions[:, :, None] - actions[:, None], axis=-1)
-    return np.where(sound, (distances * weights[:, None]).sum(-1), np.inf).argmin(1)
+        return Plan(states, actions, scores, torch.from_numpy(chosen).to(x.device), 0.0, costs)

@@ -14,7 +14,8 @@ from mpdiffuser.controller import Controller, LatentHistory, NetworkPolicy, Poli
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.pipeline import MPDiffuserPipeline, Plan
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.plan import Plan
 from mpdiffuser.sampler import SamplerConfig
 from vision.encoder import IdentityEncoder
 

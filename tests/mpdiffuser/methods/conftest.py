@@ -11,7 +11,8 @@ import torch
 
 from mpdiffuser.methods import METHODS, Baseline, Setup
 from mpdiffuser.models.normalizer import Marginals
-from mpdiffuser.pipeline import MPDiffuserPipeline, Plan
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.plan import Plan
 from mpdiffuser.sampler import SamplerConfig
 
 D, M, H = 3, 2, 8
