@@ -103,7 +103,7 @@ def test_methods_are_told_cost_limits_and_it_is_shown_what_they_kept(
         "a stand-in for the suite's: no number here is a DSRL result.",
         "Normalised score: (return - low) / (high - low), low 37.05",
     ]
-    for words in (*notes, "Target: 99% of the episodes within the limit"):
+    for words in (*notes, "Target: 99% of the episodes within the method's cost limit"):
         assert words in printed and words in report
     rows = policies(
         OmegaConf.load(tmp_path / "config.yaml"),
