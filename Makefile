@@ -1,6 +1,6 @@
 # make demo    installs, then controls a cartpole from pixels (15 minutes on 2 CPU cores)
 # make test    installs, then runs lint, builds the site, and runs all tests (some 15 minutes on 2 CPU cores)
-# make quick   installs, then runs the fast tests (under 2 minutes)
+# make quick   installs, then runs the fast tests of the four packages (under 2 minutes)
 # make docs    installs, then builds the site; a warning is an error
 # make doctor  installs, then tells what works on this machine
 PYTHON ?= python3
@@ -21,7 +21,7 @@ test: install lint docs
 	$(PYTEST)
 
 quick: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" tests/mpdiffuser tests/vision tests/envs tests/evaluation
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

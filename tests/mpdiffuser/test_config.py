@@ -53,6 +53,7 @@ def test_an_unknown_option_names_near_ones(override: str, near: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -229,6 +230,7 @@ def test_a_number_is_one_that_can_be_counted_with(found: Any) -> None:
         _check_type("discount", 0.99, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["task", "encoder", "planner", "dynamics"])
 def test_every_group_member_loads(group: str) -> None:
     """A file of a group gives every option a value; what it does not say stands in the code or in `defaults`."""
@@ -271,6 +273,7 @@ def test_sections_derive_from_the_methods() -> None:
         assert set(config.train) == {recipe.section or recipe.name for recipe in recipes} | own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_group_of_each_method(name: str) -> None:
     """What is trained and evaluated: the method and what it is compared with, in the order of tables."""
@@ -287,6 +290,7 @@ def test_all_methods_at_once_and_one_that_there_is_not() -> None:
     assert all(name in str(caught.value) for name in METHODS)
 
 
+@pytest.mark.slow
 def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
     usual, small = load("vision", []), load("vision", ["debug=true"])
     assert small.train.planner.steps < usual.train.planner.steps / 10
@@ -297,6 +301,7 @@ def test_debug_shrinks_and_the_user_has_the_last_word() -> None:
     assert mine.train.dynamics.steps == small.train.dynamics.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision", "state"])
 def test_debug_is_a_rule_for_every_model_and_every_baseline(name: str) -> None:
     """Those of a method that is added tomorrow too: the rules name none."""
