@@ -115,7 +115,6 @@ def train_pipeline(
         InputError: if the folder has a run with another identity, or the data are not finite.
     """
     output, limits = Path(cfg.output_dir), info.get("cost_limits", ())
-    recipes = run_recipes(output, methods, limits)
     expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits)
     check_folder(output, expected)
     data = training_data(cfg, episodes)
@@ -126,7 +125,7 @@ def train_pipeline(
             where = (config, output / name, accelerator, data.schedule, expected[recipe.name])
             return Trainer(name, model, train, held_out, *where).train()
 
-    train_recipes(cfg, recipes, data, fit, accelerator)
+    train_recipes(cfg, run_recipes(output, methods, limits), data, fit, accelerator)
     parts: dict[str, Any] = {name: data.trained.get(name) for name in COMPONENTS}
     if parts["ranker"] is not None and "costs" in data.parts[0]:
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])

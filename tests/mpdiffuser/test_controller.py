@@ -36,6 +36,11 @@ def latents_of(batch: int) -> torch.Tensor:
     return torch.randn(batch, D, generator=torch.Generator().manual_seed(9))
 
 
+def test_a_pipeline_of_a_baseline_alone_has_no_controller(make_pipeline) -> None:
+    with pytest.raises(InputError, match="holds no planner of MPDiffuser"):
+        Controller(make_pipeline(planner=None, dynamics=None, ranker=None))
+
+
 def test_a_budget_needs_costs(pipeline: MPDiffuserPipeline) -> None:
     with pytest.raises(InputError, match="have no costs"):
         Controller(pipeline, CONFIG, budget=Budget(10, 100)).act(latents_of(1).numpy())

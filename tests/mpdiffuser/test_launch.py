@@ -25,6 +25,9 @@ from mpdiffuser.trainer import TrainConfig
         ("sampler.steps=101", r"sampler\.steps: must lie in 1\.\.100.*101"),
         ("sampler.grid=cubic", r"sampler\.grid: .*'cubic'"),
         ("sampler.chunk=16", r"sampler\.chunk: must lie in 1\.\.15 .*16"),
+        ("planner.prediction=noise", r"prediction: must be one of .*'noise'"),
+        ("planner.level_draws=0", r"planner\.level_draws: must be at least 1, found 0"),
+        ("ranker.expectiles=1", r"ranker\.expectiles: must be at least 2, found 1"),
         ("train.ranker.stepz=3", r"train\.ranker\.stepz: no such option"),
     ],
 )

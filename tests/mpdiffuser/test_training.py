@@ -273,6 +273,14 @@ def test_a_later_run_of_fewer_methods_keeps_the_other_models(run, tmp_path: Path
         assert (copy / weights).read_bytes() == (output / weights).read_bytes()
 
 
+def test_a_planner_alone_is_saved_with_settings_that_draw(make_episodes, tmp_path: Path) -> None:
+    episodes = make_episodes([12, 9, 15, 11], costs=False)
+    train(tiny(tmp_path), episodes, ["planner"])
+    loaded = MPDiffuserPipeline.from_pretrained(tmp_path / "pipeline")
+    assert loaded.dynamics is None and loaded.sampler_defaults.composition == "planner"
+    assert np.isfinite(Controller(loaded).act(np.zeros((1, 3), np.float32))).all()
+
+
 def test_models_that_wait_for_no_other_do_not_depend_on_each_other(run, make_episodes, tmp_path: Path) -> None:
     """A method's own model is the same whichever methods are trained with it."""
     _, episodes, _ = run
