@@ -129,7 +129,9 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int 
     given = {name: value for name, value in settings(cfg.sampler).items() if value is not None}
     configs = {"sampler": SamplerConfig(**given)}
     for name in cfg.evaluation.methods:
-        config = METHODS[name].sampler_config(settings(cfg.baselines).get(name, {}))
+        section = settings(cfg.baselines).get(name, {})
+        METHODS[name].check_settings(section)
+        config = METHODS[name].sampler_config(section)
         if config is not None:
             configs[f"baselines.{name}"] = config
     for name, config in configs.items():

@@ -230,6 +230,10 @@ class Method:
         return cls.models
 
     @classmethod
+    def check_settings(cls, section: Mapping[str, Any]) -> None:
+        """Raise InputError for a value of `baselines.NAME` that is not allowed; called before any training."""
+
+    @classmethod
     def sampler_config(cls, section: Mapping[str, Any]) -> SamplerConfig | None:
         """Return the sampler settings from the section `baselines.NAME`; None if the section has no such settings.
 

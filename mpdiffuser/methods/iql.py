@@ -1,6 +1,8 @@
 """Implicit Q-learning (Kostrikov et al. 2022): it estimates values only for actions in the data."""
 
+from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,6 +138,11 @@ class IQL(Method):
             sections=("baselines.iql",),
         ),
     )
+
+    @classmethod
+    def check_settings(cls, section: Mapping[str, Any]) -> None:
+        with torch.device("meta"):  # the constructor checks its arguments
+            ImplicitQ(1, 1, discount=0.99, **section)
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:

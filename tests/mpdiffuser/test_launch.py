@@ -69,6 +69,11 @@ def test_the_settings_of_each_method_that_takes_part_are_checked() -> None:
         check_training(load("state", ["method=diffuser", "baselines.diffuser.steps=101"]))
 
 
+def test_a_methods_own_settings_are_checked_before_anything_runs() -> None:
+    with pytest.raises(InputError, match=r"baselines\.iql\.expectile: must lie between 0 and 1, found 3"):
+        check_training(load("vision", ["method=iql", "baselines.iql.expectile=3"]))
+
+
 def test_training_settings_have_the_runs_seed_and_intervals() -> None:
     cfg = load("state", ["seed=7", "checkpoint_every=50", "skip_bad_steps=2", "train.dynamics.steps=9"])
     found = train_config(cfg, "dynamics")
