@@ -237,7 +237,9 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _null_type(key: str) -> type | None:
     """Return the type of an option whose default is null."""
-    return _declared().get(key) if key.startswith("sampler.") else UNSET.get(key)
+    section, _, name = key.rpartition(".")
+    samples = section == "sampler" or section.startswith("baselines.")
+    return _declared().get(f"sampler.{name}") if samples else UNSET.get(key)
 
 
 def _check_type(key: str, usual: Any, found: Any) -> None:

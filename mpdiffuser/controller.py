@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Objective, Plan
-from mpdiffuser.sampler import BUDGET_TEMPERATURE, SamplerConfig
+from mpdiffuser.sampler import SamplerConfig
 
 
 class Policy(ABC):
@@ -138,8 +138,6 @@ class Controller(Policy):
         if pipeline.planner is None:
             raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
-        if config.temperature is None and budget is not None:
-            config = replace(config, temperature=BUDGET_TEMPERATURE)
         horizon, action_dim = (pipeline.planner.config[key] for key in ("horizon", "action_dim"))
         config.check_fit(horizon, action_dim)
         self.safe = torch.tensor(list(config.safe_action) or [0.0] * action_dim, device=pipeline.device)
@@ -216,7 +214,7 @@ class Controller(Policy):
         return {"fallbacks": self.fallbacks, "levels": config.steps, "engine": config.engine}
 
     def _plan(self, rows: np.ndarray) -> Plan:
-        """Return the plans of all rows, with new plans for `rows`. The chosen candidates are always finite.
+        """Return the plans of all rows, with new plans for `rows`. The executed plans are always finite.
 
         The plan of a row does not depend on the other rows.
         """
@@ -226,22 +224,23 @@ class Controller(Policy):
         rest = [part[index] for part in self._rest_of_plan(self.latents)]
         try:
             plan = self._drawn(latents, rows)
-            best = (plan.scores[torch.arange(len(rows)), plan.chosen], plan.best_latents, plan.best_actions)
-            bad = ~torch.stack([part.isfinite().reshape(len(rows), -1).all(1) for part in best]).all(0)
+            sound = [part.isfinite().flatten(1).all(1) for part in (plan.best_latents, plan.best_actions)]
+            bad = ~torch.stack([plan.scores.isfinite().any(1), *sound]).all(0)
         except InputError:  # the arguments are wrong
             raise
         except Exception as error:  # the robot needs an action even if planning fails
             warnings.warn(f"planning failed, falling back: {type(error).__name__}: {error}", stacklevel=3)
             scores = torch.full((len(rows), self.sampler.config.candidates), -torch.inf, device=latents.device)
             states, actions = (part[:, None].repeat(1, scores.shape[1], 1, 1) for part in rest)
-            plan = Plan(states, actions, scores, torch.zeros_like(index), 0.0)
+            plan = Plan(states, actions, scores, torch.full_like(scores, 1 / scores.shape[1]), 0.0)
             bad = torch.ones(len(rows), dtype=torch.bool, device=latents.device)
         for part, last in zip((plan.latents, plan.actions), rest):
-            part[bad, plan.chosen[bad]] = last[bad]
+            part[bad] = last[bad][:, None]
+        plan.weights[bad] = torch.eye(plan.weights.shape[1], device=latents.device)[0]
         self.fallbacks += int(bad.sum())
         if self.plan is None or len(rows) == len(self.latents):
             return plan
-        whole = {name: getattr(self.plan, name).clone() for name in ("latents", "actions", "scores", "chosen")}
+        whole = {name: getattr(self.plan, name).clone() for name in ("latents", "actions", "scores", "weights")}
         for name, part in whole.items():
             part[index] = getattr(plan, name)
         return Plan(**whole, plan_ms=plan.plan_ms)

@@ -21,9 +21,9 @@ from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.plan import Objective, Plan, choose, total_reward
+from mpdiffuser.plan import Objective, Plan, candidate_weights, total_reward
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
-from mpdiffuser.sampler import TEMPERATURE, Sampler, SamplerConfig
+from mpdiffuser.sampler import DEFAULT_STEPS, Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 
 
@@ -105,13 +105,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
                 logging.enable_progress_bar()
 
     def sampler(self, config: SamplerConfig) -> Sampler:
-        """Return a sampler with these settings. The engine "auto" and the temperature None are replaced by values.
+        """Return a sampler with these settings. The engine "auto" and the steps None are replaced by values.
 
         Raises:
             InputError: if the engine is not installed, or the composition needs a dynamics model that is missing.
         """
-        temperature = TEMPERATURE if config.temperature is None else config.temperature
-        config = replace(config, engine=resolved(config.engine, self.device), temperature=temperature)
+        steps = config.steps or self.sampler_defaults.steps or DEFAULT_STEPS
+        config = replace(config, engine=resolved(config.engine, self.device), steps=steps)
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
         planner, dynamics = (self._prepared(name, config) for name in ("planner", "dynamics"))
         return self.sampler_class(planner, dynamics, self.schedule, bounds[0], bounds[1], config, **self.other_models())
@@ -268,7 +268,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
         allowance: Allowance | None = None,
         objective: Objective | None = None,
     ) -> Plan:
-        """Sample N candidate plans for each latent, score them, and choose one (`choose`).
+        """Sample N candidate plans for each latent, score them, and weigh them (`candidate_weights`).
+
+        The candidates are pairs with opposite noise (antithetic variates: Hammersley and Morton 1956). Most of the
+        noise then cancels in their mean.
 
         Args:
             latents: z_0, (B, d), decoded.
@@ -277,9 +280,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
             last: the shifted last plan for a warm start: latents (B, H, d) and actions (B, H, m).
             goal: the last latent of the plans, (B, d); None: it is free.
             committed: the first K actions of the plans, (B, K, m); None: they are free.
-            allowance: the remaining budget of each row. The chosen candidate is within it; if no candidate is, the
-                cheapest one is chosen.
-            objective: ranks the candidates instead of the ranker. The candidate with the best score is chosen.
+            allowance: the remaining budget of each row. Only candidates within it have weight; if no candidate is,
+                the cheapest has all the weight.
+            objective: ranks the candidates instead of the ranker. The best score has all the weight.
 
         Raises:
             InputError: for an allowance if the data have no costs, or an objective that returns a wrong shape.
@@ -287,11 +290,12 @@ class MPDiffuserPipeline(DiffusionPipeline):
         began = time.perf_counter()
         config, batch, n = sampler.config, len(latents), sampler.config.candidates
         c = self.planner.config
-        shape = (n, c["horizon"], c["latent_dim"] + c["action_dim"])
+        shape = ((n + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"])
         device = latents.device
 
         def noise() -> torch.Tensor:
-            return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
+            halves = (torch.randn(shape, generator=g) for g in generators)
+            return torch.cat([torch.cat([half, -half])[:n] for half in halves]).to(device)
 
         def repeated(normalizer: Normalizer, known: torch.Tensor | None) -> torch.Tensor | None:
             return None if known is None else normalizer.normalize(known).repeat_interleave(n, 0)
@@ -323,7 +327,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         objective: Objective | None,
         rank_temperature: float,
     ) -> Plan:
-        """Decode x (B N, H, d + m), score the candidates at cost_to_go (B N,) and choose one of each row's N."""
+        """Decode x (B N, H, d + m), and score and weigh the candidates at cost_to_go (B N,)."""
         d = self.latents.config["dim"]
         states = self.latents.denormalize(x[..., :d])
         actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
@@ -335,8 +339,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         if allowance is not None:
             left_steps, rate = (part.repeat_interleave(n) for part in (allowance.steps, allowance.rate))
             costs = self.ranker.expected_cost(states, actions, left_steps, rate).unflatten(0, (-1, n))
-            limits = allowance.cost.cpu().numpy()
+            limits = allowance.cost
         states, actions, scores = (part.unflatten(0, (-1, n)) for part in (states, actions, scores))
-        ranked = (scores.cpu().numpy(), actions[:, :, 0].cpu().numpy(), rank_temperature)
-        chosen = choose(*ranked, None if costs is None else costs.cpu().numpy(), limits)
-        return Plan(states, actions, scores, torch.from_numpy(chosen).to(x.device), 0.0, costs)
+        weights = candidate_weights(scores, rank_temperature, costs, limits)
+        return Plan(states, actions, scores, weights, 0.0, costs)

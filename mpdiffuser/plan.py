@@ -1,10 +1,10 @@
-"""A plan: its candidates, their scores, and the choice among them."""
+"""A plan: its candidates, their scores, and the weights of the candidates in the executed plan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
 from mpdiffuser.errors import InputError
 
@@ -20,7 +20,7 @@ class Plan:
         latents: (B, N, H, d).
         actions: (B, N, H, m).
         scores: (B, N).
-        chosen: (B,), the index of the chosen candidate.
+        weights: (B, N), with sum 1. The executed plan is the weighted mean of the candidates.
         plan_ms: milliseconds to sample and rank all candidates.
         costs: (B, N), the expected cost over the rest of the episode; None without a budget.
     """
@@ -28,19 +28,23 @@ class Plan:
     latents: torch.Tensor
     actions: torch.Tensor
     scores: torch.Tensor
-    chosen: torch.Tensor
+    weights: torch.Tensor
     plan_ms: float
     costs: torch.Tensor | None = None
 
     @property
     def best_latents(self) -> torch.Tensor:
-        """The chosen candidate's latents, (B, H, d)."""
-        return self.latents[torch.arange(len(self.chosen)), self.chosen]
+        """The executed plan's latents, (B, H, d)."""
+        return self._mean(self.latents)
 
     @property
     def best_actions(self) -> torch.Tensor:
-        """The chosen candidate's actions, (B, H, m)."""
-        return self.actions[torch.arange(len(self.chosen)), self.chosen]
+        """The executed plan's actions, (B, H, m)."""
+        return self._mean(self.actions)
+
+    def _mean(self, candidates: torch.Tensor) -> torch.Tensor:
+        weights = self.weights[..., None, None]
+        return torch.where(weights > 0, weights * candidates, 0).sum(1)  # candidates without weight may be non-finite
 
 
 def total_reward(objective: Objective, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -59,40 +63,38 @@ def total_reward(objective: Objective, latents: torch.Tensor, actions: torch.Ten
     return torch.where(score.isfinite(), score, -torch.inf)
 
 
-def choose(
-    scores: np.ndarray,
-    actions: np.ndarray,
+def candidate_weights(
+    scores: torch.Tensor,
     temperature: float,
-    costs: np.ndarray | None = None,
-    budget: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return the index (B,) of the chosen candidate of each row, by minimum Bayes risk (Kumar and Byrne 2004).
+    costs: torch.Tensor | None = None,
+    budget: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the weights (B, N) of the candidates in the executed plan; each row has sum 1.
 
-    The chosen candidate's first action has the smallest weighted mean distance to the first actions of all candidates.
-    The weight of a candidate is exp(score / temperature), with scores in standard deviations of the row. The best of a
-    few scores is often an error of the ranker. An action that many good candidates share is more reliable. At
-    temperature 0 the candidate with the best score is chosen.
+    A weight is proportional to exp(score / temperature), with scores in standard deviations of the row (the average of
+    path integral control: Williams et al. 2017). A large temperature gives equal weights. The mean of all candidates is
+    more accurate than any of them, since their noise cancels. At temperature 0 the best score has all the weight.
 
-    With costs, only candidates within the budget can be chosen; if there is none, the cheapest is chosen. A candidate
-    with a non-finite score or cost is chosen only if all candidates of the row are non-finite.
+    With costs, only candidates within the budget have weight; if there is none, the cheapest has all the weight. A
+    candidate with a non-finite score or cost has weight only if all candidates of the row are non-finite.
 
     Args:
         scores: (B, N).
-        actions: (B, N, m), the first action of each candidate.
         temperature: see above.
         costs: (B, N), the expected costs.
         budget: (B,), the largest allowed cost.
     """
-    sound = np.isfinite(scores)
+    sound = scores.isfinite()
     if costs is not None and budget is not None:
-        sound = sound & np.isfinite(costs)
+        sound = sound & costs.isfinite()
         fits = sound & (costs <= budget[:, None])
-        cheapest = np.where(sound, costs, np.inf).argmin(1)
-        sound = np.where(fits.any(1)[:, None], fits, np.arange(costs.shape[1]) == cheapest[:, None])
+        cheapest = costs.where(sound, torch.inf).argmin(1)
+        only = torch.arange(costs.shape[1], device=costs.device) == cheapest[:, None]
+        sound = torch.where(fits.any(1, keepdim=True), fits, only)
+    sound = sound | ~sound.any(1, keepdim=True)
+    known = scores.nan_to_num(0.0, 0.0, 0.0).masked_fill(~sound, torch.nan)
+    centred = known - known.nanmean(1, keepdim=True)
     if temperature == 0:
-        return np.where(sound, scores, -np.inf).argmax(1)
-    ranked = np.ma.masked_array(scores, ~sound)
-    deviation = np.maximum(ranked.std(1, keepdims=True).filled(0), 1e-12)
-    weights = np.ma.exp((ranked - ranked.max(1, keepdims=True)) / (temperature * deviation)).filled(0)
-    distances = np.linalg.norm(actions[:, :, None] - actions[:, None], axis=-1)
-    return np.where(sound, (distances * weights[:, None]).sum(-1), np.inf).argmin(1)
+        return one_hot(centred.nan_to_num(-torch.inf).argmax(1), scores.shape[1]).to(scores.dtype)
+    deviation = centred.square().nanmean(1, keepdim=True).sqrt().clamp(min=1e-12)
+    return (centred / (temperature * deviation)).nan_to_num(-torch.inf).softmax(1)

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "schedule": {SCHEDULE},
 }
 OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
-FORMAT_VERSION = 2  # version of the format of a pipeline folder
+FORMAT_VERSION = 3  # version of the format of a pipeline folder
 SAME = (
     "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim",
     "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim",
@@ -129,7 +129,7 @@ def _check_sampler(file: Path, settings: Any) -> None:
     try:
         for name, usual in asdict(SamplerConfig()).items():
             value = settings.get(name, usual)
-            fits = value is None or type(value) in (int, float) if name == "temperature" else type(value) is type(usual)
+            fits = value is None or type(value) is int if name == "steps" else type(value) is type(usual)
             if not (fits or (isinstance(usual, float) and type(value) is int) or isinstance(usual, tuple)):
                 raise TypeError(f"{name} must be like {usual!r}, found {value!r}")
         if SamplerConfig(**settings).candidates > MOST_CANDIDATES:

@@ -31,7 +31,7 @@ from mpdiffuser.schedule import GRIDS, SOLVERS, Move, NoiseSchedule, moves
 
 Field = Callable[[torch.Tensor], torch.Tensor]  # trajectories (B, H, d + m) -> like the trajectories
 COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint")
-TEMPERATURE, BUDGET_TEMPERATURE = 0.5, 1.0  # defaults without and with a budget; more noise gives cheaper candidates
+DEFAULT_STEPS = 3  # of a pipeline for which the rule of `mpdiffuser.tuning` has not chosen a number
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class SamplerConfig:
 
     Args:
         composition: how the two models are combined (see the module).
-        steps: number of noise levels.
+        steps: number of noise levels; None: the number chosen at the end of training (`mpdiffuser.tuning`).
         grid: spacing of the levels, "logsnr", "uniform", "quadratic" or "karras".
         solver: "ddim", "ddpm" or "dpmpp_2m".
         eta: scale of ddim's noise relative to ddpm's, 0 to 1.
         guidance: classifier-free guidance scale; 0 (no target) and 1 need one network pass, other values need two.
         guidance_interval: [low, high]; the scale applies if sigma_t, the standard deviation of the noise, is inside.
             Outside of it the scale is 1.
-        temperature: scale of all sampled noise, including the initial noise; None: 0.5, or 1 with a budget.
+        temperature: scale of all sampled noise, including the initial noise. The models are trained at 1.
         dynamics_power: p in w(t) = alpha-bar(t)^p; with 0 the dynamics model estimates the states at every level.
         candidates: N, the number of plans for each observation.
-        rank_temperature: 0 chooses the candidate with the best score. A large value chooses the candidate whose first
-            action is nearest to those of all candidates (`choose`).
+        rank_temperature: 0 executes the candidate with the best score. A large value executes the mean of all
+            candidates (`candidate_weights`).
         target: the target return_to_go is this expectile, 0 to 1, of the data's returns from the present state.
         target_spread: the candidates' levels are evenly spaced from target - target_spread to target + target_spread.
         objective_scale: the sampler follows the gradient of J = objective_scale times the sum of the objective's
@@ -68,13 +68,13 @@ class SamplerConfig:
     """
 
     composition: str = "fused"
-    steps: int = 4
+    steps: int | None = None
     grid: str = "logsnr"
     solver: str = "ddim"
     eta: float = 0.0
     guidance: float = 1.0
     guidance_interval: Sequence[float] = (0.0, 1.0)
-    temperature: float | None = None
+    temperature: float = 1.0
     dynamics_power: float = 0.5
     candidates: int = 4
     rank_temperature: float = 100.0
@@ -95,12 +95,12 @@ class SamplerConfig:
         names = {"composition": COMPOSITIONS, "solver": SOLVERS, "engine": ENGINES, "grid": GRIDS}
         for name, allowed in names.items():
             require(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}")
-        least = dict.fromkeys(("steps", "candidates", "chunk"), 1) | dict.fromkeys(
-            ("warm_start", "rank_temperature", "dynamics_power", "objective_scale", "deadline_ms"), 0
+        least = dict.fromkeys(("candidates", "chunk"), 1) | dict.fromkeys(
+            ("warm_start", "temperature", "rank_temperature", "dynamics_power", "objective_scale", "deadline_ms"), 0
         )
         for name, value in least.items():
             require(getattr(self, name) >= value, name, f"be at least {value}")
-        require(self.temperature is None or self.temperature >= 0, "temperature", "be at least 0")
+        require(self.steps is None or self.steps >= 1, "steps", "be at least 1")
         for name in ("target", "target_spread", "eta"):
             require(0 <= getattr(self, name) <= 1, name, "lie in 0..1")
         require(
@@ -109,7 +109,8 @@ class SamplerConfig:
             "be ddpm with the release composition, which moves by posterior means",
         )
         require(self.eta == 0 or self.solver == "ddim", "eta", f"be 0 with the solver {self.solver}")
-        require(self.warm_start <= self.steps, "warm_start", f"be at most sampler.steps = {self.steps}")
+        most = DEFAULT_STEPS if self.steps is None else self.steps
+        require(self.warm_start <= most, "warm_start", f"be at most sampler.steps = {most}")
         interval = list(self.guidance_interval)
         fits = len(interval) == 2 and all(isinstance(end, int | float) for end in interval)
         require(
@@ -135,7 +136,7 @@ class Sampler:
         planner, dynamics: the models; dynamics may be None with composition "planner".
         schedule: the noise schedule of both models.
         low, high: range of each dimension of clean trajectories, (d + m,), normalised.
-        config: the settings, with a temperature.
+        config: the settings.
         others: further models of a baseline's sampler, by name.
 
     Raises:
@@ -152,11 +153,11 @@ class Sampler:
         config: SamplerConfig,
         **others: torch.nn.Module,
     ) -> None:
-        assert config.temperature is not None
         self.planner, self.dynamics, self.schedule, self.config = planner, dynamics, schedule, config
         self.low, self.high, self.others = low, high, others
         self.temperature = config.temperature
-        self.moves = moves(schedule, schedule.grid(config.steps, config.grid), config.solver, config.eta)
+        levels = schedule.grid(config.steps or DEFAULT_STEPS, config.grid)
+        self.moves = moves(schedule, levels, config.solver, config.eta)
         if dynamics is None and config.composition != "planner":
             raise InputError(
                 f"sampler.composition: {config.composition!r} needs a dynamics model; this pipeline has none"

@@ -5,8 +5,8 @@ samples the random numbers of the whole batch and uses its part. A resumed run t
 uninterrupted run. Several processes give the same losses as one process with the same total batch.
 
     <folder>/log.jsonl                    losses and times
-    <folder>/step_00002000/model/         EMA weights, for users
-    <folder>/step_00002000/state/         raw weights, optimiser and step, for a resume
+    <folder>/step_00002000/model/         the weights for users (`TrainConfig.keep`)
+    <folder>/step_00002000/state/         raw weights, EMA weights, optimiser and step, for a resume
     <folder>/step_00002000/manifest.json  sizes and checksums, which a resume checks
     <folder>/last                         name of the newest complete checkpoint
 """
@@ -16,6 +16,7 @@ import math
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ from mpdiffuser.randomness import data_order, seeded_generator
 from mpdiffuser.schedule import NoiseSchedule
 
 # settings that may differ when a run is resumed
-MAY_CHANGE = ("skip_bad_steps", "log_every", "validate_every", "checkpoint_every")
+MAY_CHANGE = ("skip_bad_steps", "log_every", "checkpoint_every")
+KEEP = ("best", "last")
 
 
 class Data(Protocol):
@@ -65,8 +67,10 @@ class TrainConfig:
         warmup: number of steps with a linear increase of the learning rate.
         clip: largest norm of the gradient.
         ema_decay: decay of the exponential moving average (EMA) of the weights.
+        keep: "best": the result is the EMA weights with the lowest held-out loss; "last": those of the last step.
         seed: seed of all random choices.
-        log_every, validate_every, checkpoint_every: intervals in steps.
+        log_every, validate_every, checkpoint_every: intervals in steps; the held-out loss is measured at the first and
+            the last step too.
         skip_bad_steps: number of steps with a non-finite loss or gradient that are skipped; one more ends the training.
 
     Raises:
@@ -80,6 +84,7 @@ class TrainConfig:
     warmup: int = 100
     clip: float = 1.0
     ema_decay: float = 0.998
+    keep: str = "best"
     seed: int = 0
     log_every: int = 50
     validate_every: int = 500
@@ -87,7 +92,11 @@ class TrainConfig:
     skip_bad_steps: int = 0
 
     def __post_init__(self) -> None:
+        if self.keep not in KEEP:
+            raise InputError(f"train.keep: must be one of {', '.join(KEEP)}, found {self.keep!r}")
         for name, value in asdict(self).items():
+            if name == "keep":
+                continue
             least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps") else 1e-12
             if value < least:
                 raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
@@ -151,9 +160,11 @@ class Trainer:
         )
         self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.step, self.skipped = 0, 0
+        self.best_step, self.best_loss = 0, math.inf
+        self.best = [parameter.detach().clone() for parameter in self.parameters]
 
     def train(self) -> Any:
-        """Train from the start or from the last checkpoint. Return the model with its EMA weights, in eval mode.
+        """Train from the start or from the last checkpoint. Return the model in eval mode, with the weights to keep.
 
         Raises:
             InputError: if the folder has a run of another identity or a damaged checkpoint, or cannot be written. Also
@@ -164,8 +175,18 @@ class Trainer:
             self._loop(resumed)
         elif self.accelerator.is_main_process:
             print(f"{self.name}: trained already, reusing {self.folder}")
-        self.ema.copy_to(self.parameters)
+        self._set_weights(self.kept)
         return self.model.eval()
+
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """The weights for users (`TrainConfig.keep`)."""
+        return self.best if self.config.keep == "best" and self.best_step else self.ema.shadow_params
+
+    @torch.no_grad()
+    def _set_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        for parameter, weight in zip(self.parameters, weights):
+            parameter.copy_(weight)
 
     def _loop(self, resumed: bool) -> None:
         config, main = self.config, self.accelerator.is_main_process
@@ -272,7 +293,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, loss_module: nn.Module) -> None:
-        """Log the loss of the EMA weights on up to 8 held-out batches, always the same ones."""
+        """Log the loss of the EMA weights on up to 8 held-out batches, always the same ones. Keep the best weights."""
         size = min(len(self.validation), self.config.batch_size)
         order = torch.randperm(len(self.validation), generator=seeded_generator(0, 0, 3))
         self.model.eval()
@@ -287,6 +308,9 @@ class Trainer:
                 totals[f"validation_{key}"] = totals.get(f"validation_{key}", 0.0) + value.item() / len(batches)
         self.ema.restore(self.parameters)
         self.model.train()
+        if totals["validation_loss"] < self.best_loss:
+            self.best_step, self.best_loss = self.step, totals["validation_loss"]
+            self.best = [weight.clone() for weight in self.ema.shadow_params]
         self._write(totals)
 
     def _write(self, values: dict[str, float]) -> None:
@@ -317,16 +341,25 @@ class Trainer:
             if other != checkpoint:
                 shutil.rmtree(other)
 
+    def _names(self) -> list[str]:
+        """Return the names of `parameters`."""
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
     def _write_checkpoint(self, folder: Path) -> None:
         (folder / "state").mkdir(parents=True)
         raw = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
         save_file(raw, folder / "state" / "weights.safetensors")
         save_file(_flat(self.optimizer.state_dict()), folder / "state" / "optimizer.safetensors")
+        averages = {"ema": self.ema.shadow_params, "best": self.best}
+        for name, weights in averages.items():
+            named = {key: weight.cpu().contiguous() for key, weight in zip(self._names(), weights)}
+            save_file(named, folder / "state" / f"{name}.safetensors")
         self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self._set_weights(self.kept)
         self.model.save_pretrained(folder / "model")
         self.ema.restore(self.parameters)
         state = {"step": self.step, "skipped": self.skipped, "ema_step": self.ema.optimization_step}
+        state |= {"best_step": self.best_step, "best_loss": self.best_loss if self.best_step else None}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         (folder / "state" / "trainer.json").write_text(json.dumps({**state, "identity": self.identity}, indent=1))
@@ -353,10 +386,11 @@ class Trainer:
         self.model.load_state_dict(load_file(checkpoint / "state" / "weights.safetensors", device))
         moments = _nested(load_file(checkpoint / "state" / "optimizer.safetensors", device))
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        averaged = load_file(checkpoint / "model" / "diffusion_pytorch_model.safetensors", device)
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        self.ema.shadow_params = [averaged[name].clone() for name in names]
+        averages = (load_file(checkpoint / "state" / f"{name}.safetensors", device) for name in ("ema", "best"))
+        self.ema.shadow_params, self.best = ([found[name] for name in self._names()] for found in averages)
         self.ema.optimization_step = state["ema_step"]
+        self.best_step = state["best_step"]
+        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
         self.step, self.skipped = state["step"], state["skipped"]
         if self.accelerator.scaler is not None and "scaler" in state:  # absent after a start in another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])

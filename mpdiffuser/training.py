@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, publish, read_json, writing
 from mpdiffuser.identity import check_run
 from mpdiffuser.launch import Clock, train_config
-from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
+from mpdiffuser.methods import METHODS, Baseline, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import MAY_CHANGE, Trainer
+from mpdiffuser.tuning import chosen_levels, describe
 from mpdiffuser.windows import split, step_rows
 
 COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
-ORIGIN = ("commit", "versions")  # entries of a pipeline's info that may differ between equal pipelines
+ORIGIN = ("commit", "versions", "levels")  # entries of a pipeline's info that may differ between equal pipelines
 # Options that no model depends on. The first group selects the dataset; the identity has the dataset's checksum
 # instead. All other options, including new ones, are part of each model's identity.
 WITHOUT_EFFECT = {
@@ -125,7 +128,8 @@ def train_pipeline(
             where = (config, output / name, accelerator, data.schedule, expected[recipe.name])
             return Trainer(name, model, train, held_out, *where).train()
 
-    train_recipes(cfg, run_recipes(output, methods, limits), data, fit, accelerator)
+    recipes = run_recipes(output, methods, limits)
+    train_recipes(cfg, recipes, data, fit, accelerator)
     parts: dict[str, Any] = {name: data.trained.get(name) for name in COMPONENTS}
     if parts["ranker"] is not None and "costs" in data.parts[0]:
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])
@@ -140,12 +144,48 @@ def train_pipeline(
         decoder=decoder,
         sampler_defaults=sampler,
         info=info | data.info,
-    )
+    ).to(accelerator.device)
+    with clock("levels"):
+        levels = tuned_levels(cfg, recipes, data, pipeline)
+    sampler |= {"steps": levels["planner"]["levels"]} if "planner" in levels else {}
+    defaults = asdict(SamplerConfig(**sampler))
+    pipeline.register_to_config(sampler_defaults=defaults, info=info | data.info | {"levels": levels})
     if accelerator.is_main_process:
         others = {name: model for name, model in data.trained.items() if name not in COMPONENTS}
         save_whole(pipeline, others, output / "pipeline")
+        for name, record in levels.items():
+            print(f"{name}: {describe(record)}")
     accelerator.wait_for_everyone()
-    return pipeline.to(accelerator.device)
+    return pipeline
+
+
+def tuned_levels(
+    cfg: DictConfig, recipes: Mapping[str, Recipe], data: TrainingData, pipeline: MPDiffuserPipeline
+) -> dict[str, dict[str, Any]]:
+    """Return name -> record of `chosen_levels` for all methods whose number of levels is not set by an option.
+
+    The planner's record is that of MPDiffuser too: its actions come from the planner.
+
+    Args:
+        cfg: the whole configuration.
+        recipes: name -> recipe of the trained models.
+        data: the training data, with the trained models.
+        pipeline: the trained pipeline.
+    """
+    options, common = settings(cfg), common_options(cfg)
+    samplers: dict[str, tuple[str, MPDiffuserPipeline, SamplerConfig]] = {}
+    if "planner" in data.trained:
+        samplers["planner"] = ("planner", pipeline, SamplerConfig(**options["sampler"] | {"composition": "planner"}))
+    for name, method in METHODS.items():
+        if issubclass(method, Baseline) and all(recipe.name in data.trained for recipe in method.models):
+            baseline = method.join(pipeline, lambda model, _: data.trained[model])
+            samplers[name] = (method.roles["planner"], baseline, method.sampler_config(options["baselines"][name]))
+    records = {}
+    for name, (model, sampling, config) in samplers.items():
+        if config.steps is None:
+            view = data.limited_to(recipes[model].settings(options, common))
+            records[name] = chosen_levels(sampling, config, recipes[model].examples(view, 1))
+    return records
 
 
 def training_data(cfg: DictConfig, episodes: Episodes) -> TrainingData:

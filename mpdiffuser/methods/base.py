@@ -306,13 +306,25 @@ class Baseline(Method, MPDiffuserPipeline):
     @classmethod
     def load(cls, setup: Setup) -> Self:
         """Load the method's models from the folder, and join them with the shared components of the pipeline."""
+        return cls.join(setup.pipeline, setup.model)
+
+    @classmethod
+    def join(cls, pipeline: MPDiffuserPipeline, model: Callable[[str, type[Any]], Any]) -> Self:
+        """Join the method's models with the shared components of a pipeline.
+
+        Args:
+            pipeline: the pipeline. Its info may have the number of levels that was chosen for this method.
+            model: returns a model, given its name and its class.
+        """
         kinds = {recipe.name: recipe.kind for recipe in cls.models}
-        models = {role: setup.model(name, kinds[name]) for role, name in cls.roles.items()}
+        models = {role: model(name, kinds[name]) for role, name in cls.roles.items()}
         slots = {role: models.pop(role, None) for role in ("condition", "planner", "dynamics", "ranker")}
-        shared = {name: getattr(setup.pipeline, name) for name in ("encoder", "latents", "actions", "schedule")}
-        baseline = cls(**shared, **slots, info=setup.pipeline.config["info"])
+        shared = {name: getattr(pipeline, name) for name in ("encoder", "latents", "actions", "schedule")}
+        info = pipeline.config["info"]
+        chosen = info.get("levels", {}).get(cls.name, {}).get("levels")
+        baseline = cls(**shared, **slots, sampler_defaults={"steps": chosen}, info=info)
         baseline.own_models = models
-        return baseline.to(setup.pipeline.device)
+        return baseline.to(pipeline.device)
 
     own_models: dict[str, Any]
 
@@ -345,7 +357,7 @@ class Baseline(Method, MPDiffuserPipeline):
 def sampler_section(**settings: Any) -> dict[str, Any]:
     """Return the sampler settings of a baseline: `settings`, and common defaults for all other options."""
     common = {
-        "steps": 8,
+        "steps": None,  # chosen at the end of training
         "grid": "logsnr",
         "solver": "dpmpp_2m",
         "temperature": 1.0,

@@ -133,6 +133,7 @@ class IQL(Method):
                 "weight_decay": 0.0,
                 "clip": 1e6,
                 "ema_decay": 0.995,
+                "keep": "last",  # the losses change with the values, so the lowest is not the best
             },
             lambda data, part: NextSteps(data.parts[part], data.logged_targets[part][:, 0]),
             sections=("baselines.iql",),

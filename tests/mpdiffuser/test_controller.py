@@ -305,17 +305,6 @@ def test_a_controller_draws_as_saved_with_the_pipeline(make_pipeline, tmp_path: 
     assert controller.planning_facts() == {"fallbacks": 0, "levels": 5, "engine": "torch"}
 
 
-@pytest.mark.parametrize(("saved", "free", "limited"), [(None, 0.5, 1.0), (0.7, 0.7, 0.7), (0.0, 0.0, 0.0)])
-def test_the_temperature_is_higher_under_a_budget_unless_it_was_set(
-    make_pipeline, saved: float | None, free: float, limited: float
-) -> None:
-    pipeline = make_pipeline(costs=True, sampler={"temperature": saved})
-    assert Controller(pipeline).sampler.temperature == free
-    assert Controller(pipeline, budget=Budget(10, 100)).sampler.temperature == limited
-    given = SamplerConfig(temperature=0.3)
-    assert Controller(pipeline, given, Budget(10, 100)).sampler.temperature == 0.3
-
-
 def test_a_budget_is_spent_by_the_costs_that_are_recorded(make_pipeline) -> None:
     controller = Controller(make_pipeline(costs=True), CONFIG, Budget(10, 100))
     controller.reset([0, 1])
@@ -333,7 +322,7 @@ def test_a_controller_with_an_objective_of_ones_own(pipeline: MPDiffuserPipeline
     controller.act(latents_of(1).numpy())
     plan = controller.plan
     assert plan is not None
-    np.testing.assert_array_equal(plan.chosen, plan.actions[:, :, :-1, 0].sum(-1).argmax(1))
+    np.testing.assert_array_equal(plan.weights.argmax(1), plan.actions[:, :, :-1, 0].sum(-1).argmax(1))
 
 
 def test_plan_errors_by_a_plain_loop(pipeline: MPDiffuserPipeline) -> None:

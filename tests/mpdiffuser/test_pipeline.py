@@ -1,4 +1,4 @@
-"""The pipeline: its folder, its plans, and which candidate is chosen."""
+"""The pipeline: its folder, its plans, and what is executed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import COMPOSITIONS, SamplerConfig
+from mpdiffuser.sampler import COMPOSITIONS, DEFAULT_STEPS, SamplerConfig
 
 D, M, H = 3, 2, 8
 CONFIG = SamplerConfig(steps=4, candidates=3, rank_temperature=0)
@@ -37,7 +37,7 @@ def latents_of(batch: int) -> torch.Tensor:
 
 
 def assert_same_plan(a: Any, b: Any) -> None:
-    for name in ("latents", "actions", "scores", "chosen"):
+    for name in ("latents", "actions", "scores", "weights"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
@@ -67,7 +67,7 @@ import json, sys
 import numpy as np, torch
 from mpdiffuser.controller import Controller
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import SamplerConfig
+from mpdiffuser.sampler import DEFAULT_STEPS, SamplerConfig
 torch.set_num_threads(1)
 pipeline = MPDiffuserPipeline.from_pretrained(sys.argv[1])
 controller = Controller(pipeline, SamplerConfig(steps=4, candidates=3, rank_temperature=0, engine="torch"))
@@ -125,10 +125,10 @@ def test_the_plan(pipeline: MPDiffuserPipeline) -> None:
     np.testing.assert_allclose(plan.scores, scores, rtol=1e-5, atol=1e-6)
     for i in range(4):
         best = int(scores[i].argmax())
-        assert plan.chosen[i] == best
+        assert plan.weights[i].argmax() == best
         np.testing.assert_array_equal(plan.best_latents[i], plan.latents[i, best])
         np.testing.assert_array_equal(plan.best_actions[i], plan.actions[i, best])
-    assert len(set(plan.chosen.tolist())) > 1
+    assert len(set(plan.weights.argmax(1).tolist())) > 1
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.95])
@@ -169,7 +169,7 @@ def test_an_objective_ranks_in_place_of_the_ranker(pipeline: MPDiffuserPipeline)
     second = lambda latents, actions: latents[..., 0]  # noqa: E731
     sampler = pipeline.sampler(CONFIG)
     plan = pipeline(latents_of(4), sampler, generators(4), objective=second)
-    np.testing.assert_array_equal(plan.chosen, plan.latents[:, :, :-1, 0].sum(-1).argmax(1))
+    np.testing.assert_array_equal(plan.weights.argmax(1), plan.latents[:, :, :-1, 0].sum(-1).argmax(1))
     limit = plan.latents[:, :, 1:-1, 0].amax(-1).amin(1).max() + 1e-6  # at least one candidate stays below
     forbid = lambda latents, actions: torch.where(latents[..., 0] > limit, -torch.inf, latents[..., 0])  # noqa: E731
     there = pipeline(latents_of(4).clamp(max=float(limit)), sampler, generators(4), objective=forbid)
@@ -194,7 +194,7 @@ def test_the_gradient_of_an_objective_moves_the_plans(pipeline: MPDiffuserPipeli
 
 
 def test_a_budget_is_asked_for_and_kept_to(make_pipeline) -> None:
-    """The planner is asked for the rate that is left; what does not fit is not chosen."""
+    """The planner is asked for the rate that is left; what does not fit has no weight."""
     pipeline, seen = make_pipeline(costs=True), []
     handle = pipeline.planner.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2].clone()))
     latents, sampler = latents_of(3), pipeline.sampler(replace(CONFIG, candidates=8))
@@ -211,7 +211,7 @@ def test_a_budget_is_asked_for_and_kept_to(make_pipeline) -> None:
     for row, left in enumerate(allowance.cost.tolist()):
         fits = np.flatnonzero(costs[row] <= left)
         best = fits[plan.scores[row, fits].argmax()] if len(fits) else costs[row].argmin()
-        assert plan.chosen[row] == best
+        assert plan.weights[row].argmax() == best
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_what_is_known_is_in_its_place(pipeline: MPDiffuserPipeline) -> None:
 # controllers
 
 
-def test_a_candidate_gone_bad_is_never_chosen(pipeline: MPDiffuserPipeline) -> None:
+def test_a_candidate_gone_bad_has_no_weight(pipeline: MPDiffuserPipeline) -> None:
     def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
         output[0] = torch.nan  # of 3 candidates the first
@@ -252,7 +252,7 @@ def test_a_candidate_gone_bad_is_never_chosen(pipeline: MPDiffuserPipeline) -> N
     for seed in range(5):
         plan = pipeline(latents_of(1), pipeline.sampler(CONFIG), generators(1, seed))
         assert plan.scores[0, 0] == -torch.inf and plan.scores[0, 1:].isfinite().all()
-        assert plan.chosen[0] != 0
+        assert plan.weights[0, 0] == 0
     handle.remove()
 
 
@@ -269,9 +269,11 @@ def test_settings_are_saved_with_the_pipeline(make_pipeline, tmp_path: Path) -> 
         make_pipeline(sampler={"steps": 0})
 
 
-def test_the_temperature_unless_said_otherwise(pipeline: MPDiffuserPipeline) -> None:
-    assert pipeline.sampler(SamplerConfig()).temperature == 0.5
-    assert pipeline.sampler(SamplerConfig(temperature=0.0)).temperature == 0
+def test_the_number_of_levels_unless_it_is_given(make_pipeline) -> None:
+    assert make_pipeline().sampler(SamplerConfig()).config.steps == DEFAULT_STEPS
+    chosen = make_pipeline(sampler={"steps": 5})
+    assert chosen.sampler(SamplerConfig()).config.steps == 5
+    assert chosen.sampler(SamplerConfig(steps=2)).config.steps == 2
 
 
 def test_a_composition_that_needs_a_dynamics_model(make_pipeline) -> None:

@@ -1,0 +1,82 @@
+"""The number of noise levels of a sampler, chosen from held-out data at the end of training.
+
+More levels draw the learned distribution more accurately. The executed action is the mean of the candidates, and more
+levels do not always make it more accurate: each level adds the error of one more estimate. The rule measures the error
+of the executed actions on held-out windows, weighted like the planner's training windows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import SamplerConfig
+from mpdiffuser.trainer import Data
+
+LEVELS = (1, 2, 3, 4, 6, 8)
+ROWS, BATCH = 1024, 64
+
+
+def chosen_levels(pipeline: MPDiffuserPipeline, config: SamplerConfig, windows: Data) -> dict[str, Any]:
+    """Return the record of the rule: `levels`, the chosen number, and what it is based on.
+
+    The rule chooses the smallest number whose error exceeds the lowest by at most one standard error of the paired
+    difference (Breiman et al. 1984, section 3.4.3).
+
+    Args:
+        pipeline: of the method, in memory or loaded.
+        config: the other settings; its number of levels has no effect.
+        windows: held-out `Windows` of the method's planner.
+
+    Returns:
+        JSON with `levels`, `rows`, and for each number of levels `errors` (see `action_errors`) and `above_lowest`, the
+        difference to the lowest error and its standard error.
+    """
+    count = min(ROWS, len(windows))
+    indices = torch.from_numpy(np.random.default_rng(0).choice(len(windows), count, replace=False))
+    batch = windows.batch(indices)
+    numbers = [n for n in LEVELS if config.warm_start <= n <= pipeline.schedule.config["num_levels"]]
+    errors = {n: action_errors(pipeline, replace(config, steps=n), batch) for n in numbers}
+    best = min(numbers, key=lambda n: float(errors[n].mean()))
+    gaps = {n: errors[n] - errors[best] for n in numbers}
+    above = {n: (float(gap.mean()), float(gap.std() / max(count - 1, 1) ** 0.5)) for n, gap in gaps.items()}
+    return {
+        "levels": next(n for n in numbers if above[n][0] <= above[n][1]),
+        "rows": count,
+        "errors": {str(n): _rounded(errors[n].mean()) for n in numbers},
+        "above_lowest": {str(n): [*map(_rounded, above[n])] for n in numbers},
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+@torch.inference_mode()
+def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Return the mean squared error of the executed actions in each window of a batch, (B,).
+
+    Args:
+        pipeline, config: as in `chosen_levels`.
+        batch: of `Windows`. The first `chunk` actions of a plan are executed.
+    """
+    sampler, device = pipeline.sampler(config), pipeline.device
+    latents = pipeline.latents.denormalize(batch["latents"][:, 0].to(device))
+    logged = pipeline.actions.denormalize(batch["actions"][:, : config.chunk].to(device))
+    mask = batch["action_mask"][:, : config.chunk].to(device)
+    plans = []
+    for first in range(0, len(latents), BATCH):
+        part = latents[first : first + BATCH]
+        generators = [torch.Generator().manual_seed(first + row) for row in range(len(part))]
+        plans.append(pipeline(part, sampler, generators).best_actions[:, : config.chunk])
+    error = (torch.cat(plans) - logged).square().mean(-1)
+    return ((mask * error).sum(1) / mask.sum(1)).cpu().numpy()
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """Return one sentence on a record of `chosen_levels`."""
+    errors = ", ".join(f"{n}: {error:.4f}" for n, error in record["errors"].items())
+    return f"{record['levels']} noise levels; held-out action error by levels {errors} ({record['rows']} windows)"

@@ -1,0 +1,104 @@
+"""The number of noise levels, chosen from held-out data."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpdiffuser import tuning
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.sampler import SamplerConfig
+from mpdiffuser.tuning import LEVELS, action_errors, chosen_levels, describe
+from mpdiffuser.windows import Windows
+
+CONFIG = SamplerConfig(composition="planner", engine="torch")
+
+
+@pytest.fixture
+def windows(make_episodes, tiny_pipeline: MPDiffuserPipeline) -> Windows:
+    episodes, parts = make_episodes([12, 9, 10], 3, 2), tiny_pipeline
+    targets = np.zeros((len(episodes["rewards"]), 1), np.float32)
+    return Windows(episodes, targets, 8, parts.latents, parts.actions, parts.condition)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_errors_against_a_loop_over_the_windows(
+    tiny_pipeline: MPDiffuserPipeline, windows: Windows, chunk: int
+) -> None:
+    """A window near an episode's end has fewer actions than are executed."""
+    config, rows = SamplerConfig(composition="planner", engine="torch", steps=2, chunk=chunk), torch.arange(31)
+    batch = windows.batch(rows)
+    found = action_errors(tiny_pipeline, config, batch)
+    sampler = tiny_pipeline.sampler(config)
+    for row in rows.tolist():
+        latent = tiny_pipeline.latents.denormalize(batch["latents"][row, :1])
+        plan = tiny_pipeline(latent, sampler, [torch.Generator().manual_seed(row)])
+        logged = tiny_pipeline.actions.denormalize(batch["actions"][row])
+        taken = min(chunk, int(batch["action_mask"][row].sum()))
+        expected = (plan.best_actions[0, :taken] - logged[:taken]).square().mean()
+        assert found[row] == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("means", "noise", "chosen"),
+    [
+        ({1: 5, 2: 3, 3: 1, 4: 2, 6: 2, 8: 2}, 0.0, 3),  # the lowest
+        ({1: 5, 2: 1.001, 3: 1, 4: 2, 6: 2, 8: 2}, 1.0, 2),  # within a standard error of the lowest
+        ({1: 1, 2: 1, 3: 1, 4: 1, 6: 1, 8: 1}, 0.0, 1),  # equal: the fewest
+    ],
+)
+def test_the_fewest_levels_within_a_standard_error_of_the_lowest(
+    monkeypatch, tiny_pipeline: MPDiffuserPipeline, windows: Windows, means: dict[int, float], noise: float, chosen: int
+) -> None:
+    def errors(pipeline: Any, config: SamplerConfig, batch: Any) -> np.ndarray:
+        random = np.random.default_rng(config.steps)
+        drawn = random.normal(size=len(batch["latents"]))
+        return means[config.steps or 0] + noise * (drawn - drawn.mean())
+
+    monkeypatch.setattr(tuning, "action_errors", errors)
+    record = chosen_levels(tiny_pipeline, CONFIG, windows)
+    assert record["levels"] == chosen and record["rows"] == 31
+    assert record["errors"] == pytest.approx({str(n): mean for n, mean in means.items()}, rel=1e-3)
+    assert describe(json.loads(json.dumps(record))).startswith(f"{chosen} noise levels")
+
+
+def test_levels_that_can_be_drawn(make_pipeline, windows: Windows) -> None:
+    """Not more than the schedule has, and not fewer than a warm start runs."""
+    few = chosen_levels(make_pipeline(levels=3), CONFIG, windows)
+    assert list(few["errors"]) == ["1", "2", "3"]
+    warm = SamplerConfig(composition="planner", engine="torch", warm_start=2)
+    assert list(chosen_levels(make_pipeline(), warm, windows)["errors"]) == [str(n) for n in LEVELS if n >= 2]
+
+
+def test_an_oracle_planner_has_no_error(tiny_pipeline: MPDiffuserPipeline, windows: Windows, monkeypatch) -> None:
+    """A planner that returns the logged windows, whatever the noise and the level."""
+    batch = windows.batch(torch.arange(31))
+    clean = torch.cat([batch["latents"], batch["actions"]], -1)
+
+    def oracle(self: Any, x: torch.Tensor, level: int, condition: torch.Tensor) -> torch.Tensor:
+        same = (clean[:, 0, :3] - x[:, None, 0, :3]).abs().sum(-1).argmin(1)
+        return clean[same]
+
+    monkeypatch.setattr("mpdiffuser.sampler.Sampler.planner_x0", oracle)
+    for steps in LEVELS:
+        config = SamplerConfig(composition="planner", engine="torch", steps=steps)
+        assert action_errors(tiny_pipeline, config, batch).max() < 1e-8
+
+
+def test_the_noise_of_candidates_comes_in_opposite_pairs(tiny_pipeline: MPDiffuserPipeline) -> None:
+    seen = SimpleNamespace(noise=None)
+
+    class Watching:
+        config = tiny_pipeline.sampler(SamplerConfig(steps=1, candidates=5, engine="torch")).config
+
+        def __call__(self, present: torch.Tensor, condition: torch.Tensor, noise: Any, *rest: Any) -> torch.Tensor:
+            seen.noise = noise()
+            return torch.zeros(10, 8, 5)
+
+    tiny_pipeline(torch.zeros(2, 3), Watching(), [torch.Generator().manual_seed(i) for i in range(2)])
+    first = seen.noise.unflatten(0, (2, 5))
+    torch.testing.assert_close(first[:, 3:], -first[:, :2])
+    assert not torch.equal(first[0], first[1]) and first[:, :3].std() == pytest.approx(1, abs=0.1)
