@@ -51,7 +51,7 @@ def plan(
     sampler, latents = pipeline.sampler(config), torch.zeros(environments, 11)
     generators = [torch.Generator().manual_seed(i) for i in range(environments)]
     found = timed(lambda: pipeline(latents, sampler, generators), repeats)
-    flops = environments * candidates * config.steps * level_work(pipeline, config.guidance)
+    flops = environments * candidates * len(sampler.moves) * level_work(pipeline, config.guidance)
     return found | {"bound ms": flops / rate / 1e6}
 
 

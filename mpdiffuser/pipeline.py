@@ -237,12 +237,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
             generators = [torch.Generator().manual_seed(0) for _ in latents]
             return float(np.median([self(latents, sampler, generators).plan_ms for _ in range(repeats + 1)][1:]))
 
-        if not config.deadline_ms or config.steps == 1:
+        most = len(self.sampler(config).moves)
+        if not config.deadline_ms or most == 1:
             return config
-        one, all_levels = milliseconds(1), milliseconds(config.steps)
-        per_level = max((all_levels - one) / (config.steps - 1), 1e-3)
+        one, all_levels = milliseconds(1), milliseconds(most)
+        per_level = max((all_levels - one) / (most - 1), 1e-3)
         affordable = 1 + math.floor((config.deadline_ms - one) / per_level)
-        steps = min(max(affordable, 1), config.steps)
+        steps = min(max(affordable, 1), most)
         return replace(config, steps=steps, warm_start=min(config.warm_start, steps))
 
     def _objective_gradient(self, objective: Objective, scale: float, x: torch.Tensor) -> torch.Tensor:
