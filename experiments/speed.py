@@ -51,7 +51,7 @@ FAMILIES: dict[str, dict[str, Setting]] = {
     "planner only": plans("planner", ((1, 4), (2, 4), (4, 1), (4, 4), (4, 16), (20, 4))),
     "Diffuser": {
         "20 levels, uniform": ("diffuser", ("baselines.diffuser.steps=20", "baselines.diffuser.grid=uniform")),
-        "8 levels": ("diffuser", ()),
+        "8 levels": ("diffuser", ("baselines.diffuser.steps=8",)),
     },
     "diffusion policy": {
         count(n, "level"): ("diffusion_policy", (f"baselines.diffusion_policy.steps={n}",)) for n in (8, 16, 100)

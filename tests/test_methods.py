@@ -69,12 +69,7 @@ def test_all_methods_and_another_look_at_one(data: Path, tmp_path: Path, monkeyp
     assert all((folder / model).is_dir() for model in recipes_of(METHODS))
     assert {file.suffix for file in folder.rglob("*") if file.is_file()} == {".json", ".safetensors"}
 
-    some = [
-        "baselines.d_mpc.steps=3",
-        "baselines.d_mpc.candidates=2",
-        "baselines.d_mpc.chunk=4",
-        "evaluation.episodes=2",
-    ]
+    some = ["baselines.d_mpc.candidates=2", "baselines.d_mpc.chunk=4", "evaluation.episodes=2"]
     some += ["evaluation.methods=[d_mpc,iql]", f"output_dir={tmp_path / 'again'}", "processes=1"]
     run(evaluate, monkeypatch, f"pipeline={folder}", *some)
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())["methods"]
@@ -115,9 +110,9 @@ def test_methods_are_told_cost_limits_and_it_is_shown_what_they_kept(
     for row in ("planner", "mpdiffuser", "mpdiffuser within 20"):
         method, setup = setups[row]
         drawing[row] = method.policy(setup).sampler.config
-    temperatures = {name: config.temperature for name, config in drawing.items()}
-    assert temperatures == {"planner": 0.5, "mpdiffuser": 0.5, "mpdiffuser within 20": 1.0}  # noise finds cheaper ways
-    assert {config.solver for config in drawing.values()} == {"ddpm"}  # as always from states
+    compositions = {name: config.composition for name, config in drawing.items()}
+    assert compositions == {"planner": "planner", "mpdiffuser": "fused", "mpdiffuser within 20": "fused"}
+    assert {config.temperature for config in drawing.values()} == {1.0}  # with a budget too
     row = next(line for line in printed.splitlines() if line.startswith("mpdiffuser within 20"))
     assert row.split()[-1] == f"{methods['mpdiffuser within 20']['share_within_limit']['20']:.0%}"
 

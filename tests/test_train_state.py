@@ -17,6 +17,7 @@ import train_state
 from mpdiffuser.controller import Controller
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
+from mpdiffuser.tuning import LEVELS
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "evaluation.probe_every=0"]
 TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning")]
@@ -92,7 +93,7 @@ def contents(folder: Path) -> dict[str, str]:
 def test_what_a_run_leaves(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     assert list(metrics["methods"]) == ["mpdiffuser"] and metrics["seeds"] == [1000, 1001] and metrics["stand_in"]
-    assert {"planner", "dynamics", "ranker"} == set(metrics["stages"])
+    assert {"planner", "dynamics", "ranker", "levels"} == set(metrics["stages"])
     assert (trained / "report.html").exists() and (trained / "config.yaml").exists()
     info = MPDiffuserPipeline.from_pretrained(trained / "pipeline").config["info"]
     assert info["environment"] == {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None}
@@ -105,9 +106,10 @@ def test_what_a_run_leaves(trained: Path) -> None:
 @pytest.mark.slow
 def test_the_sampler_is_saved_with_the_pipeline(trained: Path) -> None:
     found = MPDiffuserPipeline.from_pretrained(trained / "pipeline").sampler_defaults
-    wanted = {"solver": "ddpm", "steps": 3, "candidates": 2, "chunk": 4, "temperature": None}
+    wanted = {"candidates": 2, "chunk": 4}
     assert {key: getattr(found, key) for key in wanted} == wanted
-    assert found.solver != SamplerConfig().solver  # so that a default in code would be noticed
+    assert found.candidates != SamplerConfig().candidates  # so that a default in code would be noticed
+    assert found.steps in LEVELS
 
 
 @pytest.mark.slow
@@ -159,7 +161,8 @@ def test_one_option_of_the_sampler_changes_one_setting(trained: Path, tmp_path: 
     before, after = (
         json.loads((folder / "metrics.json").read_text())["settings"]["sampler"] for folder in (trained, tmp_path)
     )
-    assert after == before | {"guidance": 0.5} and before["guidance"] != 0.5
+    chosen = {"steps": MPDiffuserPipeline.from_pretrained(trained / "pipeline").sampler_defaults.steps}
+    assert after == before | chosen | {"guidance": 0.5} and before["guidance"] != 0.5 and before["steps"] is None
 
 
 @pytest.mark.slow
@@ -223,7 +226,7 @@ def test_a_rerun_with_other_data_is_refused(trained: Path, tmp_path: Path, run: 
     ("option", "words"),
     [
         ("evaluation.episodes=3", "settings.episodes: 2 there, 3 now"),
-        ("sampler.steps=2", "settings.sampler.steps: 3 there, 2 now"),
+        ("sampler.steps=2", "settings.sampler.steps: None there, 2 now"),
         ("evaluation.methods=[mpdiffuser,cloning]", "settings.methods: "),
     ],
 )

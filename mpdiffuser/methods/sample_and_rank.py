@@ -15,5 +15,5 @@ class SampleAndRank(Baseline):
     order = 24
     models = (STATE_PLANNER, INVERSE, CRITIC)
     roles = {"planner": "state_planner", "inverse": "inverse", "ranker": "critic"}  # noqa: RUF012
-    settings = sampler_section(steps=5, candidates=50)
+    settings = sampler_section(candidates=50)
     sampler_class = StateSampler

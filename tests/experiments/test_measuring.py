@@ -8,6 +8,7 @@ import pytest
 from experiments.measuring import closed_loop, describe, file_name, load_pipeline, measure_once
 from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
+from mpdiffuser.sampler import DEFAULT_STEPS
 
 
 def test_a_result_is_measured_once(tmp_path: Path) -> None:
@@ -43,4 +44,4 @@ def test_an_episode_for_each_seed(hopper) -> None:
     pipeline = hopper(0)
     found = closed_loop(Controller(pipeline), pipeline, range(3), "test", probe_every=2)
     assert len(found["returns"]) == 3 and min(found["lengths"]) > 0
-    assert "1" in found["feasibility"] and found["levels"] == pipeline.sampler_defaults.steps
+    assert "1" in found["feasibility"] and found["levels"] == DEFAULT_STEPS

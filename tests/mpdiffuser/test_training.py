@@ -187,12 +187,10 @@ def test_what_training_leaves(run) -> None:
     info = loaded.config["info"]
     assert info["data"] == episodes.checksum() and info["cost_limits"] == [5]
     assert info["cost_margins"]["steps"][0] == 1 and loaded.ranker.cost_scale is not None
-    assert (loaded.sampler_defaults.solver, loaded.sampler_defaults.steps, loaded.sampler_defaults.chunk) == (
-        "ddpm",
-        3,
-        4,
-    )
-    assert Controller(loaded).sampler.config.solver == "ddpm"
+    assert (loaded.sampler_defaults.candidates, loaded.sampler_defaults.chunk) == (2, 4)
+    record = info["levels"]["planner"]
+    assert record["levels"] == loaded.sampler_defaults.steps == Controller(loaded).sampler.config.steps
+    assert list(record["errors"]) == ["1", "2", "3", "4", "6", "8"] and min(record["errors"].values()) > 0
     assert (output / "pipeline" / "cloning").is_dir() and (output / "pipeline" / "cloning_within_5").is_dir()
     assert {log.parent.relative_to(output).as_posix() for log in output.rglob("log.jsonl")} == {
         *("ranker", "ranker/round_1", "planner", "dynamics", "cloning", "cloning_within_5")
