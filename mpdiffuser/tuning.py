@@ -5,6 +5,7 @@ levels do not always make it more accurate: each level adds the error of one mor
 of the executed actions on held-out windows, weighted like the planner's training windows.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,8 @@ def chosen_levels(pipeline: MPDiffuserPipeline, config: SamplerConfig, windows: 
     """Return the record of the rule: `levels`, the chosen number, and what it is based on.
 
     The rule chooses the smallest number whose error exceeds the lowest by at most one standard error of the paired
-    difference (Breiman et al. 1984, section 3.4.3).
+    difference (Breiman et al. 1984, section 3.4.3). With one held-out episode that error is unknown, and the rule
+    chooses the smallest number.
 
     Args:
         pipeline: of the method, in memory or loaded.
@@ -32,8 +34,8 @@ def chosen_levels(pipeline: MPDiffuserPipeline, config: SamplerConfig, windows: 
         windows: held-out `Windows` of the method's planner.
 
     Returns:
-        JSON with `levels`, `rows`, and for each number of levels `errors` (see `action_errors`) and `above_lowest`, the
-        difference to the lowest error and its standard error.
+        JSON with `levels`, the numbers of windows and `episodes`, and for each number of levels `errors` (see
+        `action_errors`) and `above_lowest`, the difference to the lowest error and its standard error (null: unknown).
     """
     count = min(ROWS, len(windows))
     indices = torch.from_numpy(np.random.default_rng(0).choice(len(windows), count, replace=False))
@@ -41,18 +43,36 @@ def chosen_levels(pipeline: MPDiffuserPipeline, config: SamplerConfig, windows: 
     numbers = [n for n in LEVELS if config.warm_start <= n <= pipeline.schedule.config["num_levels"]]
     errors = {n: action_errors(pipeline, replace(config, steps=n), batch) for n in numbers}
     best = min(numbers, key=lambda n: float(errors[n].mean()))
+    episodes = windows.sources(indices)
     gaps = {n: errors[n] - errors[best] for n in numbers}
-    above = {n: (float(gap.mean()), float(gap.std() / max(count - 1, 1) ** 0.5)) for n, gap in gaps.items()}
+    above = {n: (float(gap.mean()), clustered_error(gap, episodes)) for n, gap in gaps.items()}
     return {
         "levels": next(n for n in numbers if above[n][0] <= above[n][1]),
-        "rows": count,
+        "windows": count,
+        "episodes": len(np.unique(episodes)),
         "errors": {str(n): _rounded(errors[n].mean()) for n in numbers},
         "above_lowest": {str(n): [*map(_rounded, above[n])] for n in numbers},
     }
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float:
+    """Return the standard error of the mean of values (n,) that are dependent within a cluster (Liang and Zeger 1986).
+
+    The result is infinite for a single cluster.
+
+    Args:
+        values: (n,).
+        clusters: (n,), the cluster of each value.
+    """
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(index, values - values.mean())
+    if len(sums) < 2:
+        return math.inf
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * np.square(sums).sum()) / len(values))
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 @torch.inference_mode()
@@ -79,4 +99,5 @@ def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Ma
 def describe(record: Mapping[str, Any]) -> str:
     """Return one sentence on a record of `chosen_levels`."""
     errors = ", ".join(f"{n}: {error:.4f}" for n, error in record["errors"].items())
-    return f"{record['levels']} noise levels; held-out action error by levels {errors} ({record['rows']} windows)"
+    source = f"{record['windows']} windows, {record['episodes']} episodes"
+    return f"{record['levels']} noise levels; held-out action error by levels {errors} ({source})"

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpdiffuser import tuning
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.tuning import LEVELS, action_errors, chosen_levels, describe
+from mpdiffuser.tuning import LEVELS, action_errors, chosen_levels, clustered_error, describe
 from mpdiffuser.windows import Windows
 
 CONFIG = SamplerConfig(composition="planner", engine="torch")
@@ -60,9 +62,27 @@ def test_the_fewest_levels_within_a_standard_error_of_the_lowest(
 
     monkeypatch.setattr(tuning, "action_errors", errors)
     record = chosen_levels(tiny_pipeline, CONFIG, windows)
-    assert record["levels"] == chosen and record["rows"] == 31
+    assert (record["levels"], record["windows"], record["episodes"]) == (chosen, 31, 3)
     assert record["errors"] == pytest.approx({str(n): mean for n, mean in means.items()}, rel=1e-3)
     assert describe(json.loads(json.dumps(record))).startswith(f"{chosen} noise levels")
+
+
+@given(st.integers(0, 2**31), st.integers(2, 6))
+def test_the_error_of_a_mean_of_clusters(seed: int, count: int) -> None:
+    """Clusters of equal size: that of the mean of the clusters' means."""
+    values = np.random.default_rng(seed).normal(size=(count, 5))
+    expected = values.mean(1).std(ddof=1) / count**0.5
+    assert clustered_error(values.ravel(), np.repeat(np.arange(count), 5)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_held_out_episode_tells_nothing(tiny_pipeline: MPDiffuserPipeline, make_episodes) -> None:
+    episodes, parts = make_episodes([12], 3, 2), tiny_pipeline
+    targets = np.zeros((13, 1), np.float32)
+    one = Windows(episodes, targets, 8, parts.latents, parts.actions, parts.condition)
+    record = chosen_levels(tiny_pipeline, CONFIG, one)
+    assert record["levels"] == 1 and record["episodes"] == 1
+    assert record["above_lowest"]["1"][1] is None
+    json.dumps(record, allow_nan=False)
 
 
 def test_levels_that_can_be_drawn(make_pipeline, windows: Windows) -> None:
