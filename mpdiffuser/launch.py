@@ -22,7 +22,7 @@ from mpdiffuser.machine import git_commit
 from mpdiffuser.methods import METHODS
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.ranker import Ranker
-from mpdiffuser.sampler import DEFAULT_STEPS, SamplerConfig
+from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig
 
@@ -136,7 +136,7 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int 
             configs[f"baselines.{name}"] = config
     for name, config in configs.items():
         try:
-            NoiseSchedule().grid(config.steps or DEFAULT_STEPS, config.grid)
+            NoiseSchedule().grid(config.levels, config.grid)
             if horizon is not None:
                 config.check_fit(horizon, len(config.safe_action) if action_dim is None else action_dim)
         except InputError as error:

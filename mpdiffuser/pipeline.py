@@ -23,7 +23,7 @@ from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.plan import Objective, Plan, candidate_weights, total_reward
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
-from mpdiffuser.sampler import DEFAULT_STEPS, Sampler, SamplerConfig
+from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 
 
@@ -110,7 +110,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         Raises:
             InputError: if the engine is not installed, or the composition needs a dynamics model that is missing.
         """
-        steps = config.steps or self.sampler_defaults.steps or DEFAULT_STEPS
+        steps = config.steps or self.sampler_defaults.levels
         config = replace(config, engine=resolved(config.engine, self.device), steps=steps)
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
         planner, dynamics = (self._prepared(name, config) for name in ("planner", "dynamics"))

@@ -109,8 +109,7 @@ class SamplerConfig:
             "be ddpm with the release composition, which moves by posterior means",
         )
         require(self.eta == 0 or self.solver == "ddim", "eta", f"be 0 with the solver {self.solver}")
-        most = DEFAULT_STEPS if self.steps is None else self.steps
-        require(self.warm_start <= most, "warm_start", f"be at most sampler.steps = {most}")
+        require(self.warm_start <= self.levels, "warm_start", f"be at most sampler.steps = {self.levels}")
         interval = list(self.guidance_interval)
         fits = len(interval) == 2 and all(isinstance(end, int | float) for end in interval)
         require(
@@ -118,6 +117,11 @@ class SamplerConfig:
         )
         fits = all(isinstance(each, int | float) and abs(each) <= 1 for each in self.safe_action)
         require(fits, "safe_action", "be numbers in -1..1")
+
+    @property
+    def levels(self) -> int:
+        """The number of noise levels: `steps`, or `DEFAULT_STEPS`."""
+        return self.steps or DEFAULT_STEPS
 
     def check_fit(self, horizon: int, action_dim: int) -> None:
         """Raises InputError unless the chunk fits plans of this horizon and the safe action has this dimension."""
@@ -156,8 +160,7 @@ class Sampler:
         self.planner, self.dynamics, self.schedule, self.config = planner, dynamics, schedule, config
         self.low, self.high, self.others = low, high, others
         self.temperature = config.temperature
-        levels = schedule.grid(config.steps or DEFAULT_STEPS, config.grid)
-        self.moves = moves(schedule, levels, config.solver, config.eta)
+        self.moves = moves(schedule, schedule.grid(config.levels, config.grid), config.solver, config.eta)
         if dynamics is None and config.composition != "planner":
             raise InputError(
                 f"sampler.composition: {config.composition!r} needs a dynamics model; this pipeline has none"

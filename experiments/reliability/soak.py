@@ -17,7 +17,6 @@ import torch
 from experiments.untrained import small_pipeline
 from mpdiffuser.controller import Controller
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import DEFAULT_STEPS
 
 MANY = 1000  # environments of the one large batch
 BATCHES = (1, 4, 16, 64)
@@ -63,7 +62,7 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
     pipeline = MPDiffuserPipeline.from_pretrained(Path(folder)) if folder else small_pipeline()
     record = pipeline.config["info"].get("observation") or {"shape": [64, 64, 3], "dtype": "uint8"}
     config = pipeline.sampler_defaults
-    controller = Controller(pipeline, replace(config, warm_start=(config.steps or DEFAULT_STEPS) // 2))
+    controller = Controller(pipeline, replace(config, warm_start=config.levels // 2))
     random, process = np.random.default_rng(seed), psutil.Process()
     totals = {"decisions": 0, "environment decisions": 0, "resets": 0, "fallbacks": 0}
     samples: list[tuple[int, int, float]] = []

@@ -19,7 +19,7 @@ from mpdiffuser.methods.base import Fit, Planning, Recipe, Setup, TrainingData
 from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.models.denoisers import Planner, hold, weighted_error
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import DEFAULT_STEPS, Sampler, SamplerConfig
+from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule, moves
 
 # the settings that a plan depends on; the other settings are for the controller or the speed
@@ -74,7 +74,7 @@ def teacher_config(config: SamplerConfig) -> SamplerConfig:
     """Return a teacher's settings: ddim instead of ddpm, which adds noise between levels, and a number of levels."""
     released = config.composition == "release"  # supports only ddpm
     solver = "ddim" if config.solver == "ddpm" and not released else config.solver
-    return replace(config, solver=solver, steps=config.steps or DEFAULT_STEPS)
+    return replace(config, solver=solver, steps=config.levels)
 
 
 def plan_settings(config: SamplerConfig) -> dict[str, Any]:
