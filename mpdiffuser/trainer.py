@@ -16,7 +16,6 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mpdiffuser.averages import KEEP, Averages
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import check_manifest, publish, read_json, write_manifest, write_whole, writing
@@ -38,7 +37,6 @@ from mpdiffuser.schedule import NoiseSchedule
 
 # settings that may differ when a run is resumed
 MAY_CHANGE = ("skip_bad_steps", "log_every", "checkpoint_every")
-KEEP = ("best", "last")
 
 
 class Data(Protocol):
@@ -158,10 +156,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.averages = Averages(model, config.ema_decay, config.keep)
         self.step, self.skipped = 0, 0
-        self.best_step, self.best_loss = 0, math.inf
-        self.best = [parameter.detach().clone() for parameter in self.parameters]
 
     def train(self) -> Any:
         """Train from the start or from the last checkpoint. Return the model in eval mode, with the weights to keep.
@@ -175,18 +171,8 @@ class Trainer:
             self._loop(resumed)
         elif self.accelerator.is_main_process:
             print(f"{self.name}: trained already, reusing {self.folder}")
-        self._set_weights(self.kept)
+        self.averages.set(self.averages.kept)
         return self.model.eval()
-
-    @property
-    def kept(self) -> list[torch.Tensor]:
-        """The weights for users (`TrainConfig.keep`)."""
-        return self.best if self.config.keep == "best" and self.best_step else self.ema.shadow_params
-
-    @torch.no_grad()
-    def _set_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        for parameter, weight in zip(self.parameters, weights):
-            parameter.copy_(weight)
 
     def _loop(self, resumed: bool) -> None:
         config, main = self.config, self.accelerator.is_main_process
@@ -226,7 +212,7 @@ class Trainer:
         if finite or self.accelerator.scaler is not None:  # the scaler skips a step that is not finite
             self.optimizer.step()
         if finite:
-            self.ema.step(self.parameters)
+            self.averages.update()
         self.optimizer.zero_grad()
         self.model.after_step()
         self.step += 1
@@ -297,20 +283,16 @@ class Trainer:
         size = min(len(self.validation), self.config.batch_size)
         order = torch.randperm(len(self.validation), generator=seeded_generator(0, 0, 3))
         self.model.eval()
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
         totals: dict[str, float] = {}
         batches = [order[i : i + size] for i in range(0, min(len(order), 8 * size) - size + 1, size)]
-        for i, indices in enumerate(batches):
-            random = self.model.draw(size, self.schedule, seeded_generator(0, i, 4))
-            values = loss_module(self._to_device(self.validation.batch(indices)), self._to_device(random))
-            for key, value in values.items():
-                totals[f"validation_{key}"] = totals.get(f"validation_{key}", 0.0) + value.item() / len(batches)
-        self.ema.restore(self.parameters)
+        with self.averages.in_place(self.averages.ema.shadow_params):
+            for i, indices in enumerate(batches):
+                random = self.model.draw(size, self.schedule, seeded_generator(0, i, 4))
+                values = loss_module(self._to_device(self.validation.batch(indices)), self._to_device(random))
+                for key, value in values.items():
+                    totals[f"validation_{key}"] = totals.get(f"validation_{key}", 0.0) + value.item() / len(batches)
         self.model.train()
-        if totals["validation_loss"] < self.best_loss:
-            self.best_step, self.best_loss = self.step, totals["validation_loss"]
-            self.best = [weight.clone() for weight in self.ema.shadow_params]
+        self.averages.validated(self.step, totals["validation_loss"])
         self._write(totals)
 
     def _write(self, values: dict[str, float]) -> None:
@@ -341,25 +323,14 @@ class Trainer:
             if other != checkpoint:
                 shutil.rmtree(other)
 
-    def _names(self) -> list[str]:
-        """Return the names of `parameters`."""
-        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
     def _write_checkpoint(self, folder: Path) -> None:
         (folder / "state").mkdir(parents=True)
         raw = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
         save_file(raw, folder / "state" / "weights.safetensors")
         save_file(_flat(self.optimizer.state_dict()), folder / "state" / "optimizer.safetensors")
-        averages = {"ema": self.ema.shadow_params, "best": self.best}
-        for name, weights in averages.items():
-            named = {key: weight.cpu().contiguous() for key, weight in zip(self._names(), weights)}
-            save_file(named, folder / "state" / f"{name}.safetensors")
-        self.ema.store(self.parameters)
-        self._set_weights(self.kept)
-        self.model.save_pretrained(folder / "model")
-        self.ema.restore(self.parameters)
-        state = {"step": self.step, "skipped": self.skipped, "ema_step": self.ema.optimization_step}
-        state |= {"best_step": self.best_step, "best_loss": self.best_loss if self.best_step else None}
+        with self.averages.in_place(self.averages.kept):
+            self.model.save_pretrained(folder / "model")
+        state = {"step": self.step, "skipped": self.skipped, **self.averages.save(folder / "state")}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         (folder / "state" / "trainer.json").write_text(json.dumps({**state, "identity": self.identity}, indent=1))
@@ -386,11 +357,7 @@ class Trainer:
         self.model.load_state_dict(load_file(checkpoint / "state" / "weights.safetensors", device))
         moments = _nested(load_file(checkpoint / "state" / "optimizer.safetensors", device))
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        averages = (load_file(checkpoint / "state" / f"{name}.safetensors", device) for name in ("ema", "best"))
-        self.ema.shadow_params, self.best = ([found[name] for name in self._names()] for found in averages)
-        self.ema.optimization_step = state["ema_step"]
-        self.best_step = state["best_step"]
-        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
+        self.averages.load(checkpoint / "state", device, state)
         self.step, self.skipped = state["step"], state["skipped"]
         if self.accelerator.scaler is not None and "scaler" in state:  # absent after a start in another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save
 
+from mpdiffuser.averages import Averages
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
@@ -192,7 +194,7 @@ def test_a_damaged_checkpoint_is_never_gone_on_with(parts, whole: Path, tmp_path
 def test_a_full_disk_leaves_the_last_good_checkpoint(parts, whole: Path, tmp_path: Path, monkeypatch) -> None:
     full = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # noqa: E731
     saved = []
-    monkeypatch.setattr("mpdiffuser.trainer.save_file", lambda *x: full() if len(saved) > 3 else saved.append(save(*x)))
+    monkeypatch.setattr("mpdiffuser.trainer.save_file", lambda *x: full() if len(saved) > 1 else saved.append(save(*x)))
     with pytest.raises(InputError, match=r"step_00000020: cannot be written .*No space left.*free some space"):
         trainer(parts, tmp_path).train()
     assert checkpoint(tmp_path).name == "step_00000010"
@@ -300,6 +302,7 @@ TWO_PROCESSES = """
 import os, sys
 import numpy as np, torch
 from accelerate import Accelerator
+from mpdiffuser.averages import Averages
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
@@ -428,3 +431,23 @@ def test_it_learns_a_linear_system(tmp_path: Path) -> None:
     torch.manual_seed(0)
     untrained = inconsistency((Planner(**sizes), Dynamics(**sizes)), normalizers, present)
     assert inconsistency((models[0], models[1]), normalizers, present) < untrained / 10
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", 7), ("last", 20)])
+def test_the_weights_that_are_kept(parts, tmp_path: Path, monkeypatch, keep: str, kept: int) -> None:
+    """Of the lowest held-out loss, or of the last step; in memory, in the checkpoint, and after a reload."""
+    losses, seen = {1: 4.0, 7: 1.0, 14: 2.0, 20: 3.0}, {}
+    settled = Averages.validated
+
+    def validated(self: Averages, step: int, loss: float) -> None:
+        seen[step] = [weight.clone() for weight in self.ema.shadow_params]
+        settled(self, step, losses[step])
+
+    monkeypatch.setattr(Averages, "validated", validated)
+    config = replace(TWENTY, keep=keep)
+    model = trainer(parts, tmp_path, config).train()
+    assert all(map(torch.equal, [p for p in model.parameters() if p.requires_grad], seen[kept]))
+    saved = load_file(checkpoint(tmp_path) / "model" / "diffusion_pytorch_model.safetensors")
+    again = trainer(parts, tmp_path, config).train()
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]) and torch.equal(parameter, saved[name])
