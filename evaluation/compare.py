@@ -142,6 +142,7 @@ def compare(
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **identity,
         "data": info["data"],
+        "levels": info.get("levels", {}),
         "machine": {
             "cpu": cpu_name(),
             "cores": available_cores(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.tuning import describe
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
@@ -46,16 +47,25 @@ def explanations(metrics: dict[str, Any]) -> Iterator[str]:
     probability = metrics.get("settings", {}).get("safety_probability")
     if probability and any(map(limit_key, methods)):
         yield f"Target: {probability:.0%} of the episodes within the method's cost limit."
+    for name, record in metrics.get("levels", {}).items():
+        rows = ("planner", "mpdiffuser") if name == "planner" else (name,)
+        if any(metrics["methods"].get(row, {}).get("levels") == record["levels"] for row in rows):
+            yield f"{name}: {describe(record)}."
 
 
 def _check(metrics: Any) -> None:
     """Raise InputError for a wrong field. Required are methods, each with returns and mean. Others are optional."""
     if not isinstance(metrics, dict) or not isinstance(metrics.get("methods"), dict) or not metrics["methods"]:
         raise InputError("must be an object with `methods`, at least one")
-    for key in ("settings", "machine", "stages"):
+    for key in ("settings", "machine", "stages", "levels"):
         if not isinstance(metrics.get(key, {}), dict):
             raise InputError(f"{key} must be an object, found {metrics[key]!r}")
     _check_numbers("stages", metrics.get("stages", {}))
+    for name, record in metrics.get("levels", {}).items():
+        _check_fields(f"levels.{name}", record, ("levels", "windows", "episodes"))
+        errors = record.get("errors")
+        _check_fields(f"levels.{name}.errors", errors, (f"{record['levels']}",))
+        _check_numbers(f"levels.{name}.errors", errors)
     for name, method in metrics["methods"].items():
         _check_method(f"methods.{name}", method)
 

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, publish, read_json, writing
 from mpdiffuser.identity import check_run
 from mpdiffuser.launch import Clock, train_config
-from mpdiffuser.methods import METHODS, Baseline, Recipe, TrainingData, recipes_of
+from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import MAY_CHANGE, Trainer
-from mpdiffuser.tuning import chosen_levels, describe
+from mpdiffuser.tuning import tune
 from mpdiffuser.windows import split, step_rows
 
 COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
@@ -130,11 +128,29 @@ def train_pipeline(
 
     recipes = run_recipes(output, methods, limits)
     train_recipes(cfg, recipes, data, fit, accelerator)
+    pipeline = assemble(cfg, data, encoder, decoder, info).to(accelerator.device)
+
+    def held_out(model: str) -> Any:
+        recipe = recipes[model]
+        return recipe.examples(data.limited_to(recipe.settings(settings(cfg), common_options(cfg))), 1)
+
+    with clock("levels"):
+        tune(pipeline, settings(cfg), data.trained, held_out)
+    if accelerator.is_main_process:
+        others = {name: model for name, model in data.trained.items() if name not in COMPONENTS}
+        save_whole(pipeline, others, output / "pipeline")
+    accelerator.wait_for_everyone()
+    return pipeline
+
+
+def assemble(
+    cfg: DictConfig, data: TrainingData, encoder: ModelMixin, decoder: ModelMixin | None, info: Mapping[str, Any]
+) -> MPDiffuserPipeline:
+    """Return a pipeline of the trained models. Arguments as `train_pipeline`; `data` has the models."""
     parts: dict[str, Any] = {name: data.trained.get(name) for name in COMPONENTS}
     if parts["ranker"] is not None and "costs" in data.parts[0]:
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])
-    sampler = settings(cfg.sampler) | ({"composition": "planner"} if parts["dynamics"] is None else {})
-    pipeline = MPDiffuserPipeline(
+    return MPDiffuserPipeline(
         encoder,
         data.latents,
         data.actions,
@@ -142,50 +158,9 @@ def train_pipeline(
         **parts,
         schedule=data.schedule,
         decoder=decoder,
-        sampler_defaults=sampler,
-        info=info | data.info,
-    ).to(accelerator.device)
-    with clock("levels"):
-        levels = tuned_levels(cfg, recipes, data, pipeline)
-    sampler |= {"steps": levels["planner"]["levels"]} if "planner" in levels else {}
-    defaults = asdict(SamplerConfig(**sampler))
-    pipeline.register_to_config(sampler_defaults=defaults, info=info | data.info | {"levels": levels})
-    if accelerator.is_main_process:
-        others = {name: model for name, model in data.trained.items() if name not in COMPONENTS}
-        save_whole(pipeline, others, output / "pipeline")
-        for name, record in levels.items():
-            print(f"{name}: {describe(record)}")
-    accelerator.wait_for_everyone()
-    return pipeline
-
-
-def tuned_levels(
-    cfg: DictConfig, recipes: Mapping[str, Recipe], data: TrainingData, pipeline: MPDiffuserPipeline
-) -> dict[str, dict[str, Any]]:
-    """Return name -> record of `chosen_levels` for all methods whose number of levels is not set by an option.
-
-    The planner's record is that of MPDiffuser too: its actions come from the planner.
-
-    Args:
-        cfg: the whole configuration.
-        recipes: name -> recipe of the trained models.
-        data: the training data, with the trained models.
-        pipeline: the trained pipeline.
-    """
-    options, common = settings(cfg), common_options(cfg)
-    samplers: dict[str, tuple[str, MPDiffuserPipeline, SamplerConfig]] = {}
-    if "planner" in data.trained:
-        samplers["planner"] = ("planner", pipeline, SamplerConfig(**options["sampler"] | {"composition": "planner"}))
-    for name, method in METHODS.items():
-        if issubclass(method, Baseline) and all(recipe.name in data.trained for recipe in method.models):
-            baseline = method.join(pipeline, lambda model, _: data.trained[model])
-            samplers[name] = (method.roles["planner"], baseline, method.sampler_config(options["baselines"][name]))
-    records = {}
-    for name, (model, sampling, config) in samplers.items():
-        if config.steps is None:
-            view = data.limited_to(recipes[model].settings(options, common))
-            records[name] = chosen_levels(sampling, config, recipes[model].examples(view, 1))
-    return records
+        sampler_defaults=settings(cfg.sampler) | ({"composition": "planner"} if parts["dynamics"] is None else {}),
+        info={**info, **data.info},
+    )
 
 
 def training_data(cfg: DictConfig, episodes: Episodes) -> TrainingData:

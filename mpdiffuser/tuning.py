@@ -6,19 +6,53 @@ of the executed actions on held-out windows, weighted like the planner's trainin
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from mpdiffuser.methods import METHODS, Baseline
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.trainer import Data
 
 LEVELS = (1, 2, 3, 4, 6, 8)
 ROWS, BATCH = 1024, 64
+
+
+def tune(
+    pipeline: MPDiffuserPipeline,
+    options: Mapping[str, Any],
+    trained: Mapping[str, Any],
+    held_out: Callable[[str], Data],
+) -> None:
+    """Choose the number of levels of all methods for which no option sets it, and record the choice in the pipeline.
+
+    The record of each method is in `info["levels"]`. The planner's record holds for MPDiffuser too, since its actions
+    come from the planner; its number is also in `sampler_defaults`.
+
+    Args:
+        pipeline: the trained pipeline.
+        options: the configuration; its section `baselines` is used.
+        trained: name -> trained model.
+        held_out: returns the held-out `Windows` of a planner, given its name.
+    """
+    records = {}
+    if pipeline.planner is not None and pipeline.sampler_defaults.steps is None:
+        alone = replace(pipeline.sampler_defaults, composition="planner")
+        records["planner"] = chosen_levels(pipeline, alone, held_out("planner"))
+    for name, method in METHODS.items():
+        if issubclass(method, Baseline) and all(recipe.name in trained for recipe in method.models):
+            config = method.sampler_config(options["baselines"][name])
+            if config.steps is None:
+                baseline = method.join(pipeline, lambda model, _: trained[model])
+                records[name] = chosen_levels(baseline, config, held_out(method.roles["planner"]))
+    defaults = dict(pipeline.config["sampler_defaults"])
+    if "planner" in records:
+        defaults["steps"] = records["planner"]["levels"]
+    pipeline.register_to_config(sampler_defaults=defaults, info={**pipeline.config["info"], "levels": records})
 
 
 def chosen_levels(pipeline: MPDiffuserPipeline, config: SamplerConfig, windows: Data) -> dict[str, Any]:
@@ -97,7 +131,10 @@ def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Ma
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """Return one sentence on a record of `chosen_levels`."""
-    errors = ", ".join(f"{n}: {error:.4f}" for n, error in record["errors"].items())
-    source = f"{record['windows']} windows, {record['episodes']} episodes"
-    return f"{record['levels']} noise levels; held-out action error by levels {errors} ({source})"
+    """Return words on a record of `chosen_levels`, such as "3 noise levels (...)"."""
+    errors = ", ".join(f"{error:.4g} with {n}" for n, error in record["errors"].items())
+    noun = "noise level" if record["levels"] == 1 else "noise levels"
+    return (
+        f"{record['levels']} {noun}, chosen by the error of the executed action on {record['windows']} held-out windows"
+        f" of {record['episodes']} episodes: {errors}"
+    )

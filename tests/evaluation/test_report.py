@@ -285,6 +285,12 @@ def test_broken_metrics(tmp_path: Path) -> None:
     [
         ((), [], "methods"),
         (("methods",), {}, "methods"),
+        (("levels",), {"planner": {"levels": 3}}, "levels.planner must be an object with levels and windows"),
+        (
+            ("levels",),
+            {"planner": {"levels": 3, "windows": 9, "episodes": 2, "errors": {"1": 0.5}}},
+            "levels.planner.errors must be an object with 3",
+        ),
         (("methods", "mpdiffuser"), {"returns": [1.0]}, "methods.mpdiffuser must be .* mean"),
         (("methods", "mpdiffuser", "mean"), "high", "methods.mpdiffuser.mean .*'high'"),
         (("methods", "mpdiffuser", "mean"), float("nan"), "methods.mpdiffuser.mean .*nan"),

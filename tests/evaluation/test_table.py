@@ -82,3 +82,15 @@ def test_it_is_ascii_and_explains_a_suite() -> None:
         "Normalised score: 100 (return - low) / (high - low), low -20.25, high 3234.5.",
         "Target: 90% of the episodes within the method's cost limit.",
     ]
+
+
+@pytest.mark.parametrize(("used", "shown"), [(3, True), (8, False)])
+def test_it_says_how_the_number_of_levels_was_chosen(used: int, shown: bool) -> None:
+    """Unless an option overrode the choice."""
+    record = {"levels": 3, "windows": 1024, "episodes": 10, "errors": {"1": 0.0125, "3": 0.01}}
+    metrics = {"methods": {"mpdiffuser": method([3.0], levels=used)}, "levels": {"planner": record}}
+    words = (
+        "planner: 3 noise levels, chosen by the error of the executed action on 1024 held-out windows of 10 episodes: "
+        "0.0125 with 1, 0.01 with 3."
+    )
+    assert (words in table(metrics).splitlines()) == shown

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpdiffuser import tuning
+from mpdiffuser.config import load, settings
+from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.tuning import LEVELS, action_errors, chosen_levels, clustered_error, describe
@@ -64,7 +67,7 @@ def test_the_fewest_levels_within_a_standard_error_of_the_lowest(
     record = chosen_levels(tiny_pipeline, CONFIG, windows)
     assert (record["levels"], record["windows"], record["episodes"]) == (chosen, 31, 3)
     assert record["errors"] == pytest.approx({str(n): mean for n, mean in means.items()}, rel=1e-3)
-    assert describe(json.loads(json.dumps(record))).startswith(f"{chosen} noise levels")
+    assert describe(json.loads(json.dumps(record))).startswith(f"{chosen} noise level")
 
 
 @given(st.integers(0, 2**31), st.integers(2, 6))
@@ -122,3 +125,36 @@ def test_the_noise_of_candidates_comes_in_opposite_pairs(tiny_pipeline: MPDiffus
     first = seen.noise.unflatten(0, (2, 5))
     torch.testing.assert_close(first[:, 3:], -first[:, :2])
     assert not torch.equal(first[0], first[1]) and first[:, :3].std() == pytest.approx(1, abs=0.1)
+
+
+def test_what_is_chosen_is_recorded_in_the_pipeline(
+    monkeypatch, make_pipeline: Any, make_folder: Any, tmp_path: Any, windows: Windows
+) -> None:
+    """For the planner and for the baselines whose models are there, unless an option sets the number."""
+    asked = []
+
+    def chosen(pipeline: Any, config: SamplerConfig, held_out: Any) -> dict[str, Any]:
+        asked.append((type(pipeline).__name__, config.composition, held_out))
+        return {"levels": 2 + len(asked)}
+
+    monkeypatch.setattr(tuning, "chosen_levels", chosen)
+    folder = make_folder(tmp_path / "pipeline", ["d_mpc"])
+    kinds = {recipe.name: recipe.kind for recipe in METHODS["d_mpc"].models}
+    trained = {name: kind.from_pretrained(folder / name) for name, kind in kinds.items()}
+    options = settings(load("state", []))
+    free, fixed = make_pipeline(), make_pipeline(sampler={"steps": 7})
+    tuning.tune(free, options, trained, lambda planner: f"windows of {planner}")
+    names = ("planner", "diffusion_policy", "d_mpc")
+    assert asked == [
+        ("MPDiffuserPipeline", "planner", "windows of planner"),
+        ("DiffusionPolicy", ANY, "windows of action_planner"),  # it has the same planner, and no other model
+        ("DMPC", ANY, "windows of action_planner"),
+    ]
+    assert free.config["info"]["levels"] == {name: {"levels": 3 + i} for i, name in enumerate(names)}
+    assert free.sampler_defaults.steps == 3 and free.config["info"]["task"] == "none"
+    baseline = METHODS["d_mpc"].join(free, lambda name, _: trained[name])
+    assert baseline.sampler_defaults.steps == baseline.sampler(SamplerConfig()).config.steps == 5
+    for name in names[1:]:
+        options["baselines"][name]["steps"] = 5
+    tuning.tune(fixed, options, trained, str)
+    assert fixed.config["info"]["levels"] == {} and fixed.sampler_defaults.steps == 7 and len(asked) == 3
