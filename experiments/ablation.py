@@ -130,8 +130,8 @@ HEAD = """# The sampler in closed loop
 {episodes} episodes a setting, seeds from {first} up, one training seed where no more are named. Each setting is
 {base},
 except for what its name says; the number is the number of levels; 2M is DPM-Solver++ 2M. With one candidate the ranker
-has nothing to choose; "ranked": the best score of several is executed; "mean (t = ...)": the mean of several, weighted by
-score (`rank_temperature`).
+has nothing to choose; "ranked": the best score of several is executed; "mean (t = ...)": the mean of several, weighted
+by score (`rank_temperature`).
 Feasibility: squared distance of the simulator from the plan, one and four decisions ahead, in variances of the data.
 Interval: 95 % interval of the interquartile mean (rliable).
 Plan ms: one plan for one environment, other jobs beside it.

@@ -162,13 +162,13 @@ HEAD = """# All methods on the D4RL tasks
 (offline.json names the machine and the commit of each cell). What each method is: [methods.md](methods.md).
 
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
-interval of the interquartile mean (rliable). behaviour: mean of the data's own episodes. Each method was trained
-for {minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same
-weights, so it was trained for less. Plans are drawn with the default settings; the number of noise levels is chosen from held-out data. The second table
-holds the measured training time, without validation, and the median time of one plan for one environment (other jobs
-ran beside it). The number of steps follows from timings (speed/ in --folder), which may come from another machine;
-offline.json holds the steps of each cell. Seeds of the episodes: {seeds}. Where several training seeds are given: mean
-± standard error over these, each the mean of its episodes.
+interval of the interquartile mean (rliable). behaviour: mean of the data's own episodes. Each method was trained for
+{minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same
+weights, so it was trained for less. Plans are drawn with the default settings; the number of noise levels is chosen
+from held-out data. The second table holds the measured training time, without validation, and the median time of one
+plan for one environment (other jobs ran beside it). The number of steps follows from timings (speed/ in --folder),
+which may come from another machine; offline.json holds the steps of each cell. Seeds of the episodes: {seeds}. Where
+several training seeds are given: mean ± standard error over these, each the mean of its episodes.
 
 """
 STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no number here is a D4RL result.**
