@@ -28,12 +28,17 @@ class Averages:
         self.parameters, self.keep = list(self.named.values()), keep
         self.ema = EMAModel(self.parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.best: list[torch.Tensor] = []
-        self.best_step, self.best_loss = 0, math.inf
+        self.best_step, self.best_loss, self.validated_step = 0, math.inf, 0
 
     @property
     def kept(self) -> list[torch.Tensor]:
         """The weights for users. Before the first finite held-out loss these are the EMA."""
         return self.best if self.keep == "best" and self.best else self.ema.shadow_params
+
+    @property
+    def steps_since_best(self) -> int:
+        """Number of steps from the lowest held-out loss to the last one."""
+        return self.validated_step - self.best_step
 
     def update(self) -> None:
         """Move the EMA towards the weights, after an optimiser step."""
@@ -41,6 +46,7 @@ class Averages:
 
     def validated(self, step: int, loss: float) -> None:
         """Record the held-out loss of the EMA at a step."""
+        self.validated_step = step
         if loss < self.best_loss:
             self.best_step, self.best_loss = step, loss
             self.best = [weight.clone() for weight in self.ema.shadow_params]
@@ -67,7 +73,8 @@ class Averages:
             named = {key: weight.cpu().contiguous() for key, weight in zip(self.named, weights)}
             save_file(named, folder / f"{name}.safetensors")
         best_loss = self.best_loss if self.best else None
-        return {"ema_step": self.ema.optimization_step, "best_step": self.best_step, "best_loss": best_loss}
+        steps = {"ema_step": self.ema.optimization_step, "best_step": self.best_step}
+        return {**steps, "best_loss": best_loss, "validated_step": self.validated_step}
 
     def load(self, folder: Path, device: str, state: dict[str, Any]) -> None:
         """Read what `save` wrote. `state` has its result."""
@@ -75,5 +82,5 @@ class Averages:
         self.ema.shadow_params = [ema[name] for name in self.named]
         self.best = [best[name] for name in self.named] if best else []
         self.ema.optimization_step = state["ema_step"]
-        self.best_step = state["best_step"]
+        self.best_step, self.validated_step = state["best_step"], state["validated_step"]
         self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]

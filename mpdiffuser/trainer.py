@@ -58,7 +58,7 @@ class TrainConfig:
     """Training settings of a model.
 
     Args:
-        steps: number of optimiser steps.
+        steps: largest number of optimiser steps.
         batch_size: examples in a step, over all processes.
         learning_rate: of AdamW after `warmup` steps; a cosine then decays it to a tenth.
         weight_decay: of AdamW.
@@ -66,6 +66,8 @@ class TrainConfig:
         clip: largest norm of the gradient.
         ema_decay: decay of the exponential moving average (EMA) of the weights.
         keep: "best": the result is the EMA weights with the lowest held-out loss; "last": those of the last step.
+        patience: with keep="best", the training ends when the held-out loss has had no new minimum for this number of
+            steps; 0: it never ends early.
         seed: seed of all random choices.
         log_every, validate_every, checkpoint_every: intervals in steps; the held-out loss is measured at the first and
             the last step too.
@@ -83,6 +85,7 @@ class TrainConfig:
     clip: float = 1.0
     ema_decay: float = 0.998
     keep: str = "best"
+    patience: int = 2000
     seed: int = 0
     log_every: int = 50
     validate_every: int = 500
@@ -95,7 +98,7 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if name == "keep":
                 continue
-            least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps") else 1e-12
+            least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps", "patience") else 1e-12
             if value < least:
                 raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
 
@@ -167,12 +170,19 @@ class Trainer:
                 if more than `skip_bad_steps` steps have a non-finite loss or gradient.
         """
         resumed = self._resume()
-        if self.step < self.config.steps:
+        if not self.finished:
             self._loop(resumed)
         elif self.accelerator.is_main_process:
             print(f"{self.name}: trained already, reusing {self.folder}")
         self.averages.set(self.averages.kept)
         return self.model.eval()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the held-out loss has had no new minimum for `patience` steps."""
+        config = self.config
+        stale = 0 < config.patience <= self.averages.steps_since_best and config.keep == "best"
+        return stale or self.step >= config.steps
 
     def _loop(self, resumed: bool) -> None:
         config, main = self.config, self.accelerator.is_main_process
@@ -183,17 +193,19 @@ class Trainer:
         clock = {"data_s": 0.0, "update_s": 0.0, "core_s": 0.0}
         with ThreadPoolExecutor(1) as background:
             upcoming = background.submit(self._batch, self.step)
-            while self.step < config.steps:
+            while not self.finished:
                 values = self._update(loss_module, upcoming, background, clock)
                 bar.update()
                 if self.step == 1 or self.step % config.log_every == 0 or self.step == config.steps:
                     self._log(values, clock, bar)
                 if self.step % config.validate_every == 0 or self.step in (1, config.steps):
                     self._validate(loss_module)
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                if self.step % config.checkpoint_every == 0 or self.finished:
                     self._save()
                 upcoming = self._next
         bar.close()
+        if main and self.step < config.steps:
+            print(f"{self.name}: ended at step {self.step}; the held-out loss was lowest at {self.averages.best_step}")
 
     def _update(
         self, loss_module: nn.Module, upcoming: Future, background: ThreadPoolExecutor, clock: dict[str, float]

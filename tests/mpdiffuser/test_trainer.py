@@ -451,3 +451,30 @@ def test_the_weights_that_are_kept(parts, tmp_path: Path, monkeypatch, keep: str
     again = trainer(parts, tmp_path, config).train()
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, dict(model.named_parameters())[name]) and torch.equal(parameter, saved[name])
+
+
+LOSSES = {1: 9.0, 4: 3.0, 8: 5.0, 12: 4.0, 16: 3.5, 20: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("keep", "patience", "ends"), [("best", 7, 12), ("best", 9, 16), ("best", 0, 20), ("best", 40, 20), ("last", 7, 20)]
+)
+@pytest.mark.parametrize("stop", [None, 11])
+def test_a_training_ends_when_the_held_out_loss_does_not_fall(
+    parts, tmp_path: Path, monkeypatch, capsys, keep: str, patience: int, ends: int, stop: int | None
+) -> None:
+    """Also if it was interrupted, and it then counts as finished."""
+    settled = Averages.validated
+    monkeypatch.setattr(Averages, "validated", lambda self, step, loss: settled(self, step, LOSSES[step]))
+    config = replace(TWENTY, keep=keep, patience=patience, validate_every=4, checkpoint_every=5)
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            trainer((Watched(parts[0], stop), parts[1]), tmp_path, config).train()
+    trainer(parts, tmp_path, config).train()
+    assert checkpoint(tmp_path).name == f"step_{ends:08d}"
+    assert max(line["step"] for line in log_of(tmp_path)) == ends
+    told = f"tiny: ended at step {ends}; the held-out loss was lowest at 4" in capsys.readouterr().out
+    assert told == (ends < 20)
+    data = Watched(parts[0], stop=0)
+    trainer((data, parts[1]), tmp_path, config).train()
+    assert data.batches == 0
