@@ -98,7 +98,9 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if name == "keep":
                 continue
-            least = 0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps", "patience") else 1e-12
+            least = (
+                0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps", "patience") else 1e-12
+            )
             if value < least:
                 raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 
 from experiments import offline_table
@@ -58,26 +56,12 @@ def test_the_page() -> None:
     assert score([]) == ""
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A folder with a file of the layout of D4RL's hopper."""
-    random, rows = np.random.default_rng(0), 300
-    (tmp_path / "data").mkdir()
-    with h5py.File(tmp_path / "data" / "hopper-medium.hdf5", "w") as file:
-        file["observations"] = random.normal(size=(rows, 11)).astype(np.float32)
-        file["actions"] = random.uniform(-1, 1, (rows, 3)).astype(np.float32)
-        file["rewards"] = random.uniform(size=rows).astype(np.float32)
-        file["terminals"] = np.zeros(rows, bool)
-        file["timeouts"] = np.arange(rows) % 30 == 29
-    return tmp_path / "data"
-
-
 @pytest.mark.slow
-def test_two_methods_on_the_same_models(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_methods_on_the_same_models(hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_table, "TRIAL", 20)
     cells, chosen = tmp_path / "offline.json", ["rounds=2", "evaluation.episodes=2", "ranker.hidden=16"]
     chosen += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
-    arguments = ["--data-dir", str(data), "--tasks", TASK, "--methods", "mpdiffuser", "planner"]
+    arguments = ["--data-dir", str(hopper_data), "--tasks", TASK, "--methods", "mpdiffuser", "planner"]
     arguments += ["--folder", str(tmp_path / "runs"), "--cells", str(cells), "--page", str(tmp_path / "offline.md")]
     arguments += ["--set", *chosen]
     offline_table.main([*arguments, "--core-minutes", "0.01"])
