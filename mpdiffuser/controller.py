@@ -174,7 +174,7 @@ class Controller(Policy):
         if self.plan is None or self.executed == self.chunk:
             self.plan = self._plan(np.arange(len(observations)) if active is None else np.flatnonzero(active))
             self.executed = 0
-        actions = self.plan.best_actions[:, self.executed].clamp(-1, 1).cpu().numpy()
+        actions = self.plan.executed_actions[:, self.executed].clamp(-1, 1).cpu().numpy()
         self.executed += 1
         self.history.record_actions(actions)
         return actions
@@ -192,7 +192,7 @@ class Controller(Policy):
     def upcoming_latents(self) -> np.ndarray:
         """Return the rest of the first environment's plan, (K, d), from the present latent on."""
         assert self.plan is not None
-        return self.plan.best_latents[0, self.executed - 1 :].cpu().numpy()
+        return self.plan.executed_latents[0, self.executed - 1 :].cpu().numpy()
 
     @torch.inference_mode()
     def plan_errors(self, peek: Callable[[np.ndarray], np.ndarray], steps: int) -> np.ndarray:
@@ -202,9 +202,9 @@ class Controller(Policy):
         """
         assert self.plan is not None
         steps = min(steps, self.plan.actions.shape[2] - 1)
-        actions = self.plan.best_actions[:, :steps].clamp(-1, 1).cpu().numpy()
+        actions = self.plan.executed_actions[:, :steps].clamp(-1, 1).cpu().numpy()
         real = self.history.encode_future(peek(actions), actions)
-        tensors = (self.plan.best_latents[:, 1 : steps + 1], real, self.pipeline.latents.std.detach())
+        tensors = (self.plan.executed_latents[:, 1 : steps + 1], real, self.pipeline.latents.std.detach())
         expected, reached, std = (part.cpu().numpy() for part in tensors)
         return (((expected - reached) / std) ** 2).mean(-1)
 
@@ -224,7 +224,7 @@ class Controller(Policy):
         rest = [part[index] for part in self._rest_of_plan(self.latents)]
         try:
             plan = self._drawn(latents, rows)
-            sound = [part.isfinite().flatten(1).all(1) for part in (plan.best_latents, plan.best_actions)]
+            sound = [part.isfinite().flatten(1).all(1) for part in (plan.executed_latents, plan.executed_actions)]
             bad = ~torch.stack([plan.scores.isfinite().any(1), *sound]).all(0)
         except InputError:  # the arguments are wrong
             raise
@@ -268,7 +268,9 @@ class Controller(Policy):
         safe = self.safe.expand(len(latents), horizon, -1)
         if self.plan is None:
             return torch.nan_to_num(latents)[:, None].repeat(1, horizon, 1), safe.clone()
-        states, actions = (part[:, self.executed :] for part in (self.plan.best_latents, self.plan.best_actions))
+        states, actions = (
+            part[:, self.executed :] for part in (self.plan.executed_latents, self.plan.executed_actions)
+        )
         padded = torch.cat([states, states[:, -1:].expand(-1, self.executed, -1)], 1)
         return padded, torch.cat([actions, safe[:, : self.executed]], 1)
 
@@ -277,7 +279,7 @@ class Controller(Policy):
         if self.plan is None or not self.sampler.config.warm_start:
             return None
         shift = lambda x: torch.cat([x[:, self.executed :], x[:, -1:].expand(-1, self.executed, -1)], 1)  # noqa: E731
-        return shift(self.plan.best_latents), shift(self.plan.best_actions)
+        return shift(self.plan.executed_latents), shift(self.plan.executed_actions)
 
 
 def check_observations(observations: np.ndarray, count: int, record: dict[str, Any] | None) -> None:

@@ -33,12 +33,12 @@ class Plan:
     costs: torch.Tensor | None = None
 
     @property
-    def best_latents(self) -> torch.Tensor:
+    def executed_latents(self) -> torch.Tensor:
         """The executed plan's latents, (B, H, d)."""
         return self._mean(self.latents)
 
     @property
-    def best_actions(self) -> torch.Tensor:
+    def executed_actions(self) -> torch.Tensor:
         """The executed plan's actions, (B, H, m)."""
         return self._mean(self.actions)
 

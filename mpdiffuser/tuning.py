@@ -125,7 +125,7 @@ def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Ma
     for first in range(0, len(latents), BATCH):
         part = latents[first : first + BATCH]
         generators = [torch.Generator().manual_seed(first + row) for row in range(len(part))]
-        plans.append(pipeline(part, sampler, generators).best_actions[:, : config.chunk])
+        plans.append(pipeline(part, sampler, generators).executed_actions[:, : config.chunk])
     error = (torch.cat(plans) - logged).square().mean(-1)
     return ((mask * error).sum(1) / mask.sum(1)).cpu().numpy()
 

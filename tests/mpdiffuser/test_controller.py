@@ -120,7 +120,7 @@ def test_a_chunk_is_executed_before_planning_again(pipeline: MPDiffuserPipeline)
         action = controller.act(observation)
         plans.append(controller.plan)
         assert controller.planned_now == (t % 3 == 0)
-        np.testing.assert_array_equal(action, plans[-1].best_actions[:, t % 3])
+        np.testing.assert_array_equal(action, plans[-1].executed_actions[:, t % 3])
     assert plans[0] is plans[2] and plans[2] is not plans[3] and plans[3] is plans[5] and plans[5] is not plans[6]
 
 
@@ -151,8 +151,8 @@ def test_warm_start_shifts_the_last_plan(pipeline: MPDiffuserPipeline, monkeypat
         controller.act(observation)
     assert given[0] is None
     order = [*range(3, H), H - 1, H - 1, H - 1]
-    np.testing.assert_array_equal(given[1][0], first.best_latents[:, order])
-    np.testing.assert_array_equal(given[1][1], first.best_actions[:, order])
+    np.testing.assert_array_equal(given[1][0], first.executed_latents[:, order])
+    np.testing.assert_array_equal(given[1][1], first.executed_actions[:, order])
 
 
 @pytest.mark.parametrize("chunk", [H, H + 1])
@@ -215,7 +215,7 @@ def test_what_is_done_when_no_plan_can_be_had(pipeline: MPDiffuserPipeline, monk
     for _ in range(10):
         taken.append(controller.act(np.zeros((2, D), np.float32)))
         plans.append(controller.plan)
-    second, third = plans[2].best_actions, plans[4].best_actions
+    second, third = plans[2].executed_actions, plans[4].executed_actions
     np.testing.assert_array_equal(np.stack(taken[4:6])[:, 0], third[0, :2])  # its plan was fine
     np.testing.assert_array_equal(np.stack(taken[4:])[:, 1], second[1, 2:8])
     np.testing.assert_array_equal(np.stack(taken[4:])[:, 0], third[0, :6])
@@ -339,17 +339,17 @@ def test_plan_errors_by_a_plain_loop(pipeline: MPDiffuserPipeline) -> None:
 
     found = controller.plan_errors(peek, 4)
     assert plan is not None
-    np.testing.assert_array_equal(asked[0], plan.best_actions[:, :4])
+    np.testing.assert_array_equal(asked[0], plan.executed_actions[:, :4])
     std = pipeline.latents.std
     for row in range(2):
         for k in range(4):
-            gaps = [(plan.best_latents[row, k + 1, i] - real[row, k, i]) / std[i] for i in range(D)]
+            gaps = [(plan.executed_latents[row, k + 1, i] - real[row, k, i]) / std[i] for i in range(D)]
             assert found[row, k] == pytest.approx(float(sum(gap**2 for gap in gaps)) / D, rel=1e-4)
     assert controller.plan_errors(lambda actions: np.zeros((2, actions.shape[1], D), np.float32), 99).shape == (
         2,
         H - 1,
     )
-    np.testing.assert_array_equal(controller.upcoming_latents(), plan.best_latents[0])
+    np.testing.assert_array_equal(controller.upcoming_latents(), plan.executed_latents[0])
 
 
 def test_a_policy_that_does_not_plan_has_no_plans(randomize) -> None:

@@ -126,8 +126,8 @@ def test_the_plan(pipeline: MPDiffuserPipeline) -> None:
     for i in range(4):
         best = int(scores[i].argmax())
         assert plan.weights[i].argmax() == best
-        np.testing.assert_array_equal(plan.best_latents[i], plan.latents[i, best])
-        np.testing.assert_array_equal(plan.best_actions[i], plan.actions[i, best])
+        np.testing.assert_array_equal(plan.executed_latents[i], plan.latents[i, best])
+        np.testing.assert_array_equal(plan.executed_actions[i], plan.actions[i, best])
     assert len(set(plan.weights.argmax(1).tolist())) > 1
 
 
@@ -173,7 +173,7 @@ def test_an_objective_ranks_in_place_of_the_ranker(pipeline: MPDiffuserPipeline)
     limit = plan.latents[:, :, 1:-1, 0].amax(-1).amin(1).max() + 1e-6  # at least one candidate stays below
     forbid = lambda latents, actions: torch.where(latents[..., 0] > limit, -torch.inf, latents[..., 0])  # noqa: E731
     there = pipeline(latents_of(4).clamp(max=float(limit)), sampler, generators(4), objective=forbid)
-    chosen = there.best_latents[:, :-1, 0].amax(1)
+    chosen = there.executed_latents[:, :-1, 0].amax(1)
     assert (chosen <= limit).all()
     with pytest.raises(InputError, match=r"objective: must return a tensor of rewards \(12, 8\), found \(12,\)"):
         pipeline(latents_of(4), sampler, generators(4), objective=lambda latents, actions: latents[:, 0, 0])

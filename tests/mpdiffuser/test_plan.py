@@ -50,5 +50,5 @@ def test_the_executed_plan_is_the_weighted_mean() -> None:
     weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
     latents[1, 0] = torch.nan  # no weight
     plan = Plan(latents, actions, torch.zeros(2, 3), weights, 0.0)
-    np.testing.assert_allclose(plan.best_actions, np.einsum("bn,bnhm->bhm", weights, actions), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(plan.best_latents[1], latents[1, 1])
+    np.testing.assert_allclose(plan.executed_actions, np.einsum("bn,bnhm->bhm", weights, actions), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plan.executed_latents[1], latents[1, 1])
