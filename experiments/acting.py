@@ -11,6 +11,7 @@ train_state.py:
 The second part of an argument is the dataset's folder, from states the folder of the suite's file.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,16 +31,16 @@ from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole
-from mpdiffuser.methods.planner import advantage_weights
+from mpdiffuser.methods.planner import planner_windows
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.training import training_data
-from mpdiffuser.tuning import action_errors, clustered_error
+from mpdiffuser.tuning import ROWS, action_errors, clustered_error, sample
 from mpdiffuser.windows import Windows, occupancy
-from vision.data import cached_features, encode, encode_frames
+from vision.data import cached_features, encode, encode_frames, with_latents
 
 FIRST_SEED = 5000  # of the episodes; no table of results uses them
-WINDOWS, OBSERVATIONS, DRAWS = 1024, 128, 32
+OBSERVATIONS, DRAWS = 128, 32
 SPREAD_LEVELS = 8  # noise levels of the first part
 
 # settings of all runs unless a run changes them
@@ -104,30 +105,42 @@ class Run:
         """The held-out windows, weighted like the planner's training windows."""
         last = (self.folder / "planner" / "last").read_text().strip()
         options = read_json(self.folder / "planner" / last / "state" / "trainer.json")["identity"]["options"]
-        data, pipeline = training_data(OmegaConf.create(options), self._latents()), self.pipeline
-        weights = advantage_weights(pipeline.ranker, data, **options["advantage"])[1]
-        often = occupancy(data.parts[1], options["discount"], options["occupancy"])
-        return data.windows(1, data.logged_targets[1], pipeline.condition, weights * often)
+        data = training_data(OmegaConf.create(options), self._latents()).limited_to(options)
+        data.trained["ranker"] = self.pipeline.ranker
+        often = [occupancy(part, options["discount"], options["occupancy"]) for part in data.parts]
+        targets = {"targets": data.logged_targets, "condition": self.pipeline.condition}
+        data.shared |= {**targets, "frequencies": often}
+        return planner_windows(data, 1)
 
     def _latents(self) -> Episodes:
+        """The episodes of the training, with latents (M, d) as `observations`.
+
+        Raises:
+            InputError: for other data.
+        """
         info, encoder = self.pipeline.config["info"], self.pipeline.encoder
-        if not self.pipeline.sees_pixels:
-            return open_dataset(f"{info['suite']}/{info['task']}", self.data)
-        episodes = Episodes.load(self.data)
+        pixels = self.pipeline.sees_pixels
+        episodes = Episodes.load(self.data) if pixels else open_dataset(f"{info['suite']}/{info['task']}", self.data)
         if episodes.checksum() != info["data"]:
             raise InputError(f"{self.data}: not the data of {self.folder}, which was trained on {info['data']}")
+        if not pixels:
+            return episodes
         if encoder.config["trainable"]:
-            latents = encode_frames(encoder, episodes)
-        else:
-            latents = encode(encoder, episodes, cached_features(encoder, episodes, self.data.parent / "cache"))
-        kept = {key: episodes[key] for key in episodes.arrays if key not in ("frames", "observations", "physics")}
-        return Episodes({**kept, "observations": latents}, episodes.offsets, episodes.info, episodes.path)
+            return with_latents(episodes, encode_frames(encoder, episodes))
+        features = cached_features(encoder, episodes, self.data.parent / "cache")
+        return with_latents(episodes, encode(encoder, episodes, features))
 
 
 class Recorded(Sampler):
-    """A sampler that keeps the first action of the planner's estimate at each level, (B, m) normalised."""
+    """A sampler that keeps the first action of the planner's estimate at each level.
 
-    first: list[torch.Tensor]
+    Attributes:
+        first: one tensor (B, m) a level, normalised.
+    """
+
+    def __init__(self, *models: Any) -> None:
+        super().__init__(*models)
+        self.first: list[torch.Tensor] = []
 
     def guided(self, x: torch.Tensor, level: int, condition: torch.Tensor, g: float) -> torch.Tensor:
         clean = super().guided(x, level, condition, g)
@@ -165,7 +178,6 @@ def along_levels(run: Run) -> dict[str, Any]:
     logged = pipeline.actions.denormalize(batch["actions"][:, 0])
     plain = pipeline.sampler(config)
     sampler = Recorded(plain.planner, None, plain.schedule, plain.low, plain.high, config)
-    sampler.first = []
     plan = pipeline(latents, sampler, [torch.Generator().manual_seed(row) for row in range(len(latents))])
     levels = [pipeline.actions.denormalize(first).view(-1, DRAWS, m).clamp(-1, 1) for first in sampler.first]
     mean = [draws.mean(1, keepdim=True) for draws in levels]
@@ -182,13 +194,17 @@ def along_levels(run: Run) -> dict[str, Any]:
     }
 
 
-def errors(run: Run, name: str) -> dict[str, Any]:
-    """Held-out squared error of a setting's executed action, and its difference to the default with standard error."""
-    indices = torch.from_numpy(np.random.default_rng(0).choice(len(run.windows), WINDOWS, replace=False))
-    batch, episodes = run.windows.batch(indices), run.windows.sources(indices)
-    found, usual = (action_errors(run.pipeline, configuration(each), batch) for each in (name, DEFAULT))
-    gap = found - usual
-    return {"error": float(found.mean()), "gap": [float(gap.mean()), clustered_error(gap, episodes)]}
+@functools.cache
+def errors(run: Run, name: str) -> np.ndarray:
+    """Squared error (B,) of a setting's executed action on held-out windows (`tuning.sample`)."""
+    return action_errors(run.pipeline, configuration(name), sample(run.windows)[0])
+
+
+def error_and_gap(run: Run, name: str) -> dict[str, Any]:
+    """Mean error of a setting, and its difference to the default with standard error, as JSON."""
+    gap = errors(run, name) - errors(run, DEFAULT)
+    gap_error = clustered_error(gap, sample(run.windows)[1])
+    return {"error": float(errors(run, name).mean()), "gap": [float(gap.mean()), gap_error]}
 
 
 def measure_levels(run: Run, results: Path) -> dict[str, Any]:
@@ -210,7 +226,7 @@ def measure(run: Run, name: str, episodes: int, results: Path) -> dict[str, Any]
     def measured() -> dict[str, Any]:
         controller = Controller(run.pipeline, configuration(name))
         seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-        return errors(run, name) | closed_loop(controller, run.pipeline, seeds, name, probe_every=10)
+        return error_and_gap(run, name) | closed_loop(controller, run.pipeline, seeds, name, probe_every=10)
 
     return measure_once(results / file_name(name), identity, measured)
 
@@ -230,7 +246,7 @@ def figure(forms: dict[str, dict[str, Any]], results: Results, file: Path) -> No
         row[0].invert_xaxis()
         row[0].legend(fontsize=8)
         done = [(SETTINGS[name]["steps"], found[name]) for name in GROUPS["levels"] if name in found]
-        means, deviations = zip(*((m["mean"], m["standard_error"]) for _, m in done))
+        means, deviations = ([m[key] for _, m in done] for key in ("mean", "standard_error"))
         row[1].errorbar([n for n, _ in done], means, deviations, marker="o", capsize=2)
         row[1].set(xscale="log", xlabel="noise levels", ylabel="return ± standard error", title=task)
         for group, part in GROUPS.items():
@@ -260,8 +276,7 @@ def cells(group: str, name: str, m: dict[str, Any]) -> list[str]:
         f"{np.median(m['returns']):.0f}",
         f"{min(m['returns']):.0f}",
     )
-    plan = f"{np.mean(m['lengths']):.0f}"
-    return [group, name, f"{m['error']:.4f}", gap, *returns, plan]
+    return [group, name, f"{m['error']:.4f}", gap, *returns, f"{np.mean(m['lengths']):.0f}"]
 
 
 def tables(forms: dict[str, dict[str, Any]], results: Results, names: dict[str, str]) -> str:
@@ -301,7 +316,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("runs", nargs="+", help="name=folder of a finished run,folder of its data")
     parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="all by default")
+    parser.add_argument(
+        "--settings",
+        nargs="*",
+        default=list(SETTINGS),
+        choices=list(SETTINGS),
+        metavar="SETTING",
+        help="all by default",
+    )
     parser.add_argument("--folder", type=Path, default=Path("results/acting"), help="of the results")
     parser.add_argument("--docs", type=Path, default=pages.DOCS)
     args = parser.parse_args(arguments)
@@ -320,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks=", ".join(names.values()),
         episodes=args.episodes,
         first=FIRST_SEED,
-        windows=WINDOWS,
+        windows=ROWS,
         draws=DRAWS,
         observations=OBSERVATIONS,
         levels=SPREAD_LEVELS,

@@ -71,22 +71,26 @@ def chosen_levels(pipeline: MPDiffuserPipeline, config: SamplerConfig, windows: 
         JSON with `levels`, the numbers of windows and `episodes`, and for each number of levels `errors` (see
         `action_errors`) and `above_lowest`, the difference to the lowest error and its standard error (null: unknown).
     """
-    count = min(ROWS, len(windows))
-    indices = torch.from_numpy(np.random.default_rng(0).choice(len(windows), count, replace=False))
-    batch = windows.batch(indices)
+    batch, episodes = sample(windows)
     numbers = [n for n in LEVELS if config.warm_start <= n <= pipeline.schedule.config["num_levels"]]
     errors = {n: action_errors(pipeline, replace(config, steps=n), batch) for n in numbers}
     best = min(numbers, key=lambda n: float(errors[n].mean()))
-    episodes = windows.sources(indices)
     gaps = {n: errors[n] - errors[best] for n in numbers}
     above = {n: (float(gap.mean()), clustered_error(gap, episodes)) for n, gap in gaps.items()}
     return {
         "levels": next(n for n in numbers if above[n][0] <= above[n][1]),
-        "windows": count,
+        "windows": len(episodes),
         "episodes": len(np.unique(episodes)),
         "errors": {str(n): _rounded(errors[n].mean()) for n in numbers},
         "above_lowest": {str(n): [*map(_rounded, above[n])] for n in numbers},
     }
+
+
+def sample(windows: Data) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Return a batch of at most `ROWS` windows, always the same ones, and the numbers (B,) of their episodes."""
+    count = min(ROWS, len(windows))
+    indices = torch.from_numpy(np.random.default_rng(0).choice(len(windows), count, replace=False))
+    return windows.batch(indices), windows.sources(indices)
 
 
 def clustered_error(values: np.ndarray, clusters: np.ndarray) -> float:

@@ -128,6 +128,12 @@ def encode_frames(encoder: PixelEncoder, episodes: Episodes) -> np.ndarray:
     return encode(encoder, episodes, np.concatenate(features).astype(np.float16))
 
 
+def with_latents(episodes: Episodes, latents: np.ndarray) -> Episodes:
+    """Return the episodes with latents (M, d) as `observations`, without frames and true states."""
+    kept = {key: episodes[key] for key in episodes.arrays if key not in ("frames", "observations", "physics")}
+    return Episodes({**kept, "observations": latents}, np.asarray(episodes.offsets), episodes.info, episodes.path)
+
+
 class FrameSteps:
     """Steps with their history of features or frames, for `Representation`.
 

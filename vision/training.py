@@ -16,7 +16,7 @@ from mpdiffuser.launch import Clock, train_config
 from mpdiffuser.trainer import Trainer
 from mpdiffuser.training import common_options
 from mpdiffuser.windows import split_indices
-from vision.data import FrameSteps, Pictures, cached_features, encode, encode_frames, weights_fingerprint
+from vision.data import FrameSteps, Pictures, cached_features, encode, encode_frames, weights_fingerprint, with_latents
 from vision.decoder import Decoder
 from vision.encoder import PixelEncoder, Representation
 
@@ -102,6 +102,4 @@ def train_encoder(
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
     decoder.latents.fit(latents)
     decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
-    kept = {key: episodes[key] for key in episodes.arrays if key not in ("frames", "observations", "physics")}
-    latent = Episodes({**kept, "observations": latents}, np.asarray(episodes.offsets), episodes.info, episodes.path)
-    return encoder, decoder, latent
+    return encoder, decoder, with_latents(episodes, latents)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -56,7 +57,8 @@ def test_a_run_without_data_is_refused(text: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_command(hopper_data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(acting.BASE, "engine", "torch")
-    for name, value in (("WINDOWS", 20), ("OBSERVATIONS", 6), ("DRAWS", 4)):
+    monkeypatch.setattr("mpdiffuser.tuning.ROWS", 20)
+    for name, value in (("OBSERVATIONS", 6), ("DRAWS", 4)):
         monkeypatch.setattr(acting, name, value)
     small = [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
     options = ["task=d4rl/hopper-medium-v2", f"output_dir={tmp_path / 'run'}", f"data_dir={hopper_data}", "trackers=[]"]
@@ -84,3 +86,8 @@ def test_the_command(hopper_data: Path, tmp_path: Path, monkeypatch) -> None:
     stamps = [file.stat().st_mtime_ns for file in files]
     acting.main(arguments)  # reuses all results
     assert stamps == [file.stat().st_mtime_ns for file in files]
+    with h5py.File(hopper_data / "hopper-medium.hdf5", "r+") as file:
+        file["rewards"][0] += 1.0
+    acting.load_pipeline.cache_clear()
+    with pytest.raises(InputError, match="not the data of"):
+        _ = acting.Run.parse(f"{tmp_path / 'run'},{hopper_data}").windows
