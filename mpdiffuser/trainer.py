@@ -37,6 +37,7 @@ from mpdiffuser.schedule import NoiseSchedule
 
 # settings that may differ when a run is resumed
 MAY_CHANGE = ("skip_bad_steps", "log_every", "checkpoint_every")
+MAY_BE_ZERO = ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps", "patience")
 
 
 class Data(Protocol):
@@ -96,13 +97,9 @@ class TrainConfig:
         if self.keep not in KEEP:
             raise InputError(f"train.keep: must be one of {', '.join(KEEP)}, found {self.keep!r}")
         for name, value in asdict(self).items():
-            if name == "keep":
-                continue
-            least = (
-                0 if name in ("weight_decay", "warmup", "seed", "ema_decay", "skip_bad_steps", "patience") else 1e-12
-            )
-            if value < least:
-                raise InputError(f"train.{name}: must be {'at least 0' if least == 0 else 'positive'}, found {value}")
+            zero = name in MAY_BE_ZERO
+            if name != "keep" and (value < 0 or (value == 0 and not zero)):
+                raise InputError(f"train.{name}: must be {'at least 0' if zero else 'positive'}, found {value}")
 
 
 class _Loss(nn.Module):
