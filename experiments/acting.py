@@ -107,7 +107,7 @@ class Run:
         options = read_json(self.folder / "planner" / last / "state" / "trainer.json")["identity"]["options"]
         data = training_data(OmegaConf.create(options), self._latents()).limited_to(options)
         data.trained["ranker"] = self.pipeline.ranker
-        often = [occupancy(part, options["discount"], options["occupancy"]) for part in data.parts]
+        often = [occupancy(part, data.discount, options["occupancy"]) for part in data.parts]
         targets = {"targets": data.logged_targets, "condition": self.pipeline.condition}
         data.shared |= {**targets, "frequencies": often}
         return planner_windows(data, 1)

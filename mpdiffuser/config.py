@@ -29,7 +29,7 @@ from mpdiffuser.errors import InputError
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat"), str)
-UNSET |= {"processes": int, "episode_seconds": float, "evaluation.parallel_controllers": int}
+UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
 WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # limits for a file: bytes, and opening brackets

@@ -103,13 +103,15 @@ def check_training(cfg: DictConfig) -> None:
     if Path(os.path.abspath(cfg.output_dir)).is_file():
         raise InputError(f"output_dir: {cfg.output_dir} is a file")
     check_samplers(cfg, cfg.horizon)
-    if cfg.advantage.temperature <= 0 or not 0 <= cfg.advantage.gae_lambda <= 1:
+    advantage = cfg.advantage
+    if advantage.temperature <= 0 or not 0 <= advantage.gae_lambda <= 1 or advantage.effective_windows < 0:
         raise InputError(
-            "advantage: temperature must be positive and gae_lambda lie in 0..1, "
-            f"found temperature={cfg.advantage.temperature}, gae_lambda={cfg.advantage.gae_lambda}"
+            "advantage: temperature must be positive, gae_lambda lie in 0..1 and effective_windows be 0 or more, found "
+            f"temperature={advantage.temperature}, gae_lambda={advantage.gae_lambda}, "
+            f"effective_windows={advantage.effective_windows}"
         )
     for name, (least, most) in RANGES.items():
-        if not least <= cfg[name] <= most:
+        if cfg[name] is not None and not least <= cfg[name] <= most:
             raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")
     for part in cfg.train:
         train_config(cfg, part)

@@ -41,6 +41,13 @@ class TrainingData:
         trained: name -> trained model.
         shared: name -> result of a recipe that later recipes use.
         info: entries that recipes add to the pipeline's info.
+
+    Attributes:
+        discount: g of returns and costs: the option, or if that is None 1 - 3 / T for T decisions in the longest
+            training episode. Rewards then count for about a third of an episode, so a fall counts long before it.
+        costs: cost_to_go (M,) of each part; None if the data have no costs.
+        logged_targets: the logged targets (M, c) of each part.
+        logged_condition: their marginals.
     """
 
     settings: Mapping[str, Any]
@@ -53,9 +60,11 @@ class TrainingData:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        discount = self.settings["discount"]
-        self.costs = [to_go(part["costs"], part, discount) if "costs" in part else None for part in self.parts]
-        returns = [to_go(part["rewards"], part, discount) for part in self.parts]
+        longest = int(np.diff(self.parts[0].offsets).max()) - 1
+        given = self.settings["discount"]
+        self.discount = max(0.0, 1 - 3 / longest) if given is None else given
+        self.costs = [to_go(part["costs"], part, self.discount) if "costs" in part else None for part in self.parts]
+        returns = [to_go(part["rewards"], part, self.discount) for part in self.parts]
         self.logged_targets = [joined_targets(*pair) for pair in zip(returns, self.costs)]
         self.logged_condition = self.condition_of(self.logged_targets)
 

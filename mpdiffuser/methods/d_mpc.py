@@ -38,7 +38,7 @@ class ProposalSampler(Sampler):
 
 def build_critic(data: TrainingData) -> Ranker:
     """Build an untrained critic of the logged returns, with fitted normalisers."""
-    discount, sizes = data.settings["discount"], {**data.settings["ranker"], "optimism": 0.5}
+    discount, sizes = data.discount, {**data.settings["ranker"], "optimism": 0.5}
     critic, rows = Ranker(**data.dims, discount=discount, **sizes), step_rows(data.parts[0])
     critic.latents.fit(data.parts[0]["observations"])
     critic.rewards.fit(data.parts[0]["rewards"][rows])

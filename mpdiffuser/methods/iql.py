@@ -105,7 +105,7 @@ class ImplicitQ(Model):
 
 def build(data: TrainingData) -> ImplicitQ:
     """Build an untrained model with a fitted normaliser and reward scale."""
-    model = ImplicitQ(**data.dims, discount=data.settings["discount"], **data.settings["baselines.iql"])
+    model = ImplicitQ(**data.dims, discount=data.discount, **data.settings["baselines.iql"])
     model.latents.fit(data.parts[0]["observations"])
     span = max(float(np.ptp(data.parts[0].returns)), 1e-8)
     model.reward_scale.data.fill_(EPISODE_RETURN / span)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import brentq
 
 from mpdiffuser.methods.base import Fit, Planning, Recipe, Setup, TrainingData, joined_targets
 from mpdiffuser.models.denoisers import Planner
@@ -14,7 +15,7 @@ from mpdiffuser.windows import Steps, Windows, occupancy, step_rows, to_go
 
 def build_ranker(data: TrainingData) -> Ranker:
     """Build an untrained ranker; it predicts costs if the data have costs."""
-    costs, discount = data.costs[0] is not None, data.settings["discount"]
+    costs, discount = data.costs[0] is not None, data.discount
     return Ranker(**data.dims, discount=discount, costs=costs, **data.settings["ranker"])
 
 
@@ -29,7 +30,7 @@ def fit_ranker(fit: Fit, ranker: Ranker, data: TrainingData) -> Ranker:
     frequencies, (M,) for each part.
     """
     settings, parts, costs = data.settings, data.parts, data.costs
-    discount, rounds = settings["discount"], settings["rounds"]
+    discount, rounds = data.discount, settings["rounds"]
     frequencies = [occupancy(part, discount, settings["occupancy"]) for part in parts]
     rows = step_rows(parts[0])
     ranker.latents.fit(parts[0]["observations"])
@@ -79,11 +80,39 @@ def advantage_weights(
     return [np.exp(np.clip(advantage / scale, -8, bound)) for advantage in advantages]
 
 
+def equalizing_power(weights: np.ndarray, least: float) -> float:
+    """Return the largest power p in 0..1 for which the weights w^p (n,) have at least `least` effective windows.
+
+    The effective number of windows is (sum w)^2 / sum w^2 (Kish 1965). It is n for equal weights, p = 0. With few
+    windows, unequal weights cost more by their smaller effective number than they gain.
+
+    Args:
+        weights: w, (n,), positive.
+        least: the effective number; with n <= least the result is 0.
+    """
+
+    def excess(power: float) -> float:
+        raised = weights**power
+        return float(raised.sum() ** 2 / np.square(raised).sum() - least)
+
+    if excess(1.0) >= 0:
+        return 1.0
+    return float(brentq(excess, 0.0, 1.0)) if excess(0.0) > 0 else 0.0
+
+
 def planner_windows(data: TrainingData, part: int) -> Windows:
-    """Return the windows of one part. Their weight is the frequency of their first row times `advantage_weights`."""
+    """Return the windows of one part.
+
+    Their weight is the frequency of their first row times its advantage weight (`advantage_weights`), to the power
+    `equalizing_power`.
+    """
     if "weights" not in data.shared:
-        weights = advantage_weights(data.trained["ranker"], data, **data.settings["advantage"])
-        data.shared["weights"] = [weight * often for weight, often in zip(weights, data.shared["frequencies"])]
+        settings = dict(data.settings["advantage"])
+        least = settings.pop("effective_windows")
+        weights = advantage_weights(data.trained["ranker"], data, **settings)
+        products = [weight * often for weight, often in zip(weights, data.shared["frequencies"])]
+        power = equalizing_power(products[0][step_rows(data.parts[0])], least)
+        data.shared["weights"] = [product**power for product in products]
     shared = data.shared
     return data.windows(part, shared["targets"][part], shared["condition"], shared["weights"][part])
 

@@ -17,6 +17,7 @@ from mpdiffuser.trainer import TrainConfig
         ("horizon=15", r"horizon: must be a multiple of 2.*found 15"),
         ("discount=1.0", r"discount: must lie in 0\.\."),
         ("validation=1.5", r"validation: must lie in 0\.\.1, found 1\.5"),
+        ("advantage.effective_windows=-1", r"effective_windows be 0 or more, found .*effective_windows=-1"),
         ("seed=-1", r"seed: must lie in 0\.\."),
         ("threads=0", r"threads: must lie in 1\.\."),
         ("mixed_precision=fp8", r"mixed_precision: .*'fp8'"),

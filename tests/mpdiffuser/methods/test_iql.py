@@ -75,4 +75,4 @@ def test_it_acts_by_its_mean_action(setup_of) -> None:
     with torch.no_grad():
         expected = setup.model("iql", ImplicitQ)(torch.from_numpy(observations))
     np.testing.assert_array_equal(policy.act(observations), expected)
-    assert setup.model("iql", ImplicitQ).config["discount"] == 0.99
+    assert setup.model("iql", ImplicitQ).config["discount"] == 1 - 3 / 12  # the longest episode has 12 decisions

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.methods import TrainingData
-from mpdiffuser.methods.planner import advantage_weights, fit_ranker
+from mpdiffuser.methods.planner import advantage_weights, equalizing_power, fit_ranker, planner_windows
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.schedule import NoiseSchedule
@@ -92,3 +94,36 @@ def test_weights_by_their_definition(make_episodes, randomize, gae_lambda: float
     scale = 0.7 * advantages[0][steps[0]].std()
     for weights, advantage, rows in zip(found, advantages, steps):
         np.testing.assert_allclose(np.log(weights[rows]), np.clip(advantage[rows] / scale, -8, 0.5), atol=1e-3)
+
+
+@given(st.lists(st.floats(0.01, 30), min_size=1, max_size=40), st.floats(0, 50))
+def test_power_keeps_the_effective_number_of_windows(weights: list[float], least: float) -> None:
+    w = np.array(weights)
+    power = equalizing_power(w, least)
+    number = lambda p: (w**p).sum() ** 2 / (w ** (2 * p)).sum()  # noqa: E731
+    assert 0 <= power <= 1
+    if number(1) >= least:
+        assert power == 1
+    elif number(0) <= least:
+        assert power == 0
+    else:
+        assert number(power) == pytest.approx(least, rel=1e-6)
+
+
+@pytest.mark.parametrize(("least", "equal"), [(0, False), (1000, True)])
+def test_few_windows_have_equal_weights(make_episodes, randomize, least: int, equal: bool) -> None:
+    parts = (make_episodes([30, 20]), make_episodes([10], seed=1))
+    advantage = {"temperature": 0.1, "gae_lambda": 0.9, "bound": 3.0, "effective_windows": least}
+    data = data_of(parts, advantage=advantage, horizon=4)
+    data.trained["ranker"] = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
+    frequencies = [np.ones(len(part["observations"])) for part in parts]
+    data.shared |= {"targets": data.logged_targets, "condition": data.logged_condition, "frequencies": frequencies}
+    counts = np.bincount(planner_windows(data, 0).starts)
+    assert (sorted(set(counts)) == [0, 1]) is equal  # 0: the final rows
+
+
+@pytest.mark.parametrize(("lengths", "discount"), [([30, 12], 0.9), ([2, 1], 0.0), ([3000], 0.999)])
+def test_default_discount_is_a_third_of_the_longest_episode(make_episodes, lengths: list[int], discount: float) -> None:
+    part = make_episodes(lengths)
+    assert data_of((part, part), discount=None).discount == pytest.approx(discount)
+    assert data_of((part, part), discount=0.5).discount == 0.5
