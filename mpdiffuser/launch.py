@@ -103,13 +103,13 @@ def check_training(cfg: DictConfig) -> None:
     if Path(os.path.abspath(cfg.output_dir)).is_file():
         raise InputError(f"output_dir: {cfg.output_dir} is a file")
     check_samplers(cfg, cfg.horizon)
-    advantage = cfg.advantage
-    if advantage.temperature <= 0 or not 0 <= advantage.gae_lambda <= 1 or advantage.effective_windows < 0:
-        raise InputError(
-            "advantage: temperature must be positive, gae_lambda lie in 0..1 and effective_windows be 0 or more, found "
-            f"temperature={advantage.temperature}, gae_lambda={advantage.gae_lambda}, "
-            f"effective_windows={advantage.effective_windows}"
-        )
+    for section in ("advantage", "episode_advantage"):
+        if not cfg[section].temperature > 0:
+            raise InputError(f"{section}.temperature: must be positive, found {cfg[section].temperature}")
+    if not 0 <= cfg.advantage.gae_lambda <= 1:
+        raise InputError(f"advantage.gae_lambda: must lie in 0..1, found {cfg.advantage.gae_lambda}")
+    if cfg.advantage.effective_windows < 0:
+        raise InputError(f"advantage.effective_windows: must be 0 or more, found {cfg.advantage.effective_windows}")
     for name, (least, most) in RANGES.items():
         if cfg[name] is not None and not least <= cfg[name] <= most:
             raise InputError(f"{name}: must lie in {least}..{most}, found {cfg[name]}")

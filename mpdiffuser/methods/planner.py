@@ -80,6 +80,28 @@ def advantage_weights(
     return [np.exp(np.clip(advantage / scale, -8, bound)) for advantage in advantages]
 
 
+def episode_weights(ranker: Ranker, data: TrainingData, temperature: float, bound: float) -> list[np.ndarray]:
+    """Return the weights (M,) of the rows' episodes, for each part: exp(A / temperature), equal within an episode.
+
+    A is the episode's advantage: its logged return minus the value of its first state, less the mean over the rows, in
+    standard deviations over the rows. Both have the cost_to_go of the first row. This is the trajectory weighting of
+    Hong et al. (2023). An advantage over a few decisions does not tell which of two behaviours falls later.
+
+    Args:
+        ranker: the trained ranker.
+        data: the training data.
+        temperature: see above; a large value gives equal weights.
+        bound: the largest weight is exp(bound).
+    """
+    advantages = []
+    for part, targets, cost in zip(data.parts, data.logged_targets, data.costs):
+        first = part.offsets[part.episode_of_row]
+        advantages.append((targets[:, 0] - ranker.values(part["observations"], cost))[first])
+    trained = advantages[0][step_rows(data.parts[0])]
+    mean, scale = float(trained.mean()), temperature * max(float(trained.std()), 1e-8)
+    return [np.exp(np.clip((advantage - mean) / scale, -8, bound)) for advantage in advantages]
+
+
 def equalizing_power(weights: np.ndarray, least: float) -> float:
     """Return the largest power p in 0..1 for which the weights w^p (n,) have at least `least` effective windows.
 
@@ -103,14 +125,18 @@ def equalizing_power(weights: np.ndarray, least: float) -> float:
 def planner_windows(data: TrainingData, part: int) -> Windows:
     """Return the windows of one part.
 
-    Their weight is the frequency of their first row times its advantage weight (`advantage_weights`), to the power
-    `equalizing_power`.
+    Their weight is the product of the frequency, `advantage_weights` and `episode_weights` of their first row, to the
+    power `equalizing_power`.
     """
     if "weights" not in data.shared:
-        settings = dict(data.settings["advantage"])
+        ranker, settings = data.trained["ranker"], dict(data.settings["advantage"])
         least = settings.pop("effective_windows")
-        weights = advantage_weights(data.trained["ranker"], data, **settings)
-        products = [weight * often for weight, often in zip(weights, data.shared["frequencies"])]
+        factors = (
+            advantage_weights(ranker, data, **settings),
+            episode_weights(ranker, data, **data.settings["episode_advantage"]),
+            data.shared["frequencies"],
+        )
+        products = [np.prod(each, 0) for each in zip(*factors)]
         power = equalizing_power(products[0][step_rows(data.parts[0])], least)
         data.shared["weights"] = [product**power for product in products]
     shared = data.shared
@@ -139,7 +165,7 @@ PLANNER = Recipe(
     {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3},
     planner_windows,
     after=("ranker",),
-    sections=("planner", "advantage"),
+    sections=("planner", "advantage", "episode_advantage"),
     own_seed=False,
 )
 

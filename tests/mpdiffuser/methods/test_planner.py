@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.methods import TrainingData
-from mpdiffuser.methods.planner import advantage_weights, equalizing_power, fit_ranker, planner_windows
+from mpdiffuser.methods.planner import (
+    advantage_weights,
+    episode_weights,
+    equalizing_power,
+    fit_ranker,
+    planner_windows,
+)
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.schedule import NoiseSchedule
@@ -96,6 +102,26 @@ def test_weights_by_their_definition(make_episodes, randomize, gae_lambda: float
         np.testing.assert_allclose(np.log(weights[rows]), np.clip(advantage[rows] / scale, -8, 0.5), atol=1e-3)
 
 
+def test_weights_of_episodes_by_their_definition(make_episodes, randomize) -> None:
+    parts = (make_episodes([7, 5, 9], terminated=[1]), make_episodes([4], seed=1))
+    ranker = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
+    found = episode_weights(ranker, data_of(parts), 0.7, 1.0)
+    advantages = []
+    for part in parts:
+        returns = to_go(part["rewards"], part, DISCOUNT)
+        for e in range(len(part)):
+            rows = part.rows(e)
+            value = ranker.values(part["observations"][rows][:1])[0]
+            advantages.append((returns[rows.start] - value, rows.stop - rows.start - 1))
+    lengths = np.array([length for _, length in advantages[:3]])
+    of_training = np.array([advantage for advantage, _ in advantages[:3]])
+    mean = np.average(of_training, weights=lengths)
+    scale = 0.7 * np.sqrt(np.average((of_training - mean) ** 2, weights=lengths))
+    expected = [np.exp(min((advantage - mean) / scale, 1.0)) for advantage, _ in advantages]
+    np.testing.assert_allclose(found[0], np.repeat(expected[:3], lengths + 1), rtol=1e-3)
+    np.testing.assert_allclose(found[1], np.full(5, expected[3]), rtol=1e-3)
+
+
 @given(st.lists(st.floats(0.01, 30), min_size=1, max_size=40), st.floats(0, 50))
 def test_power_keeps_the_effective_number_of_windows(weights: list[float], least: float) -> None:
     w = np.array(weights)
@@ -113,8 +139,9 @@ def test_power_keeps_the_effective_number_of_windows(weights: list[float], least
 @pytest.mark.parametrize(("least", "equal"), [(0, False), (1000, True)])
 def test_few_windows_have_equal_weights(make_episodes, randomize, least: int, equal: bool) -> None:
     parts = (make_episodes([30, 20]), make_episodes([10], seed=1))
-    advantage = {"temperature": 0.1, "gae_lambda": 0.9, "bound": 3.0, "effective_windows": least}
-    data = data_of(parts, advantage=advantage, horizon=4)
+    settings = {"temperature": 0.1, "bound": 3.0}
+    advantage = settings | {"gae_lambda": 0.9, "effective_windows": least}
+    data = data_of(parts, advantage=advantage, episode_advantage=settings, horizon=4)
     data.trained["ranker"] = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
     frequencies = [np.ones(len(part["observations"])) for part in parts]
     data.shared |= {"targets": data.logged_targets, "condition": data.logged_condition, "frequencies": frequencies}
