@@ -46,5 +46,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(a, dict) and isinstance(b, dict):
             result += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            result.append(f"{prefix}{key}: {a} there, {b} now")
+            there, now = ("null" if value is None else value for value in (a, b))  # as on the command line
+            result.append(f"{prefix}{key}: {there} there, {now} now")
     return result

@@ -185,7 +185,7 @@ def test_a_rerun_reuses_everything(trained: Path, data: Path, tmp_path: Path, ru
     [
         ("validation=0.5", "validation: 0.1 there, 0.5 now"),
         ("seed=1", "seed: 0 there, 1 now"),
-        ("discount=0.9", "discount: 0.99 there, 0.9 now"),
+        ("discount=0.9", "discount: null there, 0.9 now"),
         ("td_lambda=0.5", "td_lambda: 0.9 there, 0.5 now"),
         ("horizon=4", "horizon: 8 there, 4 now"),
         ("ranker.hidden=32", "ranker.hidden: "),
@@ -226,7 +226,7 @@ def test_a_rerun_with_other_data_is_refused(trained: Path, tmp_path: Path, run: 
     ("option", "words"),
     [
         ("evaluation.episodes=3", "settings.episodes: 2 there, 3 now"),
-        ("sampler.steps=2", "settings.sampler.steps: None there, 2 now"),
+        ("sampler.steps=2", "settings.sampler.steps: null there, 2 now"),
         ("evaluation.methods=[mpdiffuser,cloning]", "settings.methods: "),
     ],
 )

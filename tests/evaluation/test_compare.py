@@ -40,7 +40,7 @@ def test_another_evaluation_starts_anew(stage: SimpleNamespace) -> None:
     stage.stop = None
     stage.compare(stage.configuration("sampler.steps=3"))
     assert stage.asked == [*METHODS[:3], *METHODS]
-    words = r"metrics\.json: of another evaluation \(settings\.sampler\.steps: 3 there, None now\)"
+    words = r"metrics\.json: of another evaluation \(settings\.sampler\.steps: 3 there, null now\)"
     with pytest.raises(InputError, match=words):
         stage.compare(stage.configuration())
 

@@ -22,8 +22,8 @@ def test_differences_are_named_at_any_depth() -> None:
     old = {"data": "a", "options": {"seed": 0, "planner": {"width": 32}}, "gone": 1}
     new = {"data": "a", "options": {"seed": 1, "planner": {"width": 64}}, "more": [1]}
     assert differences(old, new) == [
-        "gone: 1 there, None now",
-        "more: None there, [1] now",
+        "gone: 1 there, null now",
+        "more: null there, [1] now",
         "options.planner.width: 32 there, 64 now",
         "options.seed: 0 there, 1 now",
     ]
@@ -49,7 +49,7 @@ def test_a_folder_of_another_run_is_refused_and_says_why(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("found", [None, 3, [1], {}])
 def test_a_run_without_an_identity_is_another_run(tmp_path: Path, found: object) -> None:
-    with pytest.raises(InputError, match="data: None there, a now"):
+    with pytest.raises(InputError, match="data: null there, a now"):
         check_run(run_of(tmp_path / "planner", found), {"data": "a"})
 
 

@@ -161,7 +161,7 @@ def test_train_returns_what_it_saved(parts, whole: Path, tmp_path: Path) -> None
     [
         ({"config": TrainConfig(**{**TWENTY.__dict__, "learning_rate": 0.5})}, r"train\.learning_rate: 0\.01 .*0\.5"),
         ({"sizes": {"embedding": 8}}, r"model\.embedding: 16 there, 8 now"),
-        ({"identity": {"data": "other"}}, r"data: None there, other now"),
+        ({"identity": {"data": "other"}}, r"data: null there, other now"),
     ],
 )
 def test_another_run_in_the_folder(parts, whole: Path, change: dict[str, Any], words: str) -> None:
