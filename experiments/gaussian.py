@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mpdiffuser.models.denoisers import Denoiser
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 
@@ -87,7 +88,7 @@ class System:
         return Gaussian(inverse @ mean, inverse @ covariance @ inverse.T)
 
 
-class ExactPlanner(nn.Module):
+class ExactPlanner(Denoiser, nn.Module):
     """A planner whose denoiser is exact for its density."""
 
     def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
@@ -123,7 +124,7 @@ class ActionTermPlanner(ExactPlanner):
         return super().forward(x, levels, condition, keep) + (actions * term).view_as(x)
 
 
-class ExactDynamics(nn.Module):
+class ExactDynamics(Denoiser, nn.Module):
     """A dynamics model whose denoiser is exact for the density p(u) p(z | u) of its data, with noise on both."""
 
     def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:

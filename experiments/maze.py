@@ -115,6 +115,7 @@ def learn(system: System, shown_by: System, steps: int, seed: int = 0, width: in
     net = dict(width=width, multipliers=(1, 2), embedding=64)
     planner, dynamics = Planner(*sizes, **net), Dynamics(*sizes, **net)
     latents, actions = normalizers
+    planner.actions.load_state_dict(actions.state_dict())
     train(planner, latents.normalize(good[0]), actions.normalize(good[1]), steps, seed)
     train(dynamics, latents.normalize(random[0]), actions.normalize(random[1]), 2 * steps, seed + 1)
     return Learned(system, planner, dynamics, latents, actions)

@@ -87,6 +87,7 @@ class Prepared:
 
     def __init__(self, model: Any, levels: Sequence[int], denoise: Run | None = None) -> None:
         self.model, self.levels, self.denoise, self.config = model, list(levels), denoise, model.config
+        self.to_clean = model.to_clean
         self._last = -1  # level and other inputs of the last call
         self._known: tuple[torch.Tensor, ...] = ()
         self._modulations: dict[int, torch.Tensor] = {}

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "schedule": {SCHEDULE},
 }
 OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
-FORMAT_VERSION = 4  # version of the format of a pipeline folder
+FORMAT_VERSION = 5  # version of the format of a pipeline folder
 SAME = (
     "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim",
     "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim",

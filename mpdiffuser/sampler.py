@@ -273,14 +273,14 @@ class Sampler:
 
     def guided(self, x: torch.Tensor, level: int, condition: torch.Tensor, g: float) -> torch.Tensor:
         """Estimate D of x (B, H, d + m) with the planner at guidance scale g, clamped to the data's range."""
-        prediction = self.planner.config["prediction"]
         levels, keep = x.new_full((len(x),), level, dtype=torch.long), x.new_ones(len(x))
         if g in (0, 1):
-            clean = self.schedule.to_clean(prediction, self.planner(x, levels, condition, g * keep), x, levels)
+            output = self.planner(x, levels, condition, g * keep)
+            clean = self.planner.to_clean(output, x, levels, self.schedule)
         else:
             twice = lambda tensor: torch.cat([tensor, tensor])  # noqa: E731
             output = self.planner(twice(x), twice(levels), twice(condition), torch.cat([keep, 0 * keep]))
-            with_target, without = self.schedule.to_clean(prediction, output, twice(x), twice(levels)).chunk(2)
+            with_target, without = self.planner.to_clean(output, twice(x), twice(levels), self.schedule).chunk(2)
             clean = without + g * (with_target - without)
         return clean.clamp(self.low, self.high)
 
@@ -289,5 +289,5 @@ class Sampler:
         assert self.dynamics is not None
         d = self.dynamics.config["latent_dim"]
         levels = x.new_full((len(x),), level, dtype=torch.long)
-        clean = self.schedule.to_clean(self.dynamics.config["prediction"], self.dynamics(x, levels), x[..., :d], levels)
+        clean = self.dynamics.to_clean(self.dynamics(x, levels), x[..., :d], levels, self.schedule)
         return clean.clamp(self.low[:d], self.high[:d])

@@ -90,6 +90,15 @@ class NoiseSchedule(SchedulerMixin, ConfigMixin):
             return (noisy - sigma * output) / alpha
         return alpha * noisy - sigma * output
 
+    def output_scale(self, prediction: str, levels: torch.Tensor, dims: int) -> torch.Tensor:
+        """Return the error of an output that an error of 1 in its estimate of x_0 has, at levels (B,).
+
+        Returns:
+            (B, 1, ..., 1) with `dims` dimensions: alpha / sigma for "epsilon", 1 for "sample", 1 / sigma for v.
+        """
+        alpha, sigma = self.coefficients(levels, dims)
+        return {"epsilon": alpha, "sample": sigma, "v_prediction": torch.ones_like(sigma)}[prediction] / sigma
+
     def grid(self, steps: int, kind: str = "logsnr") -> list[int]:
         """Return the visited noise levels, decreasing from T - 1, without the final clean level.
 

@@ -63,7 +63,7 @@ class Student(Planner):
         x = hold(self.teacher.temperature * noise, present)
         levels = torch.full((len(x),), schedule.config["num_levels"] - 1, device=x.device)
         output = self(x, levels, condition, torch.ones(len(x), device=x.device))
-        drawn = schedule.to_clean(self.config["prediction"], output, x, levels)
+        drawn = self.to_clean(output, x, levels, schedule)
         weight = torch.ones_like(drawn)
         weight[:, 0, : present.shape[1]] = 0  # z_0 is given
         weight[:, 0, present.shape[1] :] = self.config["first_action_weight"]

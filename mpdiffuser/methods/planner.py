@@ -146,7 +146,9 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
 def build_planner(data: TrainingData) -> Planner:
     """Build an untrained planner for the data's dimensions and targets."""
     horizon, sizes = data.settings["horizon"], data.settings["planner"]
-    return Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **sizes)
+    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **sizes)
+    planner.actions.load_state_dict(data.actions.state_dict())
+    return planner
 
 
 RANKER = Recipe(

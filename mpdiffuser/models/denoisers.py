@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.base import Model
+from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.models.unet import LevelEmbedding, TemporalUNet, check_horizon
 from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 
@@ -44,7 +45,19 @@ def hold(
     return held
 
 
-class Planner(Model):
+class Denoiser:
+    """A diffusion model. Its configuration has `prediction`, the type of the network's output."""
+
+    config: Any
+
+    def to_clean(
+        self, output: torch.Tensor, noisy: torch.Tensor, levels: torch.Tensor, schedule: NoiseSchedule
+    ) -> torch.Tensor:
+        """Convert an output (B, ...) at noisy x_t (B, ...) and levels (B,) to the estimate D of x_0, (B, ...)."""
+        return schedule.to_clean(self.config["prediction"], output, noisy, levels)
+
+
+class Planner(Denoiser, Model):
     """Joint diffusion model of states and actions, given z_0 and the target.
 
     Args:
@@ -56,6 +69,10 @@ class Planner(Model):
         first_action_weight: weight of the loss on u_0, the action that is executed.
         level_draws: number of random levels for each example; training uses the highest. More levels train the high
             noise levels more often, which decide the first action.
+        bounded: whether estimated actions are within -1..1 by a tanh (`to_clean`).
+
+    Attributes:
+        actions: normaliser of the actions; fit or copy it before training.
 
     Raises:
         InputError: for a horizon or a prediction type that is not allowed.
@@ -75,6 +92,7 @@ class Planner(Model):
         dropout: float = 0.1,
         first_action_weight: float = 50.0,
         level_draws: int = 2,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         check_horizon(horizon, multipliers)
@@ -83,6 +101,7 @@ class Planner(Model):
             raise InputError(f"planner.level_draws: must be at least 1, found {level_draws}")
         self.level = LevelEmbedding(embedding)
         self.context = perceptron(latent_dim + condition_dim + 1, embedding)
+        self.actions = Normalizer(action_dim)
         drawn = len(range(latent_dim + action_dim)[self.columns(latent_dim)])
         self.unet = TemporalUNet(drawn, drawn, width, multipliers, embedding)
 
@@ -120,6 +139,26 @@ class Planner(Model):
         first, after, _ = self.columns(self.config["latent_dim"]).indices(x.shape[-1])
         return pad(self.unet(x[..., first:after], modulation), (first, x.shape[-1] - after))
 
+    def to_clean(
+        self, output: torch.Tensor, noisy: torch.Tensor, levels: torch.Tensor, schedule: NoiseSchedule
+    ) -> torch.Tensor:
+        """Convert an output (B, H, d + m) at noisy x_t (B, H, d + m) and levels (B,) to the estimate D, like x_t.
+
+        The estimate of the states is linear in the output. With `bounded`, that of the actions is D = tanh(y + o) in
+        decoded units: o is the output's part of the linear estimate, and tanh(y) its other part, clipped to values
+        inside -1..1. At pure noise D = tanh(o), the usual form of a policy.
+        """
+        clean = super().to_clean(output, noisy, levels, schedule)
+        if not self.config["bounded"]:
+            return clean
+        d, scale = self.config["latent_dim"], self.actions.std
+        known = schedule.to_clean(self.config["prediction"], torch.zeros_like(output), noisy, levels)[..., d:]
+        _, sigma = schedule.coefficients(levels, clean.dim())
+        edge = 1 - (sigma.square() / 2).clamp(min=1e-3)
+        known_part = torch.atanh(self.actions.denormalize(known).clamp(-edge, edge))
+        actions = torch.tanh(known_part + (clean[..., d:] - known) * scale)
+        return torch.cat([clean[..., :d], self.actions.normalize(actions)], -1)
+
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return inputs of `forward`, a batch of 2."""
         return *_example(self.config), torch.zeros(2, self.config["condition_dim"]), torch.ones(2)
@@ -142,17 +181,18 @@ class Planner(Model):
         present = batch["latents"][:, 0]
         noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), present)
         output = self(noisy, random["levels"], batch["condition"], random["keep"])
-        target = schedule.training_target(self.config["prediction"], clean, random["noise"], random["levels"])
+        estimate = self.to_clean(output, noisy, random["levels"], schedule)
+        scale = schedule.output_scale(self.config["prediction"], random["levels"], clean.dim())
         states = batch["mask"][..., None].expand_as(batch["latents"]).clone()
         actions = batch["action_mask"][..., None].expand_as(batch["actions"]).clone()
         states[:, 0] = 0  # z_0 is given, not predicted
         actions[:, 0] *= self.config["first_action_weight"]
         weight = torch.cat([states, actions], -1)
         drawn = self.columns(self.config["latent_dim"])
-        return {"loss": weighted_error(output[..., drawn], target[..., drawn], weight[..., drawn])}
+        return {"loss": weighted_error(scale * estimate[..., drawn], scale * clean[..., drawn], weight[..., drawn])}
 
 
-class Dynamics(Model):
+class Dynamics(Denoiser, Model):
     """Diffusion model of the states, given z_0 and the actions. It does not get the target.
 
     In training the actions have independent noise of the same level as the states, as in the alternating sampler.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.denoisers import Denoiser, Dynamics, Planner
 from mpdiffuser.sampler import COMPOSITIONS, Sampler, SamplerConfig
 from mpdiffuser.schedule import GRIDS, PREDICTIONS, SOLVERS, NoiseSchedule, moves
 
@@ -38,7 +38,7 @@ def given(batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def planner(randomize) -> Planner:
-    return randomize(Planner(**SIZES), seed=1)
+    return randomize(Planner(**SIZES, bounded=False), seed=1)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def reference(scheduler: Any, planner: Planner, present: torch.Tensor, condition
 @pytest.mark.parametrize("steps", [5, 20])
 def test_agrees_with_diffusers(randomize, solver: str, prediction: str, steps: int) -> None:
     schedule = NoiseSchedule(100, "linear")  # alpha stays above 0.006, so that epsilon can be compared too
-    planner = randomize(Planner(**SIZES, prediction=prediction), seed=3)
+    planner = randomize(Planner(**SIZES, prediction=prediction, bounded=False), seed=3)
     options: dict[str, Any] = dict(beta_start=1e-3, beta_end=0.2, prediction_type=prediction)
     scheduler: Any
     if solver == "dpmpp_2m":
@@ -120,7 +120,7 @@ def test_ddim_with_eta_agrees_with_diffusers(planner: Planner, eta: float) -> No
     assert torch.equal(*(s(present, condition, noise_from(7, 4)) for s in (sampler, same_as_ddpm)))
 
 
-class GaussianPlanner(nn.Module):
+class GaussianPlanner(Denoiser, nn.Module):
     """The exact denoiser of data whose entries are independent normals with this mean and deviation."""
 
     def __init__(self, mean: float, std: float, schedule: NoiseSchedule = SCHEDULE) -> None:
@@ -335,7 +335,7 @@ def test_any_call_gives_finite_plans_that_rows_do_not_share(
 
 def test_dynamics_power_zero_leaves_the_states_to_the_dynamics(randomize, planner: Planner, dynamics: Dynamics) -> None:
     present, condition = given(4)
-    other = randomize(Planner(**SIZES), seed=1)
+    other = randomize(Planner(**SIZES, bounded=False), seed=1)
     with torch.no_grad():
         other.unet.leave[-1].weight[:D] += 1.0  # another opinion of the states, the same of the actions
     results = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mpdiffuser.methods import METHODS, Baseline, Setup
+from mpdiffuser.models.denoisers import Denoiser
 from mpdiffuser.models.normalizer import Marginals
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Plan
@@ -48,7 +49,7 @@ def noise_from() -> Callable[[int, int], Callable[[], torch.Tensor]]:
 def stub_of(call: Callable[..., torch.Tensor], **config: Any) -> Any:
     """What a sampler needs of a model that predicts clean data."""
 
-    class Stub:
+    class Stub(Denoiser):
         def __init__(self) -> None:
             self.config = {"prediction": "sample", "latent_dim": D, **config}
 

@@ -93,7 +93,7 @@ def test_a_student_comes_near_its_teacher(teacher, setup_of, tmp_path) -> None:
 def test_the_loss_by_hand(teacher) -> None:
     """A student that says `clean` loses the weighted squared distance from the teacher's plan."""
     pipeline, _ = teacher
-    student = Student(**SIZES, prediction="sample", first_action_weight=3.0)
+    student = Student(**SIZES, prediction="sample", first_action_weight=3.0, bounded=False)
     for parameter in student.parameters():
         torch.nn.init.zeros_(parameter)  # so it says 0
     student.teacher = pipeline.sampler(replace(CONFIG, candidates=1))

@@ -42,7 +42,7 @@ def test_other_sizes_that_cannot_be(kind: type) -> None:
 @pytest.mark.parametrize("valid", [2, 5, H])
 def test_denoising_loss_by_hand(randomize, kind: type, prediction: str, valid: int) -> None:
     schedule = NoiseSchedule(100)
-    model = randomize(kind(**SIZES, prediction=prediction))
+    model = randomize(kind(**SIZES, prediction=prediction, **({"bounded": False} if kind is Planner else {})))
     batch = batch_of_windows(valid=valid)
     random = model.draw(4, schedule, torch.Generator().manual_seed(0))
     levels, noise = random["levels"], random["noise"]
@@ -67,6 +67,66 @@ def test_denoising_loss_by_hand(randomize, kind: type, prediction: str, valid: i
                 weights += weight
         per_window.append(total / weights)
     assert found == pytest.approx(sum(per_window) / 4, rel=1e-4)
+
+
+def bounded_planner(prediction: str, **fitted: list[float]) -> Planner:
+    planner = Planner(**SIZES, prediction=prediction)
+    for name, value in fitted.items():
+        getattr(planner.actions, name).data = torch.tensor(value)
+    return planner
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_bounded_actions(prediction: str) -> None:
+    """States as without a bound, actions inside -1..1; increasing in the unbounded estimate; a policy at pure noise."""
+    schedule, scale = NoiseSchedule(100), {"mean": [0.3, -0.5], "std": [0.4, 0.8]}
+    planner = bounded_planner(prediction, **scale)
+    levels = torch.arange(100)
+    noisy, output = 2 * normal(100, H, D + M), 3 * normal(100, H, D + M, seed=1)
+    linear = schedule.to_clean(prediction, output, noisy, levels)
+    found = planner.to_clean(output, noisy, levels, schedule)
+    assert torch.equal(found[..., :D], linear[..., :D])
+    actions = planner.actions.denormalize(found[..., D:])
+    assert actions.abs().max() <= 1 + 1e-6
+    step = schedule.to_clean(prediction, output + 1e-2, noisy, levels) - linear
+    more = planner.actions.denormalize(planner.to_clean(output + 1e-2, noisy, levels, schedule)[..., D:])
+    assert ((more - actions) * step[..., D:].sign() >= 0).all()
+    if prediction == "v_prediction":
+        top = planner.actions.mean.atanh() - planner.actions.std * output[-1, :, D:]
+        torch.testing.assert_close(actions[-1], torch.tanh(top), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_bounded_estimate_keeps_clean_actions(prediction: str) -> None:
+    """With a zero output the estimate at the lowest level is the noisy trajectory, also near the bounds."""
+    planner, schedule = bounded_planner(prediction, mean=[0.2, 0.0], std=[0.5, 0.7]), NoiseSchedule(1000)
+    actions = torch.linspace(-1, 1, 2 * H).view(1, H, 2)
+    x = torch.cat([normal(1, H, D), planner.actions.normalize(actions)], -1)
+    clean = planner.to_clean(torch.zeros_like(x), x, torch.zeros(1, dtype=torch.long), schedule)
+    torch.testing.assert_close(planner.actions.denormalize(clean[..., D:]), actions, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_loss_of_a_bounded_planner_by_hand(randomize, prediction: str) -> None:
+    """The unbounded loss with the error of the bounded estimate, in units of the output."""
+    schedule, planner = NoiseSchedule(100, "linear"), randomize(bounded_planner(prediction))
+    batch, random = batch_of_windows(), planner.draw(4, schedule, torch.Generator().manual_seed(0))
+    batch["actions"] = batch["actions"].clamp(-1, 1)
+    clean = torch.cat([batch["latents"], batch["actions"]], -1)
+    noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), clean[:, 0, :D])
+    total = 0.0
+    with torch.no_grad():
+        estimate = planner.to_clean(
+            planner(noisy, random["levels"], batch["condition"], random["keep"]), noisy, random["levels"], schedule
+        )
+        for b, level in enumerate(random["levels"].tolist()):
+            alpha, sigma = float(schedule.alphas[level]), float(schedule.sigmas[level])
+            unit = {"epsilon": alpha / sigma, "sample": 1.0, "v_prediction": 1 / sigma}[prediction]
+            error = (unit * (estimate[b] - clean[b])) ** 2
+            weight = torch.ones(H, D + M)
+            weight[0, :D], weight[0, D:], weight[-1, D:] = 0, 50, 0
+            total += float((weight * error).sum() / weight.sum()) / 4
+    assert planner.loss(batch, random, schedule)["loss"].item() == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Planner, Dynamics])
