@@ -36,7 +36,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.training import training_data
 from mpdiffuser.tuning import ROWS, action_errors, clustered_error, sample
-from mpdiffuser.windows import Windows, occupancy
+from mpdiffuser.windows import Windows
 from vision.data import cached_features, encode, encode_frames, with_latents
 
 FIRST_SEED = 5000  # of the episodes; no table of results uses them
@@ -107,9 +107,7 @@ class Run:
         options = read_json(self.folder / "planner" / last / "state" / "trainer.json")["identity"]["options"]
         data = training_data(OmegaConf.create(options), self._latents()).limited_to(options)
         data.trained["ranker"] = self.pipeline.ranker
-        often = [occupancy(part, data.discount, options["occupancy"]) for part in data.parts]
-        targets = {"targets": data.logged_targets, "condition": self.pipeline.condition}
-        data.shared |= {**targets, "frequencies": often}
+        data.shared |= {"targets": data.logged_targets, "condition": self.pipeline.condition}
         return planner_windows(data, 1)
 
     def _latents(self) -> Episodes:

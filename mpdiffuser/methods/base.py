@@ -26,7 +26,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.safe_loading import load_model
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.windows import Windows, step_rows, to_go
+from mpdiffuser.windows import Windows, occupancy, step_rows, to_go
 
 
 @dataclass
@@ -44,7 +44,7 @@ class TrainingData:
 
     Attributes:
         discount: g of returns and costs: the option, or if that is None 1 - 3 / T for T decisions in the longest
-            training episode. Rewards then count for about a third of an episode, so a fall counts long before it.
+            training episode. A value then counts the rewards of about T / 3 decisions.
         costs: cost_to_go (M,) of each part; None if the data have no costs.
         logged_targets: the logged targets (M, c) of each part.
         logged_condition: their marginals.
@@ -78,6 +78,11 @@ class TrainingData:
     def dims(self) -> dict[str, int]:
         """The arguments `latent_dim` and `action_dim` of the models' constructors."""
         return {"latent_dim": self.latents.config["dim"], "action_dim": self.actions.config["dim"]}
+
+    @property
+    def frequencies(self) -> list[np.ndarray]:
+        """Relative frequencies (M,) of the rows of each part (`occupancy`)."""
+        return [occupancy(part, self.discount, self.settings["occupancy"]) for part in self.parts]
 
     @property
     def target_dim(self) -> int:

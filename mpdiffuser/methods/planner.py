@@ -10,7 +10,7 @@ from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.windows import Steps, Windows, occupancy, step_rows, to_go
+from mpdiffuser.windows import Steps, Windows, step_rows, to_go
 
 
 def build_ranker(data: TrainingData) -> Ranker:
@@ -26,26 +26,23 @@ def fit_ranker(fit: Fit, ranker: Ranker, data: TrainingData) -> Ranker:
     and bad last steps. A logged return then gives a low value to good first steps. With each round the values approach
     those of the best behaviour that combines parts of the data.
 
-    The planner's data use two results in data.shared: the targets of the last round, (M, c) for each part, and the row
-    frequencies, (M,) for each part.
+    The planner's data use the targets of the last round, (M, c) for each part, from data.shared.
     """
     settings, parts, costs = data.settings, data.parts, data.costs
-    discount, rounds = data.discount, settings["rounds"]
-    frequencies = [occupancy(part, discount, settings["occupancy"]) for part in parts]
-    rows = step_rows(parts[0])
+    rounds, rows = settings["rounds"], step_rows(parts[0])
     ranker.latents.fit(parts[0]["observations"])
     ranker.rewards.fit(parts[0]["rewards"][rows])
     if ranker.cost_scale is not None and costs[0] is not None:
         ranker.cost_scale.fit(costs[0][rows])
-    returns = [to_go(part["rewards"], part, discount) for part in parts]
+    returns = [targets[:, 0] for targets in data.logged_targets]
     for number in range(1, rounds + 1):
         ranker.returns.fit(returns[0][rows])
-        steps = [Steps(*each) for each in zip(parts, returns, costs, frequencies)]
+        steps = [Steps(*each) for each in zip(parts, returns, costs, data.frequencies)]
         fit("ranker" if number == rounds else f"ranker/round_{number}", ranker, *steps)
         if number < rounds:
             returns = returns_from_values(ranker, data, settings["td_lambda"])
     targets = [joined_targets(*each) for each in zip(returns, costs)]
-    data.shared |= {"targets": targets, "condition": data.condition_of(targets), "frequencies": frequencies}
+    data.shared |= {"targets": targets, "condition": data.condition_of(targets)}
     return ranker
 
 
@@ -134,7 +131,7 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
         factors = (
             advantage_weights(ranker, data, **settings),
             episode_weights(ranker, data, **data.settings["episode_advantage"]),
-            data.shared["frequencies"],
+            data.frequencies,
         )
         products = [np.prod(each, 0) for each in zip(*factors)]
         power = equalizing_power(products[0][step_rows(data.parts[0])], least)

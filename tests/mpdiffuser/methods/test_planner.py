@@ -141,10 +141,9 @@ def test_few_windows_have_equal_weights(make_episodes, randomize, least: int, eq
     parts = (make_episodes([30, 20]), make_episodes([10], seed=1))
     settings = {"temperature": 0.1, "bound": 3.0}
     advantage = settings | {"gae_lambda": 0.9, "effective_windows": least}
-    data = data_of(parts, advantage=advantage, episode_advantage=settings, horizon=4)
+    data = data_of(parts, advantage=advantage, episode_advantage=settings, horizon=4, occupancy=0.0)
     data.trained["ranker"] = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
-    frequencies = [np.ones(len(part["observations"])) for part in parts]
-    data.shared |= {"targets": data.logged_targets, "condition": data.logged_condition, "frequencies": frequencies}
+    data.shared |= {"targets": data.logged_targets, "condition": data.logged_condition}
     counts = np.bincount(planner_windows(data, 0).starts)
     assert (sorted(set(counts)) == [0, 1]) is equal  # 0: the final rows
 
