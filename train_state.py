@@ -1,8 +1,9 @@
 """Train from logged states and evaluate: accelerate launch train_state.py task=d4rl/hopper-medium-v2
 
-The script reads the task's public file (data_dir= sets its folder) and trains the models of the method. The default is
-method=mpdiffuser; other values are the baselines in docs/methods.md, and all. It then evaluates the method in gymnasium
-and writes metrics.json and report.html into output_dir. A task without an environment in this program is not evaluated.
+The script reads the task's public file (data_dir= sets its folder), or your own data: dataset=FILE, dataset=FOLDER. It
+trains the models of the method. The default is method=mpdiffuser; other values are the baselines in docs/methods.md,
+and all. It then evaluates the method in gymnasium and writes metrics.json and report.html into output_dir. Without an
+environment it measures errors on held-out episodes (held_out.json).
 """
 
 from pathlib import Path
@@ -11,41 +12,59 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 
 import envs
-from envs.datasets import open_dataset
+from envs.datasets import open_datasets
 from evaluation.check import check_evaluation
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
-from mpdiffuser.config import configured
+from evaluation.held_out import table, write_held_out
+from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
-from mpdiffuser.training import check_folder, identities, train_pipeline
-from vision import IdentityEncoder
+from mpdiffuser.training import (
+    check_folder,
+    check_methods,
+    identities,
+    imitates,
+    train_pipeline,
+    trained_methods,
+    unit_actions,
+)
+from vision.states import STATES, encode_states, state_encoder
 
 
 def dataset(cfg: DictConfig) -> Episodes:
-    """Open the task's episodes.
+    """Open the dataset, or the task's episodes.
 
     Raises:
         InputError: for a task from pixels, or if the data cannot be opened.
     """
+    if cfg.dataset:
+        return open_datasets(cfg.dataset, cfg.data_dir, settings(cfg["keys"]))
     if "suite" not in cfg.task:
         raise InputError(f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/... or dsrl/...")
-    return open_dataset(f"{cfg.task.suite}/{cfg.task.name}", cfg.data_dir)
+    return open_datasets(f"{cfg.task.suite}/{cfg.task.name}", cfg.data_dir)
 
 
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
     """Train the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
-    state_dim, action_dim = (episodes[key].shape[1] for key in ("observations", "actions"))
+    methods = trained_methods(cfg)
+    check_methods(methods, episodes)
+    encoder = state_encoder(episodes, cfg.history)
+    episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
+    check_samplers(cfg, cfg.horizon, bounds)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
-    info["observation"] = {"shape": [state_dim], "dtype": "float32"}
+    info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()
     if "environment" in info:
         info["decision_seconds"] = envs.make(info["environment"]).decision_seconds
-    check_samplers(cfg, cfg.horizon, action_dim)
-    methods = cfg.evaluation.methods
-    check_folder(Path(cfg.output_dir), identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ())))
+    stages = identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ()), imitates(episodes))
+    check_folder(Path(cfg.output_dir), stages)
     start_trackers(accelerator, cfg)
-    train_pipeline(cfg, episodes, IdentityEncoder(state_dim, action_dim), None, accelerator, clock, info, methods)
+    encoded = encode_states(encoder, episodes)
+    pipeline = train_pipeline(cfg, encoded, encoder, None, accelerator, clock, info, methods)
+    if accelerator.is_main_process and pipeline.planner is not None:
+        with clock("held_out"):
+            print(table(write_held_out(cfg, pipeline, encoded, Path(cfg.output_dir))))
 
 
 @configured("state")

@@ -1,28 +1,64 @@
 """Train from pixels and evaluate: accelerate launch train_vision.py
 
-The script collects episodes with pixels (or opens `dataset=`) and trains the encoder and the models of the method. The
-default is method=mpdiffuser; other values are the baselines in docs/methods.md, and all. It then evaluates the method
-from pixels and writes metrics.json, video.mp4 and report.html into output_dir.
+The script collects episodes with pixels, or takes your own data: dataset=FILE, dataset=FOLDER. It trains the encoder
+and the models of the method. The default is method=mpdiffuser; other values are the baselines in docs/methods.md, and
+all. It then evaluates the method from pixels and writes metrics.json, video.mp4 and report.html into output_dir.
+Without an environment it measures errors on held-out episodes (held_out.json).
 """
 
 from pathlib import Path
 
+from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from envs.collect import collect
+from envs.datasets import import_datasets
 from envs.record import dm_control_record
 from evaluation.check import check_evaluation
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
-from mpdiffuser.config import configured
+from evaluation.held_out import table, write_held_out
+from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
-from mpdiffuser.training import check_folder, identities, train_pipeline
+from mpdiffuser.record import PICTURE, PROPRIOCEPTION
+from mpdiffuser.training import (
+    check_folder,
+    check_methods,
+    identities,
+    imitates,
+    train_pipeline,
+    trained_methods,
+    unit_actions,
+)
+from vision.data import inputs
 from vision.training import build_representation, encoder_identities, train_encoder
 
 # entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
+
+
+def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
+    """Train the encoder and the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
+    methods = trained_methods(cfg)
+    check_methods(methods, episodes)
+    info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
+    info["data"] = episodes.checksum()
+    episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
+    info["record"] = episodes.record.only(PICTURE, PROPRIOCEPTION).with_actions(bounds).to_json()
+    check_samplers(cfg, cfg.horizon, bounds)
+    representation = build_representation(cfg, episodes)
+    encoder_stages = encoder_identities(cfg, info["data"], representation)
+    latents = encoder_stages["representation"]
+    check_folder(Path(cfg.output_dir), encoder_stages | identities(cfg, latents, methods, (), imitates(episodes)))
+    start_trackers(accelerator, cfg)
+    encoder, decoder, encoded = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
+    pipeline = train_pipeline(cfg, encoded, encoder, decoder, accelerator, clock, info, methods, latents)
+    if accelerator.is_main_process and pipeline.planner is not None:
+        with clock("held_out"):
+            frames = episodes[inputs(episodes)[0][0]]
+            print(table(write_held_out(cfg, pipeline, encoded, Path(cfg.output_dir), frames)))
 
 
 @configured("vision")
@@ -33,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     check_evaluation(cfg)
     check_training(cfg)
     output, clock = Path(cfg.output_dir), Clock()
-    episodes = Episodes.load(cfg.dataset) if cfg.dataset else None
+    episodes = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"])) if cfg.dataset else None
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
     prepare(cfg, episodes.info.get("environment") if episodes else environment, output)
     accelerator = start(cfg)
@@ -41,18 +77,7 @@ def main(cfg: DictConfig) -> None:
         with clock("collect"), accelerator.main_process_first():
             chosen = (cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
             episodes = Episodes.load(collect(environment, *chosen, processes=cfg.processes))
-    check_samplers(cfg, cfg.horizon, episodes["actions"].shape[1])
-    info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
-    info["data"] = episodes.checksum()
-    representation = build_representation(cfg, episodes)
-    methods = cfg.evaluation.methods
-    encoder_stages = encoder_identities(cfg, info["data"], representation)
-    latents_identity = encoder_stages["representation"]
-    check_folder(output, encoder_stages | identities(cfg, latents_identity, methods))
-    start_trackers(accelerator, cfg)
-    encoder, decoder, latents = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
-    info["observation"] = {"shape": list(episodes["frames"].shape[1:]), "dtype": "uint8"}
-    train_pipeline(cfg, latents, encoder, decoder, accelerator, clock, info, methods, latents_identity)
+    train(cfg, episodes, accelerator, clock)
     if accelerator.is_main_process:
         evaluate_run(cfg, output, clock)
     accelerator.end_training()

@@ -30,6 +30,7 @@ from envs.vector import VectorEnv
 from mpdiffuser.console import progress
 from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
+from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 
 COLLECTION_QUALITIES = ("expert", "medium", "mixed", "random")
 DISTURBANCES = (0.0, 0.02, 0.04, 0.08)
@@ -172,11 +173,18 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
             "joints": env.joints(),
             "versions": versions(),
         }
-        with EpisodesWriter(path, rows, origin) as writer:
+        with EpisodesWriter(path, rows, origin, _record(shapes)) as writer:
             _fill(writer, {key: writer.create(key, *spec) for key, spec in shapes.items()}, vector, steps, actors)
             writer.offsets = np.arange(episodes + 1) * (steps + 1)
     finally:
         vector.close()
+
+
+def _record(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> Record:
+    """The record of collected data: the observations are the simulator's states."""
+    kinds = {"frames": PICTURE, "observations": TRUE_STATE}
+    observations = {name: Observation(kind, shapes[name][0]) for name, kind in kinds.items()}
+    return Record(observations, Actions.unit(shapes["actions"][0][0]))
 
 
 def _shapes(env: DMControlEnv) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 from omegaconf import DictConfig
 
 from envs.protocol import Environments
@@ -13,13 +14,14 @@ from envs.rendering import back_end
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import Actions
 from mpdiffuser.safe_loading import check_component
 
 
 def check_evaluation(cfg: DictConfig) -> None:
     """Raise InputError for a value of the configuration that evaluation does not allow."""
     section = cfg.evaluation
-    if not section.methods or set(section.methods) - set(METHODS):
+    if set(section.methods) - set(METHODS):
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")
     for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0), ("parallel_controllers", 1)):
         if section[name] is not None and section[name] < least:
@@ -66,19 +68,22 @@ def check_environments(environments: Environments, pipeline: MPDiffuserPipeline,
     """
     actions, seen = environments.single_action_space, environments.single_observation_space
     assert isinstance(actions, gymnasium.spaces.Box)
-    info = pipeline.config["info"]
-    found: dict[str, Any] = {
-        "actions": actions.shape,
-        "low": float(actions.low.min()),
-        "high": float(actions.high.max()),
-    }
-    expected: dict[str, Any] = {"actions": (pipeline.actions.config["dim"],), "low": -1.0, "high": 1.0}
-    if not states and "observation" in info:
+    info, bounds, record = pipeline.config["info"], pipeline.action_bounds, pipeline.record
+    found: dict[str, Any] = {"actions": actions.shape}
+    expected: dict[str, Any] = {"actions": (len(bounds.low),)}
+    if not states and record is not None and len(record.observations) == 1:
+        (observation,) = record.observations.values()
         found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
-        expected |= {"observations": tuple(info["observation"]["shape"]), "dtype": info["observation"]["dtype"]}
+        expected |= {"observations": observation.shape, "dtype": observation.dtype}
     if "decision_seconds" in info:
         found["decision_seconds"] = environments.decision_seconds
         expected["decision_seconds"] = info["decision_seconds"]
     for key, value in expected.items():
         if found[key] != value:
             raise InputError(f"environment: {key} {found[key]}, but the pipeline was trained with {value}")
+    allowed = Actions(tuple(actions.low.astype(float).tolist()), tuple(actions.high.astype(float).tolist()))
+    if allowed.beyond(np.array([bounds.low, bounds.high])).any():
+        raise InputError(
+            f"environment: actions lie within {allowed.low} and {allowed.high}, but the pipeline was trained with "
+            f"{bounds.low} and {bounds.high}"
+        )

@@ -49,8 +49,9 @@ def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
     OmegaConf.save(cfg, output / "config.yaml")
     folder = output / "pipeline"
     info = read_json(folder / "model_index.json")["info"]
-    if "environment" not in info:
-        print(f"Pipeline: {folder} (not evaluated: {info.get('task', 'its data')} has no environment here)")
+    if "environment" not in info or not cfg.evaluation.methods:
+        reason = "there is no environment" if "environment" not in info else "evaluation.methods is empty"
+        print(f"Pipeline: {folder} (not evaluated in an environment: {reason})")
         return
     with clock("evaluate"):
         metrics = compare(cfg, folder, output, clock.seconds)

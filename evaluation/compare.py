@@ -60,8 +60,8 @@ def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path
         if left_out:
             cfg.evaluation.methods = [each for each in cfg.evaluation.methods if each not in left_out]
             print(f"note: {', '.join(left_out)} left out: there is no expert of this environment")
-        if not cfg.evaluation.methods:
-            raise InputError(f"evaluation.methods: there is no expert of {dict(environment)}; choose other methods")
+            if not cfg.evaluation.methods:
+                raise InputError(f"evaluation.methods: there is no expert of {dict(environment)}; choose other methods")
     check_metrics(output / "metrics.json", {"settings": evaluation_settings(cfg)})
 
 

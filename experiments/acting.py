@@ -37,7 +37,8 @@ from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.training import training_data
 from mpdiffuser.tuning import ROWS, action_errors, clustered_error, sample
 from mpdiffuser.windows import Windows
-from vision.data import cached_features, encode, encode_frames, with_latents
+from vision.data import cached_features, encode, encode_frames
+from vision.states import with_latents
 
 FIRST_SEED = 5000  # of the episodes; no table of results uses them
 OBSERVATIONS, DRAWS = 128, 32

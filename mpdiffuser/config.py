@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import functools
 import importlib.resources
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +28,11 @@ from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
+KEYS = ("observations", "frames", "actions", "rewards", "costs", "terminations", "truncations")  # of a flat file
+SEVERAL = ("dataset",)  # options that are a text or a list of texts
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat"), str)
+UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
 UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
 WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
 OWN = "--config-dir="
@@ -206,6 +210,19 @@ class _OwnFiles(SearchPathPlugin):
 Plugins.instance().register(_OwnFiles)
 
 
+def _dataset_name(usual: str, *, _root_: DictConfig) -> str:
+    """Return the name of the option `dataset`, without folders and suffix; without that option, `usual`."""
+    found = _root_.get("dataset")
+    if not found:
+        return usual
+    first = found if isinstance(found, str) else str(found[0])
+    name = re.sub(r"[^\w.-]", "_", first.rstrip("/").rpartition("/")[2]).removesuffix(".npz").removesuffix(".hdf5")
+    return name or usual
+
+
+OmegaConf.register_new_resolver("dataset_name", _dataset_name)
+
+
 def _explain(error: Exception, overrides: list[str], base: DictConfig | None) -> str:
     """Return the message of a Hydra error; for an unknown option, a message with the most similar names."""
     message = " ".join(str(error).split())[:2000]
@@ -245,6 +262,10 @@ def _null_type(key: str) -> type | None:
 def _check_type(key: str, usual: Any, found: Any) -> None:
     kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else _null_type(key))
     if kind is None:
+        return
+    if key in SEVERAL and isinstance(found, ListConfig):
+        for number, part in enumerate(found):
+            _check_type(f"{key}[{number}]", "a text", part)
         return
     fits = isinstance(found, int | float if kind is float else kind)
     if fits and kind is float:

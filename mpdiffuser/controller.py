@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,10 @@ from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Objective, Plan
+from mpdiffuser.record import PICTURE, ActionScale, Record, read_observations
 from mpdiffuser.sampler import SamplerConfig
+
+Observations = np.ndarray | Mapping[str, np.ndarray]
 
 
 class Policy(ABC):
@@ -33,8 +36,11 @@ class Policy(ABC):
         """Start new episodes, one for each seed. The policy keeps no state of the last episodes."""
 
     @abstractmethod
-    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """Observations (B, ...) -> actions (B, m) in [-1, 1]. Where active (B,) is false, the episode has ended."""
+    def act(self, observations: Observations, active: np.ndarray | None = None) -> np.ndarray:
+        """Observations (B, ...) -> actions (B, m) in the data's units.
+
+        Several observations are a dict name -> (B, ...). Where active (B,) is false, the episode has ended.
+        """
 
     def record_costs(self, costs: np.ndarray) -> None:  # noqa: B027  most methods ignore costs
         """Record the costs (B,) of the step with the last actions."""
@@ -43,7 +49,7 @@ class Policy(ABC):
         """Return the rest of the first environment's plan, (K, d), from the present latent on; empty without a plan."""
         return np.zeros((0, 0))
 
-    def plan_errors(self, peek: Callable[[np.ndarray], np.ndarray], steps: int) -> np.ndarray:
+    def plan_errors(self, peek: Callable[[np.ndarray], Observations], steps: int) -> np.ndarray:
         """Return the distances (B, K) between planned and real latents 1..K steps ahead; (0, 0) without a plan.
 
         Args:
@@ -60,29 +66,57 @@ class Policy(ABC):
 class LatentHistory:
     """Encodes a stream of observations (B, ...) and actions (B, m) as latents (B, d).
 
-    Each call computes the features of the newest observation only. At the start of an episode the first observation
-    replaces the missing ones, and the missing actions are 0, as in training.
+    Each call computes the features of the newest observations only. At the start of an episode the first observations
+    replace the missing ones, and the missing actions are 0, as in training.
 
     Args:
         encoder: see `MPDiffuserPipeline`.
-        frame_encoder: computes the features of observations; None: the encoder's `features`.
+        frame_encoder: computes the features of the pictures of a camera; None: the encoder's `features`.
+        record: says which of several observations are pictures; None: there is one observation.
+        scale: of the actions.
     """
 
     def __init__(
-        self, encoder: ModelMixin, frame_encoder: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        encoder: ModelMixin,
+        frame_encoder: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        record: Record | None = None,
+        scale: ActionScale | None = None,
     ) -> None:
         self.encoder, self.frame_encoder = encoder, frame_encoder or encoder.features
+        self.pictures = record.names(PICTURE) if record else []
+        self.vectors = [name for name in record.observations if name not in self.pictures] if record else []
+        self.scale = scale
         self.device = encoder.device
         self.reset()
+
+    @classmethod
+    def of(cls, pipeline: MPDiffuserPipeline, engine: str = "torch") -> "LatentHistory":
+        """Return the history for a pipeline; `engine` computes the features of pictures."""
+        return cls(pipeline.encoder, pipeline.frame_encoder(engine), pipeline.record, pipeline.action_scale)
 
     def reset(self) -> None:
         """Clear the history, for new episodes."""
         self.features: torch.Tensor | None = None
 
+    def _features(self, observations: Observations) -> torch.Tensor:
+        """Observations (B, ...) -> features (B, F): those of all pictures, then the vectors."""
+        tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(self.device)  # noqa: E731
+        if not isinstance(observations, Mapping):
+            return self.frame_encoder(tensor(observations))
+        parts = [self.frame_encoder(tensor(observations[name])) for name in self.pictures]
+        parts += [tensor(observations[name]).float() for name in self.vectors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _actions(self, actions: np.ndarray) -> torch.Tensor:
+        """Actions (..., m) in the data's units -> in [-1, 1]."""
+        actions = np.asarray(actions, np.float32)
+        return torch.from_numpy(self.scale.to_unit(actions) if self.scale else actions).to(self.device)
+
     @torch.inference_mode()
-    def __call__(self, observations: np.ndarray) -> torch.Tensor:
+    def __call__(self, observations: Observations) -> torch.Tensor:
         """Add the newest observations (B, ...) to the history and return their latents (B, d)."""
-        newest = self.frame_encoder(torch.from_numpy(np.ascontiguousarray(observations)).to(self.device))[:, None]
+        newest = self._features(observations)[:, None]
         history = self.encoder.history
         if self.features is None:
             self.features = newest.expand(-1, history, *newest.shape[2:])
@@ -94,17 +128,19 @@ class LatentHistory:
         return self.encoder(self.features, self.actions)
 
     def record_actions(self, actions: np.ndarray) -> None:
-        """Record the actions (B, m) that are executed after the newest observations."""
-        self.action = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)[:, None]
+        """Record the actions (B, m) that are executed after the newest observations, in the data's units."""
+        self.action = self._actions(actions)[:, None]
 
     @torch.inference_mode()
-    def encode_future(self, observations: np.ndarray, actions: np.ndarray) -> torch.Tensor:
+    def encode_future(self, observations: Observations, actions: np.ndarray) -> torch.Tensor:
         """Return latents (B, K, d) of K observations (B, K, ...) after actions (B, K, m). The history is unchanged."""
         assert self.features is not None
-        batch, steps = observations.shape[:2]
-        flat = torch.from_numpy(np.ascontiguousarray(observations)).flatten(0, 1).to(self.device)
-        features = torch.cat([self.features, self.frame_encoder(flat).unflatten(0, (batch, steps))], 1)
-        taken = torch.cat([self.actions, torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)], 1)
+        batch, steps = actions.shape[:2]
+        flat: Any = {"": observations} if not isinstance(observations, Mapping) else observations
+        flat = {name: part.reshape(batch * steps, *part.shape[2:]) for name, part in flat.items()}
+        flat = flat if isinstance(observations, Mapping) else flat[""]
+        features = torch.cat([self.features, self._features(flat).unflatten(0, (batch, steps))], 1)
+        taken = torch.cat([self.actions, self._actions(actions)], 1)
         history = self.encoder.history
         pairs = [(features[:, k : k + history], taken[:, k : k + history - 1]) for k in range(1, steps + 1)]
         return torch.stack([self.encoder(*pair) for pair in pairs], 1)
@@ -138,15 +174,14 @@ class Controller(Policy):
         if pipeline.planner is None:
             raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
-        horizon, action_dim = (pipeline.planner.config[key] for key in ("horizon", "action_dim"))
-        config.check_fit(horizon, action_dim)
-        self.safe = torch.tensor(list(config.safe_action) or [0.0] * action_dim, device=pipeline.device)
+        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
+        safe = np.array(config.safe_action or [0.0] * pipeline.actions.config["dim"], np.float32)
+        self.safe = torch.from_numpy(pipeline.action_scale.clip(safe)).to(pipeline.device)
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
         self.calibrated = not config.deadline_ms
         self.chunk, self.budget, self.objective = config.chunk, budget, objective
-        self.history = LatentHistory(pipeline.encoder, pipeline.frame_encoder(config.engine))
-        self.record = pipeline.config["info"].get("observation")
+        self.history = LatentHistory.of(pipeline, config.engine)
         self.reset([0])
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -161,23 +196,29 @@ class Controller(Policy):
         self.fallbacks = 0
 
     @torch.inference_mode()
-    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """Observations (B, ...) in the encoder's format -> finite actions (B, m) in [-1, 1].
+    def act(self, observations: Observations, active: np.ndarray | None = None) -> np.ndarray:
+        """Observations as in the training data -> finite actions (B, m) in the data's units, within their bounds.
 
-        Where active (B,) is false, the episode has ended. The controller then keeps the last plan.
+        Observations are a dict name -> (B, ...), or an array (B, ...) if the data have one observation. For one robot
+        the batch axis can be left out; the action is then (m,). Where active (B,) is false, the episode has ended. The
+        controller then keeps the last plan.
 
         Raises:
             InputError: if the shape or dtype differs from the training data, or B is not the number of seeds.
         """
-        check_observations(observations, len(self.generators), self.record)
+        count = len(self.generators)
+        observations, single = read_observations(observations, count, self.pipeline.record)
         self.latents = self.history(observations)
         if self.plan is None or self.executed == self.chunk:
-            self.plan = self._plan(np.arange(len(observations)) if active is None else np.flatnonzero(active))
+            self.plan = self._plan(np.arange(count) if active is None else np.flatnonzero(active))
             self.executed = 0
-        actions = self.plan.executed_actions[:, self.executed].clamp(-1, 1).cpu().numpy()
+        actions = self._within_bounds(self.plan.executed_actions[:, self.executed])
         self.executed += 1
         self.history.record_actions(actions)
-        return actions
+        return actions[0] if single else actions
+
+    def _within_bounds(self, actions: torch.Tensor) -> np.ndarray:
+        return self.pipeline.action_scale.clip(actions.cpu().numpy())
 
     @property
     def planned_now(self) -> bool:  # type: ignore[override]
@@ -195,14 +236,14 @@ class Controller(Policy):
         return self.plan.executed_latents[0, self.executed - 1 :].cpu().numpy()
 
     @torch.inference_mode()
-    def plan_errors(self, peek: Callable[[np.ndarray], np.ndarray], steps: int) -> np.ndarray:
+    def plan_errors(self, peek: Callable[[np.ndarray], Observations], steps: int) -> np.ndarray:
         """Return mean squared distances (B, K) between planned and real latents 1..K steps ahead.
 
         The unit of each dimension is its variance in the training data. Arguments as `Policy.plan_errors`.
         """
         assert self.plan is not None
         steps = min(steps, self.plan.actions.shape[2] - 1)
-        actions = self.plan.executed_actions[:, :steps].clamp(-1, 1).cpu().numpy()
+        actions = self._within_bounds(self.plan.executed_actions[:, :steps])
         real = self.history.encode_future(peek(actions), actions)
         tensors = (self.plan.executed_latents[:, 1 : steps + 1], real, self.pipeline.latents.std.detach())
         expected, reached, std = (part.cpu().numpy() for part in tensors)
@@ -282,35 +323,23 @@ class Controller(Policy):
         return shift(self.plan.executed_latents), shift(self.plan.executed_actions)
 
 
-def check_observations(observations: np.ndarray, count: int, record: dict[str, Any] | None) -> None:
-    """Raise InputError unless observations (B, ...) have B = count and the shape and dtype of the record, if any."""
-    found = np.asarray(observations)
-    if len(found) != count:
-        raise InputError(f"observations: must be one for each of the {count} seeds of reset, found {len(found)}")
-    if record is None:
-        return
-    shape, dtype = tuple(record["shape"]), np.dtype(record["dtype"])
-    if found.shape[1:] != shape or (found.dtype != dtype and not found.dtype.kind == dtype.kind == "f"):
-        raise InputError(
-            f"observations: the pipeline was trained on {dtype} of shape {shape}, found {found.dtype} of shape "
-            f"{found.shape[1:]}; give it observations as in its data (see `info` in its model_index.json)"
-        )
-
-
 class NetworkPolicy(Policy):
-    """A policy without planning: a network maps decoded latents (B, d) to actions (B, m)."""
+    """A policy without planning: a network maps decoded latents (B, d) to actions (B, m) in [-1, 1]."""
 
-    def __init__(self, encoder: ModelMixin, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.history = LatentHistory(encoder)
-        self.network = network
+    def __init__(self, pipeline: MPDiffuserPipeline, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.pipeline, self.network = pipeline, network
+        self.history = LatentHistory.of(pipeline)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes. The seeds have no effect."""
         self.history.reset()
+        self.count = len(seeds)
 
     @torch.inference_mode()
-    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
-        """Observations (B, ...) -> actions (B, m) in [-1, 1]."""
-        actions = self.network(self.history(observations)).cpu().numpy()
+    def act(self, observations: Observations, active: np.ndarray | None = None) -> np.ndarray:
+        """Observations as in the training data -> actions (B, m) in the data's units (see `Controller.act`)."""
+        observations, single = read_observations(observations, self.count, self.pipeline.record)
+        scale = self.pipeline.action_scale
+        actions = scale.clip(scale.to_data(self.network(self.history(observations)).cpu().numpy()))
         self.history.record_actions(actions)
-        return actions
+        return actions[0] if single else actions

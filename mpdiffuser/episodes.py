@@ -25,17 +25,17 @@ import numpy as np
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim, create_array, publish, read_json, release, write_whole, writing
+from mpdiffuser.record import KINDS as OBSERVATIONS
+from mpdiffuser.record import Record
 
 FORMAT = "mpdiffuser-episodes"
-VERSION = 2
+VERSION = 3
 REQUIRED = ("actions", "rewards", "terminations", "truncations")
-KINDS = {  # dtype and number of dimensions of each array that this program uses
+KINDS = {  # dtype and number of dimensions of the arrays that are not observations
     "actions": ("float32", 2),
     "rewards": ("float32", 1),
     "terminations": ("bool", 1),
     "truncations": ("bool", 1),
-    "observations": ("float32", 2),
-    "frames": ("uint8", 4),
     "costs": ("float32", 1),
     "physics": ("float64", 2),
     "offsets": ("int64", 1),
@@ -49,15 +49,17 @@ class Episodes:
 
     Args:
         arrays: name -> array of M rows. Required are `actions` (M, m) float32, `rewards` (M,) float32, `terminations`
-            and `truncations` (M,) bool, and at least one of `observations` (M, o) float32 and `frames`
-            (M, height, width, 3) uint8. Optional are `costs` (M,) float32 and `physics` (M, p) float64.
+            and `truncations` (M,) bool, and at least one array of observations: vectors (M, o) float32, usually called
+            `observations`, or pictures (M, height, width, 3) uint8, usually `frames`. Optional are `costs` (M,) float32
+            and `physics` (M, p) float64.
         offsets: (E + 1,) int64, the first row of each episode, then M.
         info: record of the data's origin (task, environment, quality, seeds, ...); JSON.
         path: the dataset's folder, for messages.
         numbers: (E,) indices of the episodes in the dataset; None: 0..E-1.
+        record: what the observations and actions are; None: `Record.of` the arrays.
 
     Raises:
-        InputError: if arrays are missing or differ in length, or an episode has no step.
+        InputError: if arrays are missing, differ in length or differ from the record, or an episode has no step.
     """
 
     arrays: dict[str, np.ndarray]
@@ -65,14 +67,13 @@ class Episodes:
     info: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     numbers: np.ndarray = None  # type: ignore[assignment]
+    record: Record = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         where = f"{self.path}: " if self.path else ""
         missing = [key for key in REQUIRED if key not in self.arrays]
-        if missing or not {"observations", "frames"} & set(self.arrays):
-            raise InputError(
-                f"{where}episodes need {', '.join(REQUIRED)} and observations or frames; found {sorted(self.arrays)}"
-            )
+        if missing:
+            raise InputError(f"{where}episodes need {', '.join(REQUIRED)}; found {sorted(self.arrays)}")
         lengths = {key: len(array) for key, array in self.arrays.items()}
         if len(set(lengths.values())) != 1:
             raise InputError(f"{where}arrays differ in their number of rows: {lengths}")
@@ -85,6 +86,20 @@ class Episodes:
             raise InputError(f"{where}episode {episode} has no step (an episode of T steps has T + 1 rows)")
         if self.numbers is None:
             self.numbers = np.arange(len(self))
+        if self.record is None:
+            self.record = Record.of(self.arrays, np.setdiff1d(np.arange(rows), offsets[1:] - 1))
+        self._check_record(where)
+
+    def _check_record(self, where: str) -> None:
+        """Raise InputError unless the arrays are those of the record."""
+        if not self.record.observations:
+            raise InputError(f"{where}episodes need observations or frames; found {sorted(self.arrays)}")
+        shapes = {name: each.shape for name, each in self.record.observations.items()}
+        shapes |= {"actions": (len(self.record.actions.low),)}
+        for name, shape in shapes.items():
+            found = self.arrays[name].shape[1:] if name in self.arrays else None
+            if found != shape:
+                raise InputError(f"{where}{name}: must be of shape {shape} as the record says, found {found}")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -119,7 +134,7 @@ class Episodes:
         index = np.concatenate([np.arange(self.offsets[e], self.offsets[e + 1]) for e in episodes])
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[episodes])])
         arrays = {key: array[index] for key, array in self.arrays.items()}
-        return type(self)(arrays, offsets, self.info, self.path, self.numbers[episodes])
+        return type(self)(arrays, offsets, self.info, self.path, self.numbers[episodes], self.record)
 
     def check_finite(self) -> Self:
         """Return these episodes if all numbers are finite.
@@ -177,9 +192,11 @@ class Episodes:
         stray = sorted({file.stem for file in path.glob("*.npy")} - set(specs))
         if stray:
             raise InputError(f"{path / stray[0]}.npy: meta.json says nothing of it; {AGAIN}")
-        arrays = {key: _open_array(path, key, spec) for key, spec in specs.items()}
+        record = Record.from_json(meta.get("record"), f"{meta_file}: record")
+        kinds = {key: OBSERVATIONS[each.kind] for key, each in record.observations.items()}
+        arrays = {key: _open_array(path, key, spec, kinds) for key, spec in specs.items()}
         offsets = np.array(arrays.pop("offsets"))
-        return cls(arrays, offsets, info, path).check_finite()
+        return cls(arrays, offsets, info, path, record=record).check_finite()
 
     def save(self, path: str | Path) -> None:
         """Write an Episodes folder. The folder appears only when it is complete.
@@ -187,13 +204,14 @@ class Episodes:
         Raises:
             InputError: as `EpisodesWriter`.
         """
-        with EpisodesWriter(path, len(self.arrays["actions"]), self.info) as writer:
+        with EpisodesWriter(path, len(self.arrays["actions"]), self.info, self.record) as writer:
             for key, array in self.arrays.items():
                 writer.create(key, array.shape[1:], array.dtype)[:] = array
             writer.offsets = self.offsets
 
 
-def _open_array(folder: Path, key: str, spec: Any) -> np.ndarray:
+def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, int]]) -> np.ndarray:
+    """Open an array; `kinds` are dtype and number of dimensions of the observations."""
     if not re.fullmatch(r"\w{1,64}", key, re.ASCII):  # a key is a file name; it must not point to another folder
         raise InputError(
             f"{folder / 'meta.json'}: arrays: {key[:80]!r} must be a name of letters, digits and _; {AGAIN}"
@@ -208,7 +226,7 @@ def _open_array(folder: Path, key: str, spec: Any) -> np.ndarray:
     found = {"shape": list(array.shape), "dtype": str(array.dtype)}
     if found != spec:
         raise InputError(f"{file}: holds {found}, but meta.json says {spec}; {AGAIN}")
-    dtype, dimensions = KINDS.get(key, (found["dtype"], max(array.ndim, 1)))
+    dtype, dimensions = (KINDS | kinds).get(key, (found["dtype"], max(array.ndim, 1)))
     if (found["dtype"], array.ndim) != (dtype, dimensions):
         raise InputError(f"{file}: holds {found}, must be {dtype} of {dimensions} dimensions; {AGAIN}")
     if array.dtype == bool and np.frombuffer(array, np.uint8).max(initial=0) > 1:
@@ -228,13 +246,15 @@ class EpisodesWriter:
         path: the folder to write.
         rows: M, the number of rows of each array.
         info: see `Episodes`.
+        record: see `Episodes`; None: `Record.of` the arrays.
 
     Raises:
         InputError: if `path` exists, if another process writes it, or if it cannot be written.
     """
 
-    def __init__(self, path: str | Path, rows: int, info: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, rows: int, info: Mapping[str, Any], record: Record | None = None) -> None:
         self.path = Path(path)
+        self.record = record
         self.rows = rows
         self.info = dict(info)
         self.offsets: np.ndarray | None = None
@@ -298,9 +318,10 @@ class EpisodesWriter:
         assert self.offsets is not None, "set writer.offsets before leaving the block"
         arrays = {**self._arrays, "offsets": np.asarray(self.offsets, np.int64)}
         # checks that `load` would accept the folder
-        Episodes(dict(self._arrays), arrays["offsets"], self.info, self.path).check_finite()
+        whole = Episodes(dict(self._arrays), arrays["offsets"], self.info, self.path, record=self.record)  # type: ignore[arg-type]
+        record = whole.check_finite().record.to_json()
         specs = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in arrays.items()}
-        meta = {"format": FORMAT, "version": VERSION, "info": self.info, "arrays": specs}
+        meta = {"format": FORMAT, "version": VERSION, "info": self.info, "record": record, "arrays": specs}
         with writing(self.path):
             np.save(self._partial / "offsets.npy", arrays["offsets"])
             self._flush()

@@ -22,6 +22,7 @@ from mpdiffuser.machine import git_commit
 from mpdiffuser.methods import METHODS
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.record import Actions
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig
@@ -121,11 +122,12 @@ def check_training(cfg: DictConfig) -> None:
         Ranker(1, 1, **settings(cfg.ranker))
 
 
-def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int | None = None) -> None:
+def check_samplers(cfg: DictConfig, horizon: int | None = None, actions: Actions | None = None) -> None:
     """Raises InputError for settings of the sampler, or of a baseline to be evaluated, that are not allowed.
 
     Args:
-        horizon: of the plans; None: not known yet. action_dim: m; None: not known yet.
+        horizon: of the plans; None: not known yet.
+        actions: bounds of the actions; None: not known yet.
     """
     # in evaluate.py null stands for the setting that is saved with the pipeline
     given = {name: value for name, value in settings(cfg.sampler).items() if value is not None}
@@ -140,7 +142,7 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None, action_dim: int 
         try:
             NoiseSchedule().grid(config.levels, config.grid)
             if horizon is not None:
-                config.check_fit(horizon, len(config.safe_action) if action_dim is None else action_dim)
+                config.check_fit(horizon, actions)
         except InputError as error:
             raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
 

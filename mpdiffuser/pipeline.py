@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +22,7 @@ from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.plan import Objective, Plan, candidate_weights, total_reward
+from mpdiffuser.record import PICTURE, Actions, ActionScale, Record
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
@@ -36,7 +37,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
             `frame_net`.
         latents, actions: fitted normalisers.
         condition: fitted marginals of the targets.
-        planner, dynamics, ranker: the models; None in a folder that has only a baseline.
+        planner, dynamics, ranker: the models; None in a folder that has only a baseline. Data without rewards have no
+            ranker.
         schedule: the noise schedule of the diffusion models.
         decoder: maps latents to frames; None: no decoder.
         sampler_defaults: fields of `SamplerConfig`. A controller without settings uses these.
@@ -77,6 +79,22 @@ class MPDiffuserPipeline(DiffusionPipeline):
         )
         defaults = asdict(SamplerConfig(**sampler_defaults or {}))
         self.register_to_config(sampler_defaults=defaults, info=info or {}, format_version=format_version)
+
+    @cached_property
+    def record(self) -> Record | None:
+        """What the pipeline was trained on, and the observations that `act` takes; None if the info does not say it."""
+        found = self.config["info"].get("record")
+        return None if found is None else Record.from_json(found, "the pipeline's info.record")
+
+    @property
+    def action_bounds(self) -> Actions:
+        """The bounds of the actions in the data's units; -1 and 1 if the info does not say them."""
+        return self.record.actions if self.record else Actions.unit(self.actions.config["dim"])
+
+    @cached_property
+    def action_scale(self) -> ActionScale:
+        """The map between the data's units of actions and [-1, 1], in which the models compute."""
+        return self.action_bounds.scale()
 
     @property
     def sampler_defaults(self) -> SamplerConfig:
@@ -142,8 +160,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     @property
     def sees_pixels(self) -> bool:
-        """Whether the encoder takes pixels and `info` has the shape of an observation."""
-        return self.encoder.sees_pixels and "observation" in self.config["info"]
+        """Whether the encoder takes pixels and the record is known."""
+        return self.encoder.sees_pixels and self.record is not None
 
     def network(self, name: str, engine: str) -> Callable[..., torch.Tensor]:
         """Return one of `networks`, compiled for an engine; of a denoiser, its `denoise`. The result is cached.
@@ -172,7 +190,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
         denoisers = {name: getattr(self, name) for name in ("planner", "dynamics")}
         found = {name: (model, model.example()) for name, model in denoisers.items() if model is not None}
         if self.sees_pixels:
-            frames = torch.zeros(2, *self.config["info"]["observation"]["shape"], dtype=torch.uint8)
+            assert self.record is not None
+            shapes = [self.record.observations[name].shape for name in self.record.names(PICTURE)]
+            frames = torch.zeros(2, *shapes[0], dtype=torch.uint8)
             found["frame_net"] = (self.encoder.frame_net, (frames,))
         return found
 
@@ -183,13 +203,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
         The target is the expectile of `level` of the data's returns from each latent, and the cost_to_go if the data
         have costs. The data do not reach one fixed return from most states, so such a target would be outside of the
-        planner's training data there.
+        planner's training data there. Without a ranker the condition is zeros, the mean rank, as in the training.
 
         Args:
             latents: (B, d), decoded.
             level: of the expectile, a number or (B,).
             cost_to_go: (B,), if the data have costs.
         """
+        if self.ranker is None:
+            return latents.new_zeros(len(latents), self.planner.config["condition_dim"])
         target = [self.ranker.expectile(latents, level, cost_to_go)]
         return self.condition.normalize(torch.stack(target if cost_to_go is None else [*target, cost_to_go], -1))
 
@@ -202,7 +224,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         Raises:
             InputError: for an allowance if the data have no costs.
         """
-        if self.ranker.cost_scale is None:
+        if self.ranker is None or self.ranker.cost_scale is None:
             if allowance is not None:
                 raise InputError("budget: the pipeline's data have no costs, so it cannot predict costs")
             return None
@@ -213,12 +235,16 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def scores(
         self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return scores (B N,) of decoded states (B N, H, d) and actions (B N, H, m) (see `Ranker.scores`).
+        """Return scores (B N,) of decoded states (B N, H, d) and actions (B N, H, m) in [-1, 1] (see `Ranker.scores`).
+
+        Without a ranker they are zeros.
 
         Args:
             states, actions: the rollouts.
             cost_to_go: (B N,), if the data have costs.
         """
+        if self.ranker is None:
+            return states.new_zeros(len(states))
         return self.ranker.scores(states, actions, cost_to_go)
 
     def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
@@ -251,9 +277,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         d = self.latents.config["dim"]
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().requires_grad_()
-            rewards = total_reward(
-                objective, self.latents.denormalize(x[..., :d]), self.actions.denormalize(x[..., d:])
-            )
+            actions = self.action_scale.to_data(self.actions.denormalize(x[..., d:]))
+            rewards = total_reward(objective, self.latents.denormalize(x[..., :d]), actions)
             (gradient,) = torch.autograd.grad(scale * rewards[rewards.isfinite()].sum(), x)
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
@@ -278,9 +303,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
             latents: z_0, (B, d), decoded.
             sampler: result of `sampler(config)`; one sampler can serve many calls.
             generators: one for each row, so that the plan of a row does not depend on the batch.
-            last: the shifted last plan for a warm start: latents (B, H, d) and actions (B, H, m).
+            last: the shifted last plan for a warm start: latents (B, H, d) and actions (B, H, m) in the data's units.
             goal: the last latent of the plans, (B, d); None: it is free.
-            committed: the first K actions of the plans, (B, K, m); None: they are free.
+            committed: the first K actions of the plans, (B, K, m) in the data's units; None: they are free.
             allowance: the remaining budget of each row. Only candidates within it have weight; if no candidate is,
                 the cheapest has all the weight.
             objective: ranks the candidates instead of the ranker. The best score has all the weight.
@@ -304,7 +329,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         present = self.latents.normalize(latents).repeat_interleave(n, 0)
         start = None
         if last is not None and config.warm_start:
-            start = torch.cat([self.latents.normalize(last[0]), self.actions.normalize(last[1])], -1)
+            last_actions = self.actions.normalize(self.action_scale.to_unit(last[1]))
+            start = torch.cat([self.latents.normalize(last[0]), last_actions], -1)
             start = start.repeat_interleave(n, 0)
         cost_to_go = self.affordable(latents, allowance)
         cost_to_go = None if cost_to_go is None else cost_to_go.repeat_interleave(n, 0)
@@ -313,6 +339,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         gradient = None
         if objective is not None and config.objective_scale:
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
+        committed = None if committed is None else self.action_scale.to_unit(committed)
         goal, committed = repeated(self.latents, goal), repeated(self.actions, committed)
         x = sampler(present, condition, noise, start, goal, committed, gradient)
         plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
@@ -331,15 +358,16 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """Decode x (B N, H, d + m), and score and weigh the candidates at cost_to_go (B N,)."""
         d = self.latents.config["dim"]
         states = self.latents.denormalize(x[..., :d])
-        actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
+        unit_actions = self.actions.denormalize(x[..., d:]).clamp(-1, 1)
+        actions = self.action_scale.to_data(unit_actions)
         if objective is None:
-            scores = self.scores(states, actions, cost_to_go)
+            scores = self.scores(states, unit_actions, cost_to_go)
         else:
             scores, rank_temperature = total_reward(objective, states, actions), 0.0
         costs = limits = None
         if allowance is not None:
             left_steps, rate = (part.repeat_interleave(n) for part in (allowance.steps, allowance.rate))
-            costs = self.ranker.expected_cost(states, actions, left_steps, rate).unflatten(0, (-1, n))
+            costs = self.ranker.expected_cost(states, unit_actions, left_steps, rate).unflatten(0, (-1, n))
             limits = allowance.cost
         states, actions, scores = (part.unflatten(0, (-1, n)) for part in (states, actions, scores))
         weights = candidate_weights(scores, rank_temperature, costs, limits)

@@ -8,17 +8,17 @@ from torch.nn.functional import one_hot
 
 from mpdiffuser.errors import InputError
 
-# decoded latents (B, H, d) and actions (B, H, m) -> the reward of each step (B, H); -inf excludes a plan
+# latents (B, H, d) and actions (B, H, m) in the data's units -> the reward of each step (B, H); -inf excludes a plan
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class Plan:
-    """Candidate plans, decoded (in the units of the encoder), on the pipeline's device.
+    """Candidate plans, decoded, on the pipeline's device.
 
     Attributes:
-        latents: (B, N, H, d).
-        actions: (B, N, H, m).
+        latents: (B, N, H, d), in the encoder's units.
+        actions: (B, N, H, m), in the data's units.
         scores: (B, N).
         weights: (B, N), with sum 1. The executed plan is the weighted mean of the candidates.
         plan_ms: milliseconds to sample and rank all candidates.

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, read_json, write_manifest
+from mpdiffuser.record import Record
 from mpdiffuser.sampler import SamplerConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "schedule": {SCHEDULE},
 }
 OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
-FORMAT_VERSION = 5  # version of the format of a pipeline folder
+FORMAT_VERSION = 6  # version of the format of a pipeline folder
 SAME = (
     "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim",
     "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim",
@@ -148,10 +149,8 @@ def _check_info(file: Path, info: Any) -> None:
     for key in ("task", "suite", "back_end"):
         if not isinstance(info.get(key, ""), str):
             raise InputError(f"{file}: info.{key} must be a text, found {str(info[key])[:80]}")
-    seen = info.get("observation", {"shape": [], "dtype": "uint8"})
-    fits = isinstance(seen, dict) and seen.get("dtype") in ("uint8", "float32") and isinstance(seen.get("shape"), list)
-    if not fits or not all(type(side) is int for side in seen["shape"]):
-        raise InputError(f"{file}: info.observation must have a shape and a dtype, uint8 or float32, found {seen}")
+    if "record" in info:
+        Record.from_json(info["record"], f"{file}: info.record")
 
 
 def _check_agreement(folder: Path, configs: dict[str, dict[str, Any]]) -> None:

@@ -18,15 +18,18 @@ extrapolated from the last two estimates (Lu et al. 2022, alg. 2). The sampler c
 supports every prediction type.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from mpdiffuser.engines import ENGINES
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
+from mpdiffuser.record import Actions
 from mpdiffuser.schedule import GRIDS, SOLVERS, Move, NoiseSchedule, moves
 
 Field = Callable[[torch.Tensor], torch.Tensor]  # trajectories (B, H, d + m) -> like the trajectories
@@ -61,7 +64,7 @@ class SamplerConfig:
             (`mpdiffuser.engines`).
         deadline_ms: time for a plan in milliseconds; it limits the number of levels. 0: no limit, `steps` levels.
         chunk: number of actions of each plan that are executed before the next plan.
-        safe_action: (m,) in [-1, 1], executed if planning fails and the last plan has ended; empty: zeros.
+        safe_action: (m,) in the data's units, executed if planning fails and the last plan has ended; empty: zeros.
 
     Raises:
         InputError: for a value that is not allowed.
@@ -115,22 +118,30 @@ class SamplerConfig:
         require(
             fits and 0 <= interval[0] <= interval[1] <= 1, "guidance_interval", "be [low, high], 0 <= low <= high <= 1"
         )
-        fits = all(isinstance(each, int | float) and abs(each) <= 1 for each in self.safe_action)
-        require(fits, "safe_action", "be numbers in -1..1")
+        fits = all(isinstance(each, int | float) and math.isfinite(each) for each in self.safe_action)
+        require(fits, "safe_action", "be finite numbers")
 
     @property
     def levels(self) -> int:
         """The number of noise levels: `steps`, or `DEFAULT_STEPS`."""
         return self.steps or DEFAULT_STEPS
 
-    def check_fit(self, horizon: int, action_dim: int) -> None:
-        """Raises InputError unless the chunk fits plans of this horizon and the safe action has this dimension."""
+    def check_fit(self, horizon: int, actions: Actions | None) -> None:
+        """Raise InputError unless the chunk fits plans of this horizon and the safe action is within the bounds.
+
+        Args:
+            horizon: of the plans.
+            actions: bounds of the actions; None: not known yet.
+        """
         if not self.chunk < horizon:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {self.chunk}")
-        if len(self.safe_action) not in (0, action_dim):
-            raise InputError(
-                f"sampler.safe_action: must be {action_dim} numbers in -1..1, found {list(self.safe_action)}"
-            )
+        if actions is not None and self.safe_action:
+            safe, low, high = np.array(self.safe_action), np.array(actions.low), np.array(actions.high)
+            if safe.shape != low.shape or actions.beyond(safe[None]).any():
+                raise InputError(
+                    f"sampler.safe_action: must be {len(low)} numbers within {low.tolist()} and {high.tolist()}, "
+                    f"found {list(self.safe_action)}"
+                )
 
 
 class Sampler:

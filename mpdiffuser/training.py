@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
@@ -22,6 +24,7 @@ from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import SEEN, Actions
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import MAY_CHANGE, Trainer
 from mpdiffuser.tuning import tune
@@ -47,19 +50,92 @@ def common_options(cfg: DictConfig) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in WITHOUT_EFFECT and not isinstance(v, dict)}
 
 
-def run_recipes(output: Path, methods: Sequence[str], limits: Sequence[float] = ()) -> dict[str, Recipe]:
+def unit_actions(episodes: Episodes, out_of_bounds: str) -> tuple[Episodes, Actions]:
+    """Return the episodes with actions in [-1, 1], as models see them, and the bounds in the data's units.
+
+    Args:
+        episodes: their record has the bounds.
+        out_of_bounds: what to do with actions beyond the bounds: "refuse", "clip" them, or "widen" the bounds.
+
+    Raises:
+        InputError: for another choice, or for actions beyond the bounds with "refuse".
+    """
+    if out_of_bounds not in ("refuse", "clip", "widen"):
+        raise InputError(f"out_of_bounds: must be refuse, clip or widen, found {out_of_bounds!r}")
+    bounds, steps, actions = episodes.record.actions, step_rows(episodes), np.asarray(episodes["actions"])
+    beyond = bounds.beyond(actions)
+    beyond[episodes.offsets[1:] - 1] = False  # no action is taken at the final observation
+    if beyond.any():
+        number = int(np.argmax(beyond.any(0)))
+        name = f" ({bounds.names[number]})" if bounds.names else ""
+        seen = Actions.seen(actions[steps])
+        found = (
+            f"{np.count_nonzero(beyond.any(1)):,} of {len(steps):,} actions are beyond the {bounds.bounds} bounds; "
+            f"action {number}{name} lies in {seen.low[number]:.6g}..{seen.high[number]:.6g}, its bounds are "
+            f"{bounds.low[number]:.6g}..{bounds.high[number]:.6g}"
+        )
+        if out_of_bounds == "refuse":
+            raise InputError(
+                f"{episodes.path or 'dataset'}: {found}; set out_of_bounds=clip to clip them, or out_of_bounds=widen "
+                "if the bounds are wrong"
+            )
+        print(f"note: {found}; out_of_bounds={out_of_bounds}")
+        if out_of_bounds == "widen":
+            low, high = tuple(map(min, bounds.low, seen.low)), tuple(map(max, bounds.high, seen.high))
+            bounds = Actions(low, high, SEEN, bounds.names)
+    scale = bounds.scale()
+    if scale.identity and not beyond.any():
+        return episodes, bounds
+    unit = scale.to_unit(actions).clip(-1, 1)
+    unit[episodes.offsets[1:] - 1] = 0
+    record = replace(episodes.record, actions=Actions.unit(unit.shape[1]))
+    arrays = episodes.arrays | {"actions": unit}
+    return Episodes(arrays, episodes.offsets, episodes.info, episodes.path, episodes.numbers, record), bounds
+
+
+def trained_methods(cfg: DictConfig) -> list[str]:
+    """Return the methods whose models are trained: those to be evaluated, or without any MPDiffuser with cloning."""
+    return list(cfg.evaluation.methods) or ["cloning", "planner", "mpdiffuser"]
+
+
+def imitates(episodes: Episodes) -> bool:
+    """Return whether the data have neither rewards nor costs: the planner then imitates, and there is no ranker."""
+    return "rewards" in episodes.record.missing and "costs" not in episodes
+
+
+def check_methods(methods: Sequence[str], episodes: Episodes) -> None:
+    """Raise InputError for a method that needs rewards, if the data have none. Otherwise print what this means."""
+    if not imitates(episodes):
+        return
+    need = [name for name in methods if METHODS[name].needs_rewards]
+    if need:
+        raise InputError(f"evaluation.methods: {', '.join(need)} need rewards, and {episodes.path} has none")
+    print("note: the data have no rewards: the planner imitates the data, and no ranker is trained")
+
+
+def run_recipes(
+    output: Path, methods: Sequence[str], limits: Sequence[float] = (), imitating: bool = False
+) -> dict[str, Recipe]:
     """Return the recipes of the methods' models and of all models that the run's pipeline has already.
 
     The pipeline keeps its models when a later run of the same folder names fewer methods.
     """
     wanted, all_recipes = recipes_of(methods, limits), recipes_of(METHODS, limits)
-    return {
+    chosen = {
         name: recipe for name, recipe in all_recipes.items() if name in wanted or (output / "pipeline" / name).is_dir()
     }
+    if imitating:
+        chosen.pop("ranker", None)
+        chosen = {k: replace(r, after=tuple(n for n in r.after if n != "ranker")) for k, r in chosen.items()}
+    return chosen
 
 
 def identities(
-    cfg: DictConfig, data: Mapping[str, Any], methods: Sequence[str], limits: Sequence[float] = ()
+    cfg: DictConfig,
+    data: Mapping[str, Any],
+    methods: Sequence[str],
+    limits: Sequence[float] = (),
+    imitating: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Return name -> identity of all models of the methods (see `mpdiffuser.identity`).
 
@@ -68,8 +144,9 @@ def identities(
         data: the identity of the latent episodes: the dataset's checksum, and the encoder's identity if it is trained.
         methods: names of the methods.
         limits: the cost limits of an episode that the methods get.
+        imitating: result of `imitates`.
     """
-    recipes = run_recipes(Path(cfg.output_dir), methods, limits)
+    recipes = run_recipes(Path(cfg.output_dir), methods, limits, imitating)
     options, common = settings(cfg), common_options(cfg)
 
     def identity(recipe: Recipe) -> dict[str, Any]:
@@ -116,7 +193,8 @@ def train_pipeline(
         InputError: if the folder has a run with another identity, or the data are not finite.
     """
     output, limits = Path(cfg.output_dir), info.get("cost_limits", ())
-    expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits)
+    imitating = imitates(episodes)
+    expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits, imitating)
     check_folder(output, expected)
     data = training_data(cfg, episodes)
 
@@ -126,7 +204,7 @@ def train_pipeline(
             where = (config, output / name, accelerator, data.schedule, expected[recipe.name])
             return Trainer(name, model, train, held_out, *where).train()
 
-    recipes = run_recipes(output, methods, limits)
+    recipes = run_recipes(output, methods, limits, imitating)
     train_recipes(cfg, recipes, data, fit, accelerator)
     pipeline = assemble(cfg, data, encoder, decoder, info).to(accelerator.device)
 
@@ -154,7 +232,7 @@ def assemble(
         encoder,
         data.latents,
         data.actions,
-        data.shared.get("condition"),
+        data.condition if parts["planner"] is not None else None,
         **parts,
         schedule=data.schedule,
         decoder=decoder,

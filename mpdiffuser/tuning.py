@@ -115,7 +115,7 @@ def _rounded(value: float) -> float | None:
 
 @torch.inference_mode()
 def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Return the mean squared error of the executed actions in each window of a batch, (B,).
+    """Return the mean squared error of the executed actions, in [-1, 1], in each window of a batch, (B,).
 
     Args:
         pipeline, config: as in `chosen_levels`.
@@ -130,7 +130,7 @@ def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Ma
         part = latents[first : first + BATCH]
         generators = [torch.Generator().manual_seed(first + row) for row in range(len(part))]
         plans.append(pipeline(part, sampler, generators).executed_actions[:, : config.chunk])
-    error = (torch.cat(plans) - logged).square().mean(-1)
+    error = (pipeline.action_scale.to_unit(torch.cat(plans)) - logged).square().mean(-1)
     return ((mask * error).sum(1) / mask.sum(1)).cpu().numpy()
 
 

@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from mpdiffuser.console import progress
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import create_array, write_whole, writing
+from mpdiffuser.models.base import Model
 from mpdiffuser.parallel import run_parallel
+from mpdiffuser.record import PICTURE, PROPRIOCEPTION, TRUE_STATE
 from mpdiffuser.windows import step_rows
 from vision.encoder import PixelEncoder
 
@@ -28,15 +31,50 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> np.ndarray:
-    """Return the features (M, F) float16 of all frames, memory-mapped. They are computed once and cached in a file.
+class Rows:
+    """Arrays (M, F_i) side by side, as one array (M, F). They may be memory-mapped, and are joined when rows are read.
+
+    Args:
+        parts: the arrays.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = list(parts)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return the rows (..., F) float32 of an index (...)."""
+        parts = [np.asarray(part[index], np.float32) for part in self.parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+
+
+def inputs(episodes: Episodes) -> tuple[list[str], list[str]]:
+    """Return the names of the pictures and of the measured values that an encoder of pixels gets."""
+    return episodes.record.names(PICTURE), episodes.record.names(PROPRIOCEPTION)
+
+
+def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> Rows:
+    """Return the inputs of the encoder's head (M, C F + p): the features of all cameras, then the measured values.
+
+    The features are cached (`cached_frames`).
+    """
+    pictures, measured = inputs(episodes)
+    features = [cached_frames(encoder, episodes, name, folder, batch) for name in pictures]
+    return Rows([*features, *(episodes[name] for name in measured)])
+
+
+def cached_frames(encoder: PixelEncoder, episodes: Episodes, key: str, folder: Path, batch: int = 64) -> np.ndarray:
+    """Return the features (M, F) float16 of a camera's frames, memory-mapped. They are computed once and cached.
 
     The name of the file has everything that the features depend on: the frames, the backbone's name and its weights. A
     computation that was killed is resumed. If another process computes features in this folder, this process waits.
 
     Args:
         encoder: its backbone computes the features.
-        episodes: with `frames`.
+        episodes: the dataset.
+        key: name of the camera's frames.
         folder: the cache.
         batch: number of frames in a forward pass.
 
@@ -45,8 +83,8 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
     """
     c = encoder.config
     kind = f"{c['backbone']}-{c['stride']}-{c['pool']}".replace(":", "_").replace("/", "_")
-    name = f"features-{kind}-{weights_fingerprint(encoder.frame_net)}-{episodes.checksum('frames')}"
-    file, shape = folder / f"{name}.npy", (len(episodes["frames"]), encoder.frame_net.dim)
+    name = f"features-{kind}-{weights_fingerprint(encoder.frame_net)}-{episodes.checksum(key)}"
+    file, shape = folder / f"{name}.npy", (len(episodes[key]), encoder.frame_net.dim)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -55,7 +93,7 @@ def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, bat
             print(f"Features: reusing {file}")
             file.with_suffix(".progress").unlink(missing_ok=True)  # left by a process killed before its last step
         else:
-            _compute(encoder, episodes["frames"], file, shape, batch)
+            _compute(encoder, episodes[key], file, shape, batch)
     features = _open_features(file)
     if features is None or (features.shape, features.dtype) != (shape, np.float16):
         raise InputError(f"{file}: damaged; remove it, then it is computed again")
@@ -111,27 +149,26 @@ def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def encode(encoder: PixelEncoder, episodes: Episodes, features: np.ndarray, batch: int = 1024) -> np.ndarray:
+def encode(encoder: Model, episodes: Episodes, features: Rows, batch: int = 1024) -> np.ndarray:
     """Return the latents (M, d) float32 of all rows, computed from features (M, F)."""
     index = history_rows(episodes, np.arange(len(features)), encoder.history)
     parts = []
     for start in range(0, len(index), batch):
         rows = index[start : start + batch]
-        inputs = (features[rows].astype(np.float32), history_actions(episodes, rows))
-        parts.append(encoder(*(torch.from_numpy(part).to(encoder.device) for part in inputs)).cpu().numpy())
+        pair = (features[rows], history_actions(episodes, rows))
+        parts.append(encoder(*(torch.from_numpy(part).to(encoder.device) for part in pair)).cpu().numpy())
     return np.concatenate(parts)
 
 
 def encode_frames(encoder: PixelEncoder, episodes: Episodes) -> np.ndarray:
     """Return the latents (M, d) float32 of all rows, computed from the frames, for a fine-tuned backbone."""
-    features = [_features(encoder, episodes["frames"][i : i + 64]) for i in range(0, len(episodes["frames"]), 64)]
-    return encode(encoder, episodes, np.concatenate(features).astype(np.float16))
-
-
-def with_latents(episodes: Episodes, latents: np.ndarray) -> Episodes:
-    """Return the episodes with latents (M, d) as `observations`, without frames and true states."""
-    kept = {key: episodes[key] for key in episodes.arrays if key not in ("frames", "observations", "physics")}
-    return Episodes({**kept, "observations": latents}, np.asarray(episodes.offsets), episodes.info, episodes.path)
+    pictures, measured = inputs(episodes)
+    rows = range(0, len(episodes["actions"]), 64)
+    features = [
+        np.concatenate([_features(encoder, episodes[key][i : i + 64]) for i in rows]).astype(np.float16)
+        for key in pictures
+    ]
+    return encode(encoder, episodes, Rows([*features, *(episodes[name] for name in measured)]))
 
 
 class FrameSteps:
@@ -142,6 +179,7 @@ class FrameSteps:
         chosen: indices of the used episodes.
         history: number of frames for a latent.
         features: (M, F), of a frozen backbone; None: the examples have frames.
+        true_states: whether the examples have the true states, if the dataset has them.
         statistics: mean and standard deviation of states and rewards; None: those of these episodes.
     """
 
@@ -150,7 +188,8 @@ class FrameSteps:
         episodes: Episodes,
         chosen: np.ndarray,
         history: int,
-        features: np.ndarray | None,
+        features: Rows | None,
+        true_states: bool,
         statistics: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         rows = step_rows(episodes)
@@ -159,12 +198,18 @@ class FrameSteps:
         self.index = np.concatenate(
             [history_rows(episodes, self.rows, history), self.rows[:, None] + 1], 1
         )  # `history` rows up to o_t, and o_t+1
-        self.source = features if features is not None else episodes["frames"]
-        self.key = "features" if features is not None else "frames"
+        pictures, measured = inputs(episodes)
+        if features is not None:
+            self.inputs: dict[str, Any] = {"features": features}
+        else:
+            self.inputs = {f"frames_{number}": episodes[name] for number, name in enumerate(pictures)}
+            self.inputs["measured"] = Rows(
+                [episodes[name] for name in measured] or [np.zeros((len(episodes["actions"]), 0), np.float32)]
+            )
         self.actions = history_actions(episodes, self.index)
         targets = {"rewards": np.array(episodes["rewards"][self.rows])}
-        if "observations" in episodes:
-            targets["states"] = np.array(episodes["observations"][self.rows])
+        if states := episodes.record.names(TRUE_STATE) if true_states else []:
+            targets["states"] = Rows([episodes[name] for name in states])[self.rows]
         self.statistics = statistics or {k: (v.mean(0), v.std(0) + 1e-6) for k, v in targets.items()}
         self.targets = {k: (v - self.statistics[k][0]) / self.statistics[k][1] for k, v in targets.items()}
 
@@ -175,14 +220,14 @@ class FrameSteps:
         """Return the steps of indices (B,).
 
         Returns:
-            `features` (B, history + 1, F) or `frames` (B, history + 1, height, width, 3), `actions` (B, history, m),
-            and standardised `rewards` (B,) and, if the data have states, `states` (B, s).
+            `features` (B, history + 1, F), or `frames_0`, `frames_1`, ... (B, history + 1, height, width, 3) of each
+            camera and `measured` (B, history + 1, p). Also `actions` (B, history, m), standardised `rewards` (B,) and,
+            if the data have true states, `states` (B, s).
         """
         i = indices.numpy()
-        inputs = self.source[self.index[i]]
-        inputs = inputs.astype(np.float32) if self.key == "features" else inputs
-        targets = {k: torch.from_numpy(v[i].astype(np.float32)) for k, v in self.targets.items()}
-        return {self.key: torch.from_numpy(inputs), "actions": torch.from_numpy(self.actions[i]), **targets}
+        targets = {k: v[i].astype(np.float32) for k, v in self.targets.items()}
+        found = {k: v[self.index[i]] for k, v in self.inputs.items()} | {"actions": self.actions[i]} | targets
+        return {k: torch.from_numpy(v) for k, v in found.items()}
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the steps (B,) are from."""
@@ -190,7 +235,7 @@ class FrameSteps:
 
 
 class Pictures:
-    """Pairs of latent and frame, for the decoder.
+    """Pairs of latent and frame of the first camera, for the decoder.
 
     Args:
         episodes: the dataset.
@@ -201,7 +246,7 @@ class Pictures:
     def __init__(self, episodes: Episodes, chosen: np.ndarray, latents: np.ndarray) -> None:
         self.rows = np.flatnonzero(np.isin(episodes.episode_of_row, chosen))
         self.owners = episodes.numbers[episodes.episode_of_row[self.rows]]
-        self.frames, self.latents = episodes["frames"], latents
+        self.frames, self.latents = episodes[inputs(episodes)[0][0]], latents
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,19 +19,22 @@ from vision.backbones import DEFAULT, Backbone, load_pretrained
 class PixelEncoder(Model):
     """A backbone for each frame, and a trained head for the last `history` frames and the actions between them.
 
-    One frame does not show velocities. Two frames show a mean velocity, but not the effect of the last action.
+    One frame does not show velocities. Two frames show a mean velocity, but not the effect of the last action. Measured
+    values beside the pictures are inputs of the head, and the newest are also the last entries of the latent.
 
     Args:
         backbone, stride, pool: see `Backbone`.
         action_dim: m.
-        latent_dim: d.
+        latent_dim: d, the learned entries and p measured ones.
         history: number of frames for a latent.
         projection: width of the head's layer for each frame.
         hidden: width of the head's layers for the joined frames.
         trainable: whether the backbone is fine-tuned. The features of a frozen backbone are computed once and cached.
+        cameras: C, the number of pictures in an observation. All pictures share the backbone.
+        proprioception: p, the number of measured values beside the pictures; 0: none.
 
     Raises:
-        InputError: for a history below 1, and as `Backbone`.
+        InputError: for a history below 1, a latent_dim that leaves no learned entry, and as `Backbone`.
     """
 
     sees_pixels = True
@@ -48,15 +51,21 @@ class PixelEncoder(Model):
         projection: int = 128,
         hidden: int = 256,
         trainable: bool = False,
+        cameras: int = 1,
+        proprioception: int = 0,
     ) -> None:
         super().__init__()
         if history < 1:
             raise InputError(f"encoder.history: must be at least 1, found {history}")
-        self.history = history
+        if latent_dim <= proprioception:
+            raise InputError(f"encoder.latent_dim: must be above {proprioception}, found {latent_dim}")
+        self.history, self.learned_dim = history, latent_dim - proprioception
         self.frame_net = Backbone(backbone, stride, pool).requires_grad_(trainable)
-        self.standard = Normalizer(self.frame_net.dim)
-        self.frame_head = nn.Sequential(nn.Linear(self.frame_net.dim, projection), nn.LayerNorm(projection), nn.SiLU())
-        self.head = mlp(history * projection + (history - 1) * action_dim, hidden, latent_dim)
+        self.picture_dim = cameras * self.frame_net.dim
+        self.standard = Normalizer(self.picture_dim + proprioception)
+        self.frame_head = nn.Sequential(nn.Linear(self.picture_dim, projection), nn.LayerNorm(projection), nn.SiLU())
+        joined = history * (projection + proprioception) + (history - 1) * action_dim
+        self.head = mlp(joined, hidden, self.learned_dim)
 
     @classmethod
     def pretrained(cls, download: bool = False, **config: Any) -> Self:
@@ -74,24 +83,30 @@ class PixelEncoder(Model):
         return encoder.eval()
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (B, height, width, 3) uint8 -> features of each frame (B, F)."""
+        """Frames (B, height, width, 3) uint8 of one camera -> features of each frame (B, F)."""
         return self.frame_net(frames)
 
     def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Features (..., history, F), actions (..., history - 1, m) -> latents (..., d).
+        """Features (..., history, C F + p), actions (..., history - 1, m) -> latents (..., d).
 
-        The features are those of consecutive frames, the newest last. The actions are those between the frames, 0
+        The features are those of consecutive observations, the newest last: of the frames of all C cameras, then p
+        measured values. The actions are those between the frames, 0
         before the start of the episode.
         """
         return self.join(self.frames(features), actions)
 
     def frames(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (..., F) -> projections (..., projection): the part of the head for each frame."""
-        return self.frame_head(self.standard.normalize(features))
+        """Features (..., C F + p) -> projections (..., projection + p): the part of the head for each observation."""
+        features = self.standard.normalize(features)
+        projected = self.frame_head(features[..., : self.picture_dim])
+        measured = features[..., self.picture_dim :]
+        return torch.cat([projected, measured], -1) if measured.shape[-1] else projected
 
     def join(self, frames: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Projections (..., history, projection), actions (..., history - 1, m) -> latents (..., d)."""
-        return self.head(torch.cat([frames.flatten(-2), actions.flatten(-2)], -1))
+        """Projections (..., history, projection + p), actions (..., history - 1, m) -> latents (..., d)."""
+        learned = self.head(torch.cat([frames.flatten(-2), actions.flatten(-2)], -1))
+        measured = frames[..., -1, frames.shape[-1] - self.config["proprioception"] :]
+        return torch.cat([learned, measured], -1) if measured.shape[-1] else learned
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode. The backbone stays in eval mode, so its batch norms keep their statistics."""
@@ -101,29 +116,30 @@ class PixelEncoder(Model):
 
 
 class IdentityEncoder(Model):
-    """An encoder of states: the latent is the state.
+    """An encoder of states: the latent is the last `history` states, the newest last, then the actions between them.
 
     Args:
-        latent_dim: dimension of the states.
+        latent_dim: dimension of the latents: history o + (history - 1) m.
         action_dim: m.
+        history: number of states in a latent.
     """
 
-    history = 1
     sees_pixels = False
 
     @register_to_config
-    def __init__(self, latent_dim: int, action_dim: int = 1) -> None:
+    def __init__(self, latent_dim: int, action_dim: int = 1, history: int = 1) -> None:
         super().__init__()
+        self.history = history
         # diffusers gets the device and dtype of a module from a parameter
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def features(self, states: torch.Tensor) -> torch.Tensor:
-        """States (B, d) -> states (B, d) float32."""
+        """States (B, o) -> states (B, o) float32."""
         return states.to(torch.float32)
 
     def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """States (..., 1, d), no actions (..., 0, m) -> latents (..., d)."""
-        return features[..., -1, :]
+        """States (..., history, o), actions (..., history - 1, m) -> latents (..., d)."""
+        return torch.cat([features.flatten(-2), actions.flatten(-2)], -1)
 
 
 class Representation(Model):
@@ -178,21 +194,23 @@ class Representation(Model):
     ) -> dict[str, torch.Tensor]:
         """Return the loss and its parts for a batch of `FrameSteps`.
 
-        The batch has `features` (B, history + 1, F) or `frames` (B, history + 1, height, width, 3), `actions`
-        (B, history, m), and standardised `rewards` (B,) and `states` (B, s). The last action is the predicted one.
+        The batch has `features` (B, history + 1, F) or, for a backbone that is trained, `frames_0`, `frames_1`, ...
+        (B, history + 1, height, width, 3) of each camera and `measured` (B, history + 1, p), and `actions`
+        (B, history, m), standardised `rewards` (B,) and `states` (B, s). The last action is the predicted one.
         """
-        features = batch["features"] if "features" in batch else self._features(batch["frames"], random["shift"])
+        features = batch["features"] if "features" in batch else self._features(batch, random["shift"])
         frames, actions = self.encoder.frames(features), batch["actions"]
         mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
         with torch.no_grad():
             after = self.encoder.join(frames[:, 1:], actions[:, 1:])
+        learned = self.encoder.learned_dim
         noise = self.log_noise.exp() * random["noise"]
         now, taken = mean + noise[:, 0], actions[:, -1]
         pair = torch.cat([now, taken], -1)
         parts = {
             "next": (now + self.next(pair) - after).square().mean(),
             "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
-            "information": self.config["information_weight"] * information(mean, self.log_noise),
+            "information": self.config["information_weight"] * information(mean[:, :learned], self.log_noise[:learned]),
         }
         if self.inverse is not None:
             hidden = actions[:, 1:].clone()
@@ -206,9 +224,13 @@ class Representation(Model):
             parts["state"] = self.config["state_weight"] * error
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
 
-    def _features(self, frames: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        shifted = random_shift(frames, shift)
-        return self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    def _features(self, batch: dict[str, torch.Tensor], shift: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for number in range(self.encoder.config["cameras"]):
+            frames = batch[f"frames_{number}"]
+            shifted = random_shift(frames, shift)
+            parts.append(self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2]))
+        return torch.cat([*parts, batch["measured"]], -1)
 
 
 def information(mean: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:

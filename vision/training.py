@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
@@ -13,28 +12,33 @@ from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, train_config
+from mpdiffuser.record import TRUE_STATE
 from mpdiffuser.trainer import Trainer
 from mpdiffuser.training import common_options
 from mpdiffuser.windows import split_indices
-from vision.data import FrameSteps, Pictures, cached_features, encode, encode_frames, weights_fingerprint, with_latents
+from vision.data import FrameSteps, Pictures, Rows, cached_features, encode, encode_frames, inputs, weights_fingerprint
 from vision.decoder import Decoder
 from vision.encoder import PixelEncoder, Representation
+from vision.states import with_latents
 
 
 def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
     """Build the untrained encoder with its training heads, and load the pretrained weights of the backbone.
 
     Raises:
-        InputError: if the dataset has no frames, or the backbone's weights are not on this machine.
+        InputError: if the dataset has no pictures, or the backbone's weights are not on this machine.
     """
-    if "frames" not in episodes:
-        raise InputError(f"{episodes.path}: holds no frames; for states use train_state.py")
-    options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1]}
+    pictures, measured = inputs(episodes)
+    if not pictures:
+        raise InputError(f"{episodes.path}: holds no pictures; for states use train_state.py")
+    options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1], "cameras": len(pictures)}
+    options["proprioception"] = sum(episodes[name].shape[1] for name in measured)
+    options["latent_dim"] += options["proprioception"]
     pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
-    has_states = "observations" in episodes and cfg.true_states
-    representation = Representation(options, episodes["observations"].shape[1] if has_states else 0)
+    states = episodes.record.names(TRUE_STATE) if cfg.true_states else []
+    representation = Representation(options, sum(episodes[name].shape[1] for name in states))
     representation.encoder.load_state_dict(encoder.state_dict())
     return representation.eval()
 
@@ -86,17 +90,22 @@ def train_encoder(
     if not encoder.config["trainable"]:
         with clock("features"), accelerator.main_process_first():
             features = cached_features(encoder, episodes, cache)
-        encoder.standard.fit(features[:: max(1, len(features) // 4096)].astype(np.float32))
+        encoder.standard.fit(features[:: max(1, len(features) // 4096)])
+    elif measured := inputs(episodes)[1]:
+        encoder.standard.fit_last(Rows([episodes[name] for name in measured])[:])
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
-    data = FrameSteps(episodes, train, encoder.history, features)
-    validation = FrameSteps(episodes, held_out, encoder.history, features, data.statistics)
+    true_states = representation.state is not None
+    data = FrameSteps(episodes, train, encoder.history, features, true_states)
+    validation = FrameSteps(episodes, held_out, encoder.history, features, true_states, data.statistics)
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
         where = (train_config(cfg, name), output / name, accelerator)
         with clock(name):
             return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
-    decoder = Decoder(encoder.config["latent_dim"], episodes["frames"].shape[1])  # refuses sizes that it cannot draw
+    decoder = Decoder(
+        encoder.config["latent_dim"], episodes[inputs(episodes)[0][0]].shape[1]
+    )  # refuses sizes that it cannot draw
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)

@@ -1,6 +1,16 @@
 """Datasets: the public offline tasks, and readers of other projects' formats; each dataset becomes `Episodes`."""
 
+from envs.datasets.importing import import_datasets, open_datasets
 from envs.datasets.opening import open_dataset
 from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, cost_score, find_offline_task
 
-__all__ = ["OFFLINE_TASKS", "SUITES", "OfflineTask", "cost_score", "find_offline_task", "open_dataset"]
+__all__ = [
+    "OFFLINE_TASKS",
+    "SUITES",
+    "OfflineTask",
+    "cost_score",
+    "find_offline_task",
+    "import_datasets",
+    "open_dataset",
+    "open_datasets",
+]

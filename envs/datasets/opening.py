@@ -1,5 +1,6 @@
 """Opens datasets of every kind, by task id, file or folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from mpdiffuser.errors import InputError
 
 
 def open_dataset(
-    source: str | Path, data_dir: str | Path | None = None, frames: str | None = None, size: int | None = None
+    source: str | Path,
+    data_dir: str | Path | None = None,
+    frames: str | None = None,
+    size: int | None = None,
+    keys: Mapping[str, str] | None = None,
+    pictures: bool = False,
 ) -> Episodes:
     """The episodes of a task, a Minari dataset, a file or a folder; the content of a file or folder tells its kind.
 

@@ -80,6 +80,16 @@ class TrainingData:
         return {"latent_dim": self.latents.config["dim"], "action_dim": self.actions.config["dim"]}
 
     @property
+    def targets(self) -> Sequence[np.ndarray]:
+        """The planner's targets (M, c) of each part: of the ranker's last round; without a ranker the logged ones."""
+        return self.shared.get("targets", self.logged_targets)
+
+    @property
+    def condition(self) -> Marginals:
+        """The marginals of `targets`."""
+        return self.shared.get("condition", self.logged_condition)
+
+    @property
     def frequencies(self) -> list[np.ndarray]:
         """Relative frequencies (M,) of the rows of each part (`occupancy`)."""
         return [occupancy(part, self.discount, self.settings["occupancy"]) for part in self.parts]
@@ -222,6 +232,7 @@ class Method:
         plans_states: whether plans have states, which evaluation compares with the simulator.
         takes_limits: whether the policy supports a limit on costs.
         needs_expert: whether the method needs the data's expert.
+        needs_rewards: whether the method can only be trained on data with rewards.
         evaluated_with: other methods that `method=NAME` also trains and evaluates.
     """
 
@@ -236,6 +247,7 @@ class Method:
     plans_states: ClassVar[bool] = False
     takes_limits: ClassVar[bool] = False
     needs_expert: ClassVar[bool] = False
+    needs_rewards: ClassVar[bool] = False
     evaluated_with: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -360,12 +372,6 @@ class Baseline(Method, MPDiffuserPipeline):
     ) -> torch.Tensor:
         """Return zeros (B, c), since an unguided planner ignores the condition."""
         return latents.new_zeros(len(latents), self.planner.config["condition_dim"])
-
-    def scores(
-        self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the ranker's scores (B N,); zeros for a method without a ranker."""
-        return states.new_zeros(len(states)) if self.ranker is None else super().scores(states, actions, cost_to_go)
 
 
 def sampler_section(**settings: Any) -> dict[str, Any]:

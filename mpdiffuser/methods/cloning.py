@@ -91,4 +91,4 @@ class Cloning(Method):
     def policy(cls, setup: Setup) -> Policy:
         """Return the policy of the setup's cost limit."""
         network = setup.model(recipe(setup.limit).name, CloningPolicy)
-        return NetworkPolicy(setup.pipeline.encoder, network)
+        return NetworkPolicy(setup.pipeline, network)

@@ -64,6 +64,7 @@ class DMPC(Baseline):
     color = ("#5b7f2b", "#a3c76f")
     summary = "Action proposals from one diffusion model, their states from another; a critic ranks them."
     order = 23
+    needs_rewards = True
     models = (
         ACTION_PLANNER,
         Recipe(

@@ -83,6 +83,7 @@ class DecisionDiffuser(Baseline):
     color = ("#2f7d8c", "#74c0cf")
     summary = "A diffusion model of the states, given a high return; inverse dynamics gives the actions."
     order = 22
+    needs_rewards = True
     models = (STATE_PLANNER, INVERSE, LOGGED_RETURNS)
     roles = {"condition": "logged_returns", "planner": "state_planner", "inverse": "inverse"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012

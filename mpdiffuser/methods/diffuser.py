@@ -104,6 +104,7 @@ class Diffuser(Baseline):
     color = ("#64748b", "#9fb0c6")
     summary = "An unconditional diffusion model of trajectories, guided by the gradient of a predicted return."
     order = 21
+    needs_rewards = True
     models = (
         Recipe(
             "trajectory_planner",

@@ -167,6 +167,7 @@ class Distilled(Planning):
     color = ("#1f8f99", "#5fc7d0")
     summary = "A student of MPDiffuser that draws such plans in one pass of one network."
     order = 92
+    needs_rewards = True
     models = (*MPDiffuser.models, STUDENT)
     evaluated_with = ("planner", "mpdiffuser")
 

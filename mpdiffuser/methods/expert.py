@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mpdiffuser.controller import Policy
+from mpdiffuser.controller import Observations, Policy
 from mpdiffuser.methods.base import Method, Setup
 
 
@@ -17,8 +17,9 @@ class ExpertPolicy(Policy):
     def reset(self, seeds: Sequence[int]) -> None:
         """Do nothing, since the policy has no state."""
 
-    def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+    def act(self, observations: Observations, active: np.ndarray | None = None) -> np.ndarray:
         """States (B, o) -> actions (B, m) in [-1, 1]."""
+        assert isinstance(observations, np.ndarray)
         return self.function(observations)
 
 

@@ -120,6 +120,7 @@ class IQL(Method):
     color = ("#a23e6c", "#e08bb0")
     summary = "Implicit Q-learning: a policy cloned in proportion to its actions' advantages, without planning."
     order = 11
+    needs_rewards = True
     settings = {"hidden": 256, "expectile": 0.7, "inverse_temperature": 3.0, "target_rate": 0.005}  # noqa: RUF012
     models = (
         Recipe(
@@ -148,4 +149,4 @@ class IQL(Method):
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
         """Return the trained policy."""
-        return NetworkPolicy(setup.pipeline.encoder, setup.model("iql", ImplicitQ))
+        return NetworkPolicy(setup.pipeline, setup.model("iql", ImplicitQ))

@@ -8,8 +8,7 @@ from mpdiffuser.windows import Windows
 
 def dynamics_windows(data: TrainingData, part: int) -> Windows:
     """Return the windows of one part. Their weight is the frequency of their first row; returns have no effect."""
-    shared = data.shared
-    return data.windows(part, shared["targets"][part], shared["condition"], data.frequencies[part])
+    return data.windows(part, data.targets[part], data.condition, data.frequencies[part])
 
 
 DYNAMICS = Recipe(

@@ -123,8 +123,11 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
     """Return the windows of one part.
 
     Their weight is the product of the frequency, `advantage_weights` and `episode_weights` of their first row, to the
-    power `equalizing_power`.
+    power `equalizing_power`. Without a ranker, which data without rewards have not, the planner imitates: the weight
+    is the frequency.
     """
+    if "ranker" not in data.trained:
+        return data.windows(part, data.targets[part], data.condition, data.frequencies[part])
     if "weights" not in data.shared:
         ranker, settings = data.trained["ranker"], dict(data.settings["advantage"])
         least = settings.pop("effective_windows")
@@ -136,8 +139,7 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
         products = [np.prod(each, 0) for each in zip(*factors)]
         power = equalizing_power(products[0][step_rows(data.parts[0])], least)
         data.shared["weights"] = [product**power for product in products]
-    shared = data.shared
-    return data.windows(part, shared["targets"][part], shared["condition"], shared["weights"][part])
+    return data.windows(part, data.targets[part], data.condition, data.shared["weights"][part])
 
 
 def build_planner(data: TrainingData) -> Planner:

@@ -13,6 +13,7 @@ class SampleAndRank(Baseline):
     color = ("#8c5a3c", "#cf9c7c")
     summary = "A critic chooses one of fifty unguided plans of the states; inverse dynamics gives the actions."
     order = 24
+    needs_rewards = True
     models = (STATE_PLANNER, INVERSE, CRITIC)
     roles = {"planner": "state_planner", "inverse": "inverse", "ranker": "critic"}  # noqa: RUF012
     settings = sampler_section(candidates=50)

@@ -34,6 +34,13 @@ class Normalizer(ModelMixin, ConfigMixin):
             getattr(self, name).data = torch.as_tensor(value, dtype=torch.float32)
         return self
 
+    def fit_last(self, rows: np.ndarray) -> Self:
+        """Fit the last dimensions to rows (M, n), n at most dim. The other dimensions are not changed."""
+        part = Normalizer(rows.shape[1]).fit(rows)
+        for name in ("mean", "std", "low", "high"):
+            getattr(self, name).data[-rows.shape[1] :] = getattr(part, name).data
+        return self
+
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """(..., dim) -> (..., dim) in normalised units."""
         return (x - self.mean) / self.std

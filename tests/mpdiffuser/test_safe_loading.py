@@ -180,7 +180,7 @@ def test_an_older_folder_can_be_taken_on_trust(folder: Path) -> None:
 def test_a_folder_of_another_format(folder: Path, found: Any) -> None:
     """What was found, what this program reads, and what to do."""
     file = folder / "model_index.json"
-    assert json.loads(file.read_text())["format_version"] == FORMAT_VERSION == 5
+    assert json.loads(file.read_text())["format_version"] == FORMAT_VERSION == 6
     edit(file, format_version=found)
     write_manifest(folder)
     words = (

@@ -1,0 +1,135 @@
+"""Datasets for training: one dataset, or several that fit together; pixels are kept as an Episodes folder."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from envs.datasets.opening import open_dataset
+from mpdiffuser.episodes import VERSION, Episodes
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import writing
+from mpdiffuser.record import SEEN, Actions
+
+Sources = str | Sequence[str]
+
+
+def open_datasets(
+    sources: Sources,
+    data_dir: str | None = None,
+    keys: Mapping[str, str | None] | None = None,
+    pictures: bool = False,
+) -> Episodes:
+    """Open a dataset, or several as one.
+
+    Args:
+        sources: ids or paths (see `open_dataset`).
+        data_dir: folder of a task's file; None: the suite's own cache folder.
+        keys: our names of arrays -> their names in an npz or HDF5 file; None: the same name.
+        pictures: whether films are decoded; files with pictures in arrays always have them.
+
+    Raises:
+        InputError: as `open_dataset`, or if the datasets do not fit together.
+    """
+    names = [sources] if isinstance(sources, str) else list(sources)
+    renamed = {name: key for name, key in (keys or {}).items() if key}
+    return joined([open_dataset(name, data_dir, keys=renamed, pictures=pictures) for name in names])
+
+
+def import_datasets(
+    sources: Sources,
+    data_root: str,
+    data_dir: str | None = None,
+    keys: Mapping[str, str | None] | None = None,
+) -> Episodes:
+    """Open a dataset, or several as one, memory-mapped.
+
+    An Episodes folder is opened as it is. Other data are converted once, to a folder in data_root/imported, whose name
+    has what the content depends on: the paths, sizes and times of the files, and the keys.
+
+    Args:
+        sources, data_dir, keys: see `open_datasets`.
+        data_root: folder of the converted data.
+
+    Raises:
+        InputError: as `open_datasets`, or if the folder cannot be written.
+    """
+    names = [sources] if isinstance(sources, str) else list(sources)
+    if len(names) == 1 and (Path(names[0]).expanduser() / "meta.json").is_file():
+        return Episodes.load(Path(names[0]).expanduser())
+    root = Path(data_root) / "imported"
+    folder = root / f"{Path(names[0]).stem or 'data'}-{_fingerprint(names, data_dir, keys)}"
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".lock")
+    with lock:
+        if not folder.exists():
+            print(f"{folder}: importing {', '.join(names)}")
+            open_datasets(names, data_dir, keys, pictures=True).save(folder)
+    return Episodes.load(folder)
+
+
+def joined(parts: Sequence[Episodes]) -> Episodes:
+    """Return the episodes of several datasets as one dataset.
+
+    Arrays that not all parts have are left out, if they are not required, and listed in the record. Declared bounds
+    of actions must be equal; bounds that were only seen become those of all parts.
+
+    Raises:
+        InputError: if the parts differ in their observations, their actions, their rewards or their seconds a decision.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts[1:]:
+        _check_fit(first, part)
+    common = [key for key in first.arrays if all(key in part for part in parts)]
+    dropped = sorted({key for part in parts for key in part.arrays} - set(common))
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in common}
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    bounds = first.record.actions
+    if bounds.bounds == SEEN:
+        low = np.min([part.record.actions.low for part in parts], 0)
+        high = np.max([part.record.actions.high for part in parts], 0)
+        bounds = Actions(tuple(low.tolist()), tuple(high.tolist()), SEEN, bounds.names)
+    left_out = {name: reason for part in parts for name, reason in part.record.left_out.items()}
+    left_out |= dict.fromkeys(dropped, "not in all of the datasets")
+    record = replace(first.record, actions=bounds, left_out=left_out)
+    info = {key: value for key, value in first.info.items() if all(part.info.get(key) == value for part in parts)}
+    offsets = np.append(0, np.cumsum(lengths))
+    return Episodes(arrays, offsets, info | {"joined": [str(part.path) for part in parts]}, first.path, record=record)
+
+
+def _check_fit(first: Episodes, other: Episodes) -> None:
+    a, b = first.record, other.record
+    facts = {
+        "observations": ({k: (v.kind, v.shape) for k, v in each.observations.items()} for each in (a, b)),
+        "number of actions": (len(each.actions.low) for each in (a, b)),
+        "bounds of actions": (each.actions.bounds for each in (a, b)),
+        "missing": (each.missing for each in (a, b)),
+        "decision_seconds": (each.info.get("decision_seconds") for each in (first, other)),
+    }
+    if a.actions.bounds == b.actions.bounds != SEEN:
+        facts["declared bounds of actions"] = ((each.actions.low, each.actions.high) for each in (a, b))
+    for name, pair in facts.items():
+        ours, theirs = pair
+        if ours != theirs:
+            raise InputError(
+                f"dataset: {other.path} does not fit {first.path}: {name}: found {theirs}, expected {ours}; train on "
+                "them separately"
+            )
+
+
+def _fingerprint(names: Sequence[str], data_dir: str | None, keys: Mapping[str, str | None] | None) -> str:
+    digest = hashlib.sha256(repr((VERSION, list(names), data_dir, sorted((keys or {}).items()))).encode())
+    for name in names:
+        path = Path(name).expanduser()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+        for file in files:
+            if file.is_file():
+                about = file.stat()
+                digest.update(repr((str(file.absolute()), about.st_size, about.st_mtime_ns)).encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,270 @@
+"""The record of a dataset: what its observations and actions are, and what it lacks.
+
+Every reader writes a record, a dataset's folder and a pipeline keep it, and every check reads it. As JSON:
+
+    {"observations": {"frames": {"kind": "picture", "shape": [96, 128, 3]},
+                      "observations": {"kind": "proprioception", "shape": [7], "names": ["shoulder", ...]}},
+     "actions": {"low": [-90.0, ...], "high": [90.0, ...], "bounds": "declared", "names": ["shoulder", ...]},
+     "missing": ["rewards"], "left_out": {"infos/success": "of another type"}}
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from mpdiffuser.errors import InputError
+
+PICTURE, PROPRIOCEPTION, TRUE_STATE = "picture", "proprioception", "true_state"
+KINDS = {  # what an observation is -> dtype and number of dimensions of its array
+    PICTURE: ("uint8", 4),  # of a camera, (M, height, width, 3)
+    PROPRIOCEPTION: ("float32", 2),  # what the robot measures, (M, o); a policy sees it
+    TRUE_STATE: ("float32", 2),  # of the simulator, (M, o); from pixels it is a training target that no policy sees
+}
+LARGEST = 2**14  # entries of a vector, and pixels a side
+DECLARED, SEEN = "declared", "seen"
+TOLERANCE = 1e-5  # of the range: actions beyond the bounds by less are rounding errors
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An array of observations.
+
+    Args:
+        kind: of `KINDS`.
+        shape: of one observation.
+        names: of the entries of a vector; empty: unknown.
+
+    Raises:
+        InputError: for another kind, or a shape or names that do not fit it.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"record: kind: must be one of {', '.join(KINDS)}, found {self.kind!r}")
+        whole = all(type(n) is int and 0 < n <= LARGEST for n in self.shape)
+        if len(self.shape) != KINDS[self.kind][1] - 1 or not whole:
+            raise InputError(f"record: shape of a {self.kind}: found {self.shape}")
+        if self.names and self.names_differ:
+            raise InputError(f"record: names: must be {self.shape} texts, found {self.names}")
+
+    @property
+    def names_differ(self) -> bool:
+        """Whether the names are not one text for each entry."""
+        return (len(self.names),) != self.shape or not all(isinstance(name, str) for name in self.names)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the array."""
+        return KINDS[self.kind][0]
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The bounds of the actions, in the data's units. Models see [-1, 1], by an affine map.
+
+    Args:
+        low, high: (m,), the lowest and the highest allowed action.
+        bounds: "declared" by the data or their environment, or "seen": the range of the data.
+        names: of the entries; empty: unknown.
+
+    Raises:
+        InputError: if bounds are not finite numbers, or low exceeds high.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    bounds: str = SEEN
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bounds not in (DECLARED, SEEN):
+            raise InputError(f"record: actions.bounds: must be {DECLARED} or {SEEN}, found {self.bounds!r}")
+        if not self.low or len(self.low) != len(self.high) or len(self.names) not in (0, len(self.low)):
+            raise InputError(f"record: actions: low, high and names must have one length, found {self}")
+        numbers = all(type(n) in (int, float) and abs(n) < np.inf for n in (*self.low, *self.high))
+        if not numbers or any(low > high for low, high in zip(self.low, self.high)):
+            raise InputError(f"record: actions: bounds must be finite and low at most high, found {self}")
+
+    @classmethod
+    def seen(cls, rows: np.ndarray, names: tuple[str, ...] = ()) -> Self:
+        """Return the range of actions (N, m) of a dataset that declares no bounds."""
+        low, high = (tuple(end.astype(float).tolist()) for end in (rows.min(0), rows.max(0)))
+        return cls(low, high, SEEN, names)
+
+    @classmethod
+    def unit(cls, dim: int) -> Self:
+        """Return the declared bounds -1 and 1 of `dim` actions."""
+        return cls((-1.0,) * dim, (1.0,) * dim, DECLARED)
+
+    def scale(self) -> "ActionScale":
+        """Return the map between the data's units and [-1, 1]."""
+        return ActionScale(*(np.array(end, np.float64) for end in (self.low, self.high)))
+
+    def beyond(self, rows: np.ndarray) -> np.ndarray:
+        """Return which of the actions (N, m) are outside of the bounds, (N, m)."""
+        low, high = np.array(self.low), np.array(self.high)
+        slack = TOLERANCE * np.maximum(high - low, 1e-6)
+        return (rows < low - slack) | (rows > high + slack)
+
+
+class ActionScale:
+    """The affine map between actions in the data's units and [-1, 1]. A constant action is 0 in [-1, 1].
+
+    Args:
+        low, high: (m,), the bounds in the data's units.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low, self.high = low, high
+        self.center, self.half = (low + high) / 2, (high - low) / 2
+        self.identity = bool((self.center == 0).all() and (self.half == 1).all())
+        self._divisor = np.where(self.half > 0, self.half, 1.0)
+
+    def to_unit(self, actions: Any) -> Any:
+        """Actions (..., m) in the data's units, numpy or torch -> in [-1, 1] if they are within the bounds."""
+        if self.identity:
+            return actions
+        return (actions - self._like(actions, self.center)) / self._like(actions, self._divisor)
+
+    def to_data(self, actions: Any) -> Any:
+        """Actions (..., m), numpy or torch, in [-1, 1] -> in the data's units."""
+        if self.identity:
+            return actions
+        return self._like(actions, self.center) + self._like(actions, self.half) * actions
+
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Return actions (..., m) in the data's units, clipped to the bounds."""
+        low, high = (end.astype(actions.dtype) for end in (self.low, self.high))
+        return actions.clip(low, high)
+
+    def _like(self, actions: Any, values: np.ndarray) -> Any:
+        return values.astype(actions.dtype) if isinstance(actions, np.ndarray) else actions.new_tensor(values)
+
+
+def read_observations(
+    observations: Any, count: int, record: "Record | None"
+) -> tuple[np.ndarray | dict[str, np.ndarray], bool]:
+    """Check observations and return them with a batch axis, and whether they came without one.
+
+    Args:
+        observations: a dict name -> (B, ...), or an array (B, ...) if the record has one observation. For one robot
+            (B = 1) the batch axis can be left out.
+        count: B.
+        record: of the data; None: observations are an array of any shape.
+
+    Raises:
+        InputError: naming what is missing, or of another shape or dtype than the data.
+    """
+    if record is None:
+        _check_count(len(observations), count)
+        return np.asarray(observations), False
+    wanted = record.observations
+    given = observations if isinstance(observations, Mapping) else dict.fromkeys(wanted, observations)
+    if set(given) != set(wanted) or (len(wanted) > 1 and given is not observations):
+        found = sorted(map(str, given)) if given is observations else type(observations).__name__
+        raise InputError(f"observations: must be a dict of {_described(wanted)}, found {found}")
+    arrays, single = {}, False
+    for name, each in wanted.items():
+        array = np.asarray(given[name])
+        alone = count == 1 and array.shape == each.shape
+        fits = array.dtype == each.dtype or (array.dtype.kind in "fiu" and each.dtype == "float32")
+        if not fits or not (alone or array.shape[1:] == each.shape):
+            found = f"{name} {array.dtype} {array.shape}"
+            raise InputError(f"observations: the pipeline takes {_described(wanted)}, found {found}")
+        array = array[None] if alone else array
+        _check_count(len(array), count)
+        arrays[name], single = array, alone
+    return arrays, single
+
+
+def _described(wanted: Mapping[str, Observation]) -> str:
+    return ", ".join(f"{name} {each.dtype} (B, {', '.join(map(str, each.shape))})" for name, each in wanted.items())
+
+
+def _check_count(found: int, count: int) -> None:
+    if found != count:
+        raise InputError(f"observations: must be one for each of the {count} seeds of reset, found {found}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a dataset holds.
+
+    Args:
+        observations: name of the array -> what it is.
+        actions: their bounds and names.
+        missing: what a dataset can have and this one lacks, such as "rewards".
+        left_out: what the reader did not read -> the reason.
+    """
+
+    observations: Mapping[str, Observation]
+    actions: Actions
+    missing: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], steps: np.ndarray) -> Self:
+        """Return the record of arrays of which nothing is declared.
+
+        `observations` are proprioception, and the bounds of actions are the range of the rows `steps` (N,).
+        """
+        found = {name: PROPRIOCEPTION for name in ("observations",) if name in arrays}
+        found |= {name: PICTURE for name, array in arrays.items() if (str(array.dtype), array.ndim) == KINDS[PICTURE]}
+        observations = {name: Observation(kind, tuple(arrays[name].shape[1:])) for name, kind in found.items()}
+        return cls(observations, Actions.seen(np.asarray(arrays["actions"])[steps]))
+
+    def only(self, *kinds: str) -> Self:
+        """Return the record with the observations of these kinds only."""
+        return replace(self, observations={name: self.observations[name] for name in self.names(*kinds)})
+
+    def with_actions(self, actions: Actions) -> Self:
+        """Return the record with other bounds of the actions."""
+        return replace(self, actions=actions)
+
+    def names(self, *kinds: str) -> list[str]:
+        """Return the names of the observations of these kinds, in the record's order."""
+        return [name for name, each in self.observations.items() if each.kind in kinds]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON object."""
+        return {
+            "observations": {name: _plain(each) for name, each in self.observations.items()},
+            "actions": _plain(self.actions),
+            "missing": list(self.missing),
+            "left_out": dict(self.left_out),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Self:
+        """Return the record of a JSON object. It may come from a stranger's folder, so every field is checked.
+
+        Args:
+            value: the object.
+            where: what errors call it, such as "data/meta.json: record".
+
+        Raises:
+            InputError: naming `where` and the field.
+        """
+        try:
+            observations = {
+                str(name): Observation(each["kind"], tuple(each["shape"]), tuple(each.get("names", ())))
+                for name, each in value["observations"].items()
+            }
+            actions = {key: tuple(each) if isinstance(each, list) else each for key, each in value["actions"].items()}
+            missing = tuple(map(str, value["missing"]))
+            left_out = {str(name): str(reason) for name, reason in value["left_out"].items()}
+            return cls(observations, Actions(**actions), missing, left_out)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{where}: not a record of a dataset ({type(error).__name__}: {error})"[:300]) from error
+
+
+def _plain(value: Observation | Actions) -> dict[str, Any]:
+    return {key: list(each) if isinstance(each, tuple) else each for key, each in asdict(value).items()}
