@@ -10,9 +10,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-import envs
 from envs.datasets import open_dataset
-from evaluation.check import check_evaluation
+from evaluation.check import check_evaluation, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from mpdiffuser.config import configured
@@ -39,8 +38,6 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     state_dim, action_dim = (episodes[key].shape[1] for key in ("observations", "actions"))
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["observation"] = {"shape": [state_dim], "dtype": "float32"}
-    if "environment" in info:
-        info["decision_seconds"] = envs.make(info["environment"]).decision_seconds
     check_samplers(cfg, cfg.horizon, action_dim)
     methods = cfg.evaluation.methods
     check_folder(Path(cfg.output_dir), identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ())))
@@ -53,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     """Train and evaluate on a task from states."""
     check_evaluation(cfg)
     check_training(cfg)
-    episodes, output = dataset(cfg), Path(cfg.output_dir)
+    episodes, output = with_environment(dataset(cfg), cfg.environment), Path(cfg.output_dir)
     prepare(cfg, episodes.info.get("environment"), output)
     accelerator, clock = start(cfg), Clock()
     train(cfg, episodes, accelerator, clock)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from envs.collect import collect
+from envs.collect import check_collection, collect
 from envs.record import dm_control_record
-from evaluation.check import check_evaluation
+from evaluation.check import check_evaluation, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from mpdiffuser.config import configured
@@ -33,8 +33,10 @@ def main(cfg: DictConfig) -> None:
     check_evaluation(cfg)
     check_training(cfg)
     output, clock = Path(cfg.output_dir), Clock()
-    episodes = Episodes.load(cfg.dataset) if cfg.dataset else None
+    episodes = with_environment(Episodes.load(cfg.dataset), cfg.environment, "frames") if cfg.dataset else None
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
+    if episodes is None:
+        check_collection(environment, cfg.quality, cfg.environment)
     prepare(cfg, episodes.info.get("environment") if episodes else environment, output)
     accelerator = start(cfg)
     if episodes is None:

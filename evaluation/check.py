@@ -1,19 +1,24 @@
 """Checks of the evaluation settings, before any training and before any episode."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 from omegaconf import DictConfig
 
+import envs
 from envs.protocol import Environments
-from envs.record import check_record
+from envs.record import check_record, environment_of
 from envs.rendering import back_end
+from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.safe_loading import check_component
+from mpdiffuser.windows import step_rows
 
 
 def check_evaluation(cfg: DictConfig) -> None:
@@ -43,17 +48,67 @@ def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> N
         check_component(folder / recipe.name, (recipe.kind.__module__, recipe.kind.__name__))
 
 
-def check_info(info: Mapping[str, Any]) -> None:
-    """Raise InputError unless a pipeline's info has the entries that evaluation needs.
+def check_info(info: Mapping[str, Any], given: str | None = None) -> Mapping[str, Any]:
+    """Return the record of the environment to evaluate in: the option `environment`, or the pipeline's.
 
     Rendering back-ends differ only a little in their pictures, so another back-end than the data's prints a note.
+
+    Args:
+        info: of the pipeline.
+        given: the option `environment`.
+
+    Raises:
+        InputError: unless the info has the entries that evaluation needs.
     """
-    missing = [key for key in ("task", "data", "environment") if key not in info]
+    record = environment_of(given, info.get("environment"))
+    missing = [key for key in ("task", "data") if key not in info]
     if missing:
         raise InputError(f"the pipeline's info: {missing[0]} is missing: it cannot be evaluated in an environment")
-    check_record(info["environment"], "the pipeline's info.environment")
+    if record is None:
+        raise InputError(
+            "the pipeline's info: environment is missing: it cannot be evaluated; give environment=, a gymnasium id or "
+            "package.module:factory"
+        )
+    check_record(record, "the pipeline's info.environment")
     if "back_end" in info and back_end() != info["back_end"].partition(":")[0]:
         print(f"note: rendering with {back_end()}, the data with {info['back_end']}; pixels differ a little")
+    return record
+
+
+def with_environment(episodes: Episodes, given: str | None, observation: str = "states") -> Episodes:
+    """Return the episodes with the record of their environment and its decision_seconds in `info`.
+
+    Without an environment, the episodes are returned as they are.
+
+    Args:
+        episodes: the data to train on.
+        given: the option `environment`; None: the environment of the data's info.
+        observation: "states" or "frames", what is trained on.
+
+    Raises:
+        InputError: if the environment cannot be made, or if its observations, actions, bounds of actions or
+            decision_seconds do not fit the data.
+    """
+    record = environment_of(given, episodes.info.get("environment"))
+    if record is None:
+        return episodes
+    env = envs.make(record, observation)
+    try:
+        seconds, seen = env.decision_seconds, episodes["observations" if observation == "states" else observation]
+        expected = {"observations": seen.shape[1:], "dtype": str(seen.dtype)}
+        if "decision_seconds" in episodes.info:
+            expected["decision_seconds"] = episodes.info["decision_seconds"]
+        actions = episodes["actions"][step_rows(episodes)]
+        limits = actions.min(0), actions.max(0)
+        _check_spaces(env.action_space, env.observation_space, seconds, limits, expected, "the data have")
+    finally:
+        env.close()
+    space: Any = env.action_space
+    largest, bound = np.abs(limits).max(), np.abs([space.low, space.high]).max()
+    if 0.95 <= largest <= 1 and 1.05 < bound < np.inf:
+        print(f"note: the data's actions lie in [-1, 1], the environment's in {space}; both must have one unit")
+    known = {} if seconds is None else {"decision_seconds": seconds}
+    return replace(episodes, info=episodes.info | {"environment": record} | known)
 
 
 def check_environments(environments: Environments, pipeline: MPDiffuserPipeline, states: bool) -> None:
@@ -64,21 +119,43 @@ def check_environments(environments: Environments, pipeline: MPDiffuserPipeline,
         pipeline: the trained pipeline.
         states: whether the environments return true states; their space is then not compared.
     """
-    actions, seen = environments.single_action_space, environments.single_observation_space
-    assert isinstance(actions, gymnasium.spaces.Box)
     info = pipeline.config["info"]
-    found: dict[str, Any] = {
-        "actions": actions.shape,
-        "low": float(actions.low.min()),
-        "high": float(actions.high.max()),
-    }
-    expected: dict[str, Any] = {"actions": (pipeline.actions.config["dim"],), "low": -1.0, "high": 1.0}
-    if not states and "observation" in info:
-        found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
-        expected |= {"observations": tuple(info["observation"]["shape"]), "dtype": info["observation"]["dtype"]}
+    expected = {} if states or "observation" not in info else dict(info["observation"])
+    if expected:
+        expected["observations"] = tuple(expected.pop("shape"))
     if "decision_seconds" in info:
-        found["decision_seconds"] = environments.decision_seconds
         expected["decision_seconds"] = info["decision_seconds"]
+    limits = [limit.cpu().numpy() for limit in (pipeline.actions.low, pipeline.actions.high)]
+    spaces = environments.single_action_space, environments.single_observation_space
+    _check_spaces(*spaces, environments.decision_seconds, limits, expected, "the pipeline was trained with")
+
+
+def _check_spaces(
+    actions: Any, seen: Any, seconds: float | None, limits: Sequence[np.ndarray], expected: dict[str, Any], phrase: str
+) -> None:
+    """Raise InputError unless an environment has these spaces.
+
+    Args:
+        actions, seen, seconds: the environment's spaces of actions and observations, and its decision_seconds.
+        limits: the least and the largest action of the data, each (m,).
+        expected: some of observations (a shape), dtype and decision_seconds.
+        phrase: of the message.
+    """
+    assert isinstance(actions, gymnasium.spaces.Box)
+    low, high = limits
+    found = {"actions": actions.shape, "observations": seen.shape, "dtype": str(seen.dtype)}
+    expected = {"actions": low.shape} | expected
+    if seconds is None:
+        expected.pop("decision_seconds", None)
+    else:
+        found["decision_seconds"] = seconds
     for key, value in expected.items():
         if found[key] != value:
-            raise InputError(f"environment: {key} {found[key]}, but the pipeline was trained with {value}")
+            raise InputError(f"environment: {key} {found[key]}, but {phrase} {value}")
+    margin = 0.01 * np.where(np.isfinite(actions.high - actions.low), actions.high - actions.low, 1.0)
+    outside = np.flatnonzero((low < actions.low - margin) | (high > actions.high + margin))
+    if len(outside):
+        raise InputError(
+            f"environment: actions[{outside[0]}] lies in [{actions.low[outside[0]]:g}, {actions.high[outside[0]]:g}], "
+            f"but {phrase} [{low[outside[0]]:g}, {high[outside[0]]:g}]; give the data the environment's unit and bounds"
+        )

@@ -9,10 +9,14 @@ from mpdiffuser.methods.base import Method, Setup
 
 
 class RandomPolicy(Policy):
-    """Uniform random actions (B, m) in [-1, 1]."""
+    """Uniform random actions (B, m).
 
-    def __init__(self, action_dim: int) -> None:
-        self.action_dim = action_dim
+    Args:
+        low, high: their bounds, each (m,).
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low, self.high = np.asarray(low, np.float64), np.asarray(high, np.float64)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Create one random generator for each seed."""
@@ -20,7 +24,7 @@ class RandomPolicy(Policy):
 
     def act(self, observations: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """Sample actions (B, m); the observations have no effect."""
-        return np.stack([g.uniform(-1, 1, self.action_dim) for g in self.generators]).astype(np.float32)
+        return np.stack([g.uniform(self.low, self.high) for g in self.generators]).astype(np.float32)
 
 
 class RandomActions(Method):
@@ -35,5 +39,9 @@ class RandomActions(Method):
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
-        """Return a random policy for the pipeline's actions."""
-        return RandomPolicy(setup.pipeline.actions.config["dim"])
+        """Return a random policy within the environment's bounds; where it has none, within those of the data."""
+        bounds = [limit.cpu().numpy() for limit in (setup.pipeline.actions.low, setup.pipeline.actions.high)]
+        if setup.action_space is not None:
+            space = setup.action_space.low, setup.action_space.high
+            bounds = [np.where(np.isfinite(own), own, data) for own, data in zip(space, bounds)]
+        return RandomPolicy(*bounds)
