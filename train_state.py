@@ -11,9 +11,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-import envs
 from envs.datasets import open_datasets
-from evaluation.check import check_evaluation
+from evaluation.check import check_evaluation, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from evaluation.held_out import table, write_held_out
@@ -55,8 +54,6 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     check_samplers(cfg, cfg.horizon, bounds)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()
-    if "environment" in info:
-        info["decision_seconds"] = envs.make(info["environment"]).decision_seconds
     stages = identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ()), imitates(episodes))
     check_folder(Path(cfg.output_dir), stages)
     start_trackers(accelerator, cfg)
@@ -72,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     """Train and evaluate on a task from states."""
     check_evaluation(cfg)
     check_training(cfg)
-    episodes, output = dataset(cfg), Path(cfg.output_dir)
+    episodes, output = with_environment(dataset(cfg), cfg.environment, *STATES), Path(cfg.output_dir)
     prepare(cfg, episodes.info.get("environment"), output)
     accelerator, clock = start(cfg), Clock()
     train(cfg, episodes, accelerator, clock)

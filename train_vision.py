@@ -11,10 +11,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-from envs.collect import collect
+from envs.collect import check_collection, collect
 from envs.datasets import import_datasets
 from envs.record import dm_control_record
-from evaluation.check import check_evaluation
+from evaluation.check import check_evaluation, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from evaluation.held_out import table, write_held_out
@@ -69,8 +69,13 @@ def main(cfg: DictConfig) -> None:
     check_evaluation(cfg)
     check_training(cfg)
     output, clock = Path(cfg.output_dir), Clock()
-    episodes = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"])) if cfg.dataset else None
+    episodes = None
+    if cfg.dataset:
+        imported = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"]))
+        episodes = with_environment(imported, cfg.environment, PICTURE, PROPRIOCEPTION)
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
+    if episodes is None:
+        check_collection(environment, cfg.quality, cfg.environment)
     prepare(cfg, episodes.info.get("environment") if episodes else environment, output)
     accelerator = start(cfg)
     if episodes is None:

@@ -26,12 +26,13 @@ def make(record: Mapping[str, Any], observation: str = "states") -> "Environment
     """The environment that a record describes.
 
     Args:
-        record: what a dataset and a pipeline keep as info["environment"]; envs/record.py lists the fields.
+        record: what a dataset and a pipeline keep as info["environment"], or what `environment_of` returned;
+            envs/record.py lists the fields.
         observation: "states", "frames" or "both".
 
     Raises:
         InputError: if a field is unknown, missing, of the wrong type, or names something that does not exist; if this
-            kind of environment does not give these observations.
+            environment does not give these observations; for the user's own environment if the record is of a file.
     """
     from envs.record import KINDS, check_record
 

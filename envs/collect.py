@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from envs.doctor import versions
-from envs.experts import ladder, load_policy, policy_names
+from envs.experts import ladder, load_policy, policy_names, tasks
 from envs.record import check_record
 from envs.simulator import DMControlEnv
 from envs.vector import VectorEnv
@@ -67,14 +67,7 @@ def collect(
     for option, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise InputError(f"{option}={value!r}: must be a whole number of at least {least}")
-    if quality not in COLLECTION_QUALITIES:
-        raise InputError(f"quality={quality!r}: unknown; choose one of {', '.join(COLLECTION_QUALITIES)}")
-    check_record(environment)
-    if environment["kind"] != "dm_control":
-        raise InputError(f"environment.kind: data are collected in dm_control only, found {environment['kind']!r}")
-    env = DMControlEnv(**{name: value for name, value in environment.items() if name != "kind"})
-    if not math.isfinite(env.step_limit):
-        raise InputError(f"task={env.task!r} has no time limit of its own; give one, in seconds")
+    env = check_collection(environment, quality)
     record = {name: value for name, value in environment.items() if value is not None}
     info = {"task": env.task, "quality": quality, "episodes": episodes, "seed": seed, "environment": record}
     info |= {"disturbance_rates": list(DISTURBANCES), "disturbance_decisions": list(DISTURBED)}
@@ -84,6 +77,32 @@ def collect(
         return path
     _write(path, info, env, processes)
     return path
+
+
+def check_collection(environment: Mapping[str, Any], quality: str, given: str | None = None) -> DMControlEnv:
+    """Return the environment that episodes of this quality are collected in.
+
+    Args:
+        environment, quality: see `collect`.
+        given: the option `environment`, which is for a dataset that exists.
+
+    Raises:
+        InputError: for an unknown task or quality, or a quality that needs an expert where there is none.
+    """
+    if given is not None:
+        raise InputError(f"environment={given}: is for a dataset that exists; give dataset= too, or task= alone")
+    if quality not in COLLECTION_QUALITIES:
+        raise InputError(f"quality={quality!r}: unknown; choose one of {', '.join(COLLECTION_QUALITIES)}")
+    check_record(environment)
+    if environment["kind"] != "dm_control":
+        raise InputError(f"environment.kind: data are collected in dm_control only, found {environment['kind']!r}")
+    env = DMControlEnv(**{name: value for name, value in environment.items() if name != "kind"})
+    if not math.isfinite(env.step_limit):
+        raise InputError(f"task={env.task!r} has no time limit of its own; give one, in seconds (episode_seconds=)")
+    if quality != "random" and env.task not in tasks():
+        raise InputError(f"quality={quality!r}: there is no expert of {env.task}; use quality=random (docs/extend.md)")
+    plan_policies(env.task, quality, 1, env.action_repeat, 0)
+    return env
 
 
 def _check_reuse(path: Path, info: dict[str, Any]) -> None:

@@ -1,81 +1,212 @@
-"""Gymnasium's MuJoCo environments with the interface of `DMControlEnv`."""
+"""Environments of gymnasium, registered ones and the user's own, with the interface of `DMControlEnv`."""
 
+import difflib
+import importlib
+import operator
+import os
+import sys
 import warnings
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.observations import stack
-from envs.physics import ActionScaling, get_state
+from envs.observations import Observation, stack
+from envs.physics import get_state
 from mpdiffuser.errors import InputError
 
+OBSERVATIONS = ("frames", "states", "both")
+WHOLE = ""  # name of an observation that is no Dict
 
-class GymEnv(gymnasium.Wrapper):
-    """A MuJoCo environment of gymnasium, observed by its states (o,) float32.
 
-    Actions are Box(-1, 1), scaled to the environment's range and clipped to it.
+def make_registered(env_id: str, speed_limit: float | None = None, observation: str = "states") -> "GymEnv":
+    """An environment that is registered with gymnasium.
 
     Args:
         env_id: such as "Hopper-v4".
-        speed_limit: m/s; a step at which the robot moves faster (forwards; Ant: in any direction of the plane) costs 1,
-            any other step 0, as in Safety-Gymnasium's velocity tasks. None: no step costs anything.
-        observation: "states", the only one.
-        size: pixels a side of `render`.
+        speed_limit: see `MujocoEnv`.
+        observation: see `GymEnv`.
 
     Raises:
-        InputError: for an unknown environment, one that is not MuJoCo's, or another observation.
+        InputError: for an unknown environment, one that cannot be made, or one that does not fit `GymEnv`.
+    """
+    where = f"environment {env_id!r}"
+    if ":" in env_id:  # gymnasium would import the module before the colon
+        raise InputError(f"{where}: must be a name such as Hopper-v4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium calls -v4 out of date; D4RL's data fit -v4 and not -v5
+        try:
+            env = gymnasium.make(env_id, disable_env_checker=True)
+        except Exception as error:  # each environment has its own: missing packages, missing arguments
+            raise InputError(f"{where}: {error}") from error
+    if type(env.unwrapped).__module__.startswith("gymnasium.envs.mujoco."):
+        return MujocoEnv(env, where, observation, speed_limit)
+    if speed_limit is not None:
+        raise InputError(f"{where}: speed_limit: only gymnasium's MuJoCo environments have one, found {speed_limit}")
+    return GymEnv(env, where, observation)
+
+
+def make_own(factory: str, observation: str = "states") -> "GymEnv":
+    """The environment that the user's factory returns.
+
+    Args:
+        factory: package.module:factory, a callable without arguments. The module is searched on the import path, then
+            in the current folder.
+        observation: see `GymEnv`.
+
+    Raises:
+        InputError: if the module cannot be imported, has no such callable, or if that returns no gymnasium.Env.
+    """
+    where = f"environment={factory}"
+    module_name, _, name = factory.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises
+        raise InputError(f"{where}: cannot import {module_name} ({type(error).__name__}: {error})") from error
+    try:
+        make = operator.attrgetter(name)(module)
+    except AttributeError as error:
+        near = ", ".join(difflib.get_close_matches(name, dir(module), 3))
+        raise InputError(f"{where}: {module_name} has no {name}{near and f'; nearest: {near}'}") from error
+    if not callable(make):
+        raise InputError(f"{where}: must be callable and return a gymnasium.Env, found {type(make).__name__}")
+    env = make()
+    if not isinstance(env, gymnasium.Env):
+        raise InputError(f"{where}: must return a gymnasium.Env, found {type(env).__module__}.{type(env).__name__}")
+    return GymEnv(env, where, observation)
+
+
+class GymEnv(gymnasium.Wrapper):
+    """A gymnasium environment, observed by its states (o,) float32, by its pictures (height, width, 3) uint8, or both.
+
+    The picture is the environment's observation, or the entry `frames` of a Dict. The states are the environment's
+    observation (a Box of one dimension), or all entries of a Dict that are no pictures, flattened in its order; without
+    such entries they are (0,). Actions are a Box of one dimension, in the environment's own units and bounds, and are
+    clipped to it. A step costs `info["cost"]` of the environment, or 0.
+
+    Where the environment has a method `peek(actions)`, it must return its K observations after each of the actions
+    (K, m) and leave the environment as it was. Evaluation then compares plans with them.
+
+    Args:
+        env: the environment.
+        where: its name in messages.
+        observation: "frames", "states" or "both".
+
+    Raises:
+        InputError: for other spaces, or an observation that the environment does not give.
     """
 
-    def __init__(
-        self, env_id: str, speed_limit: float | None = None, observation: str = "states", size: int = 256
-    ) -> None:
-        if observation != "states":
-            raise InputError(f"observation={observation!r}: a gymnasium environment gives states only")
-        if not isinstance(env_id, str) or ":" in env_id:  # gymnasium would import the module before the colon
-            raise InputError(f"environment {env_id!r}: must be a name such as Hopper-v4")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium calls -v4 out of date; D4RL's data fit -v4 and not -v5
-            try:
-                env = gymnasium.make(env_id, render_mode="rgb_array", width=size, height=size)
-            except (gymnasium.error.Error, TypeError) as error:  # TypeError: it takes no width and height
-                raise InputError(f"environment {env_id!r}: {error}") from error
+    def __init__(self, env: gymnasium.Env, where: str, observation: str = "states") -> None:
         super().__init__(env)
-        if not isinstance(getattr(self.unwrapped, "data", None), mujoco.MjData):
-            raise InputError(f"environment {env_id!r}: not one of MuJoCo's")
-        self.model, self.data = self.unwrapped.model, self.unwrapped.data  # type: ignore[attr-defined]
-        self.decision_seconds = round(float(self.unwrapped.dt), 9)  # type: ignore[attr-defined]
-        self.speed_limit, self._planar = speed_limit, env_id.startswith("Ant")
-        self._scratch = mujoco.MjData(self.model)
+        if observation not in OBSERVATIONS:
+            raise InputError(f"observation={observation!r}: unknown; choose one of {', '.join(OBSERVATIONS)}")
+        self.where, self.observation = where, observation
+        self.can_peek = callable(getattr(env, "peek", None))
         space = env.action_space
-        assert isinstance(space, gymnasium.spaces.Box)
-        self._control = ActionScaling(space.low, space.high)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, space.shape, np.float32)
-        assert env.observation_space.shape is not None
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+            raise InputError(f"{where}: actions must be real numbers, a Box of one dimension; found {space}")
+        self.action_space = spaces.Box(space.low, space.high, dtype=space.dtype)  # type: ignore[arg-type]
+        seen = env.observation_space
+        self._whole = not isinstance(seen, spaces.Dict)  # the observation has no named entries
+        self._entries: dict[str, spaces.Space] = {WHOLE: seen} if self._whole else dict(seen.spaces)  # type: ignore[attr-defined]
+        self._picture = WHOLE if self._whole else "frames"
+        self._states = [key for key, entry in self._entries.items() if not _is_picture(entry)]
+        kinds: dict[str, spaces.Space] = {}
+        if observation != "states":
+            if not _is_picture(self._entries.get(self._picture)):
+                raise InputError(f"{where}: gives no pictures: no Box (height, width, 3) uint8 named frames in {seen}")
+            kinds["frames"] = self._entries[self._picture]
+        if observation != "frames":
+            flat = [spaces.flatten_space(self._entries[key]) for key in self._states]
+            known = all(isinstance(part, spaces.Box) for part in flat)
+            if not known or (self._states == [WHOLE] and len(seen.shape or ()) != 1):
+                raise InputError(f"{where}: observations must be a Box of one dimension, or a Dict; found {seen}")
+            size = sum(spaces.flatdim(self._entries[key]) for key in self._states)
+            kinds["states"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.observation_space = spaces.Dict(kinds) if observation == "both" else kinds[observation]
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    @property
+    def decision_seconds(self) -> float | None:
+        """The environment's own `decision_seconds`; None where it has none."""
+        seconds = getattr(self.env, "decision_seconds", None)
+        return None if seconds is None else float(seconds)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         observation, _ = self.env.reset(seed=seed, options=options)
-        return observation.astype(np.float32), {"physics": self.get_physics(), "cost": 0.0}
+        return self._observe(observation), {"physics": self.get_physics(), "cost": 0.0}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:  # type: ignore[override]
-        observation, reward, terminated, truncated, info = self.env.step(self._control(action))
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:  # type: ignore[override]
+        observation, reward, terminated, truncated, info = self.env.step(self._clipped(action))
         own = {"physics": self.get_physics(), "cost": self._cost(info)}
-        return observation.astype(np.float32), float(reward), terminated, truncated and not terminated, own
+        over = bool(terminated), bool(truncated and not terminated)
+        return self._observe(observation), float(reward), *over, own  # type: ignore[return-value]
 
-    def peek(self, actions: np.ndarray) -> np.ndarray:
-        """Observations (K, o) after each of the actions (K, m); the simulator is left exactly as it was.
+    def peek(self, actions: np.ndarray) -> Observation:
+        """Observations (K, ...) after each of the actions (K, m); the environment is left as it was."""
+        seen = self.env.peek(np.stack([self._clipped(action) for action in actions]))  # type: ignore[attr-defined]
+        return stack([self._observe(observation) for observation in seen])
+
+    def get_physics(self) -> np.ndarray:
+        """(0,): the state of the simulator is not known."""
+        return np.zeros(0)
+
+    def _cost(self, info: dict[str, Any]) -> float:
+        return float(info.get("cost", 0.0))
+
+    def _clipped(self, action: np.ndarray) -> np.ndarray:
+        space: Any = self.action_space
+        action = np.asarray(action, space.dtype)
+        if action.shape != space.shape or not np.isfinite(action).all():
+            raise InputError(f"action {action}: must be {space.shape} finite numbers")
+        return np.clip(action, space.low, space.high)
+
+    def _observe(self, observation: Any) -> Observation:
+        entries = {WHOLE: observation} if self._whole else observation
+        seen = {}
+        if self.observation != "states":
+            seen["frames"] = np.asarray(entries[self._picture])
+        if self.observation != "frames":
+            flat = [spaces.flatten(self._entries[key], entries[key]) for key in self._states]
+            seen["states"] = np.concatenate([np.zeros(0), *flat]).astype(np.float32)
+        return seen if self.observation == "both" else seen[self.observation]
+
+
+class MujocoEnv(GymEnv):
+    """One of gymnasium's MuJoCo environments.
+
+    Args:
+        env, where, observation: see `GymEnv`.
+        speed_limit: m/s; a step at which the robot moves faster (forwards; Ant: in any direction of the plane) costs 1,
+            any other step 0, as in Safety-Gymnasium's velocity tasks. None: no step costs anything.
+    """
+
+    def __init__(self, env: gymnasium.Env, where: str, observation: str, speed_limit: float | None) -> None:
+        super().__init__(env, where, observation)
+        self.can_peek = True
+        self.model, self.data = self.unwrapped.model, self.unwrapped.data  # type: ignore[attr-defined]
+        self.speed_limit, self._planar = speed_limit, env.spec is not None and env.spec.id.startswith("Ant")
+        self._scratch = mujoco.MjData(self.model)
+
+    @property
+    def decision_seconds(self) -> float:
+        return round(float(self.unwrapped.dt), 9)  # type: ignore[attr-defined]
+
+    def peek(self, actions: np.ndarray) -> Observation:
+        """Observations (K, ...) after each of the actions (K, m); the simulator is left exactly as it was.
 
         The simulator goes on after a fall, which would end the episode.
         """
         mujoco.mj_copyData(self._scratch, self.model, self.data)
-        seen = [self.unwrapped.step(self._control(action))[0].astype(np.float32) for action in actions]
+        seen = [self._observe(self.unwrapped.step(self._clipped(action))[0]) for action in actions]
         mujoco.mj_copyData(self.data, self.model, self._scratch)
-        return stack(seen)  # type: ignore[return-value]
+        return stack(seen)
 
     def get_physics(self) -> np.ndarray:
         """MuJoCo's full state, (p,) float64: see `envs.physics.get_state`."""
@@ -84,5 +215,11 @@ class GymEnv(gymnasium.Wrapper):
     def _cost(self, info: dict[str, Any]) -> float:
         if self.speed_limit is None:
             return 0.0
+        if "x_velocity" not in info:
+            raise InputError(f"{self.where}: speed_limit: this environment does not tell its speed")
         speed = np.hypot(info["x_velocity"], info["y_velocity"]) if self._planar else info["x_velocity"]
         return float(speed > self.speed_limit)
+
+
+def _is_picture(space: Any) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == 3

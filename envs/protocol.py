@@ -10,11 +10,12 @@ from envs.observations import Observation
 
 
 class Environment(Protocol):
-    """One environment, with Gymnasium's calls and three more: `peek`, `get_physics` and `decision_seconds`.
+    """One environment, with Gymnasium's calls and four more: `peek`, `can_peek`, `get_physics` and `decision_seconds`.
 
-    Actions are (m,) in [-1, 1]. An observation is an array, or with "both" a dict of `frames` (size, size, 3) uint8 and
-    `states` (o,) float32. The info of `reset` and `step` holds `physics` (p,), what `get_physics` gives, and `cost`,
-    the cost of the step (0.0 where the environment has none).
+    Actions are (m,) in the units and bounds of `action_space`, a Box; they are clipped to it. An observation is an
+    array, or with "both" a dict of `frames` (height, width, 3) uint8 and `states` (o,) float32. The info of `reset` and
+    `step` holds `physics` (p,), what `get_physics` gives, and `cost`, the cost of the step (0.0 where the environment
+    has none).
     """
 
     @property
@@ -24,8 +25,13 @@ class Environment(Protocol):
     def action_space(self) -> spaces.Space: ...
 
     @property
-    def decision_seconds(self) -> float:
-        """Simulated seconds between two decisions."""
+    def decision_seconds(self) -> float | None:
+        """Simulated seconds between two decisions; None: not known."""
+        ...
+
+    @property
+    def can_peek(self) -> bool:
+        """Whether the simulator's state can be restored, as `peek` needs it."""
         ...
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
@@ -37,11 +43,14 @@ class Environment(Protocol):
         ...
 
     def peek(self, actions: np.ndarray) -> Observation:
-        """Observations (K, ...) after each of the actions (K, m); the simulator is left exactly as it was."""
+        """Observations (K, ...) after each of the actions (K, m); the simulator is left exactly as it was.
+
+        Only where `can_peek`.
+        """
         ...
 
     def get_physics(self) -> np.ndarray:
-        """The whole state of the simulator, (p,) float64."""
+        """The whole state of the simulator, (p,) float64; (0,) where it is not known."""
         ...
 
     def close(self) -> None: ...
@@ -63,7 +72,10 @@ class Environments(Protocol):
     def single_action_space(self) -> spaces.Space: ...
 
     @property
-    def decision_seconds(self) -> float: ...
+    def decision_seconds(self) -> float | None: ...
+
+    @property
+    def can_peek(self) -> bool: ...
 
     def reset(self, *, seed: Sequence[int]) -> tuple[Any, dict]:
         """Start an episode in every environment, with one seed each."""
@@ -74,7 +86,10 @@ class Environments(Protocol):
         ...
 
     def peek(self, actions: np.ndarray) -> Any:
-        """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were."""
+        """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were.
+
+        Only where `can_peek`.
+        """
         ...
 
     def close(self) -> None: ...

@@ -4,8 +4,10 @@ Datasets and pipelines keep it as info["environment"]; where there is no environ
 
     {"kind": "dm_control", "task": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1, "rendering": "fast"}
     {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": null}
+    {"kind": "user", "factory": "package.module:factory"}
 
-A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`.
+A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`. The
+kind "user" imports code. So it is made only of a `GivenRecord`, which no file can hold.
 """
 
 import math
@@ -26,9 +28,15 @@ def _load_dm_control() -> "Callable[..., Environment]":
 
 
 def _load_gymnasium() -> "Callable[..., Environment]":
-    from envs.gym_env import GymEnv
+    from envs.gym_env import make_registered
 
-    return GymEnv
+    return make_registered
+
+
+def _load_user() -> "Callable[..., Environment]":
+    from envs.gym_env import make_own
+
+    return make_own
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Kind:
     """A kind of environment.
 
     Args:
-        load: imports the class, whose arguments are `observation` and the record's fields.
+        load: imports the class or function, whose arguments are `observation` and the record's fields.
         required: fields that a record must have, with their types.
         optional: fields that it may have; null stands for the class's default.
     """
@@ -53,8 +61,31 @@ KINDS = {
         {"time_limit": float},
     ),
     "gymnasium": Kind(_load_gymnasium, {"env_id": str}, {"speed_limit": float}),
+    "user": Kind(_load_user, {"factory": str}, {}),
 }
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}
+
+
+class GivenRecord(dict):
+    """A record that the user gave in this program. Read from a file, a record is a plain dict."""
+
+
+def environment_of(given: str | None, record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the record of the environment to use.
+
+    Args:
+        given: the option `environment`: a gymnasium id, package.module:factory, or None.
+        record: of the dataset or pipeline, used if nothing is given; None: it has no environment.
+
+    Raises:
+        InputError: for another value of the option.
+    """
+    if given is None:
+        return record
+    module, colon, factory = given.partition(":")
+    if colon and not all(part.isidentifier() for part in f"{module}.{factory}".split(".")):
+        raise InputError(f"environment={given}: must be package.module:factory, or a gymnasium id such as Pendulum-v1")
+    return GivenRecord(kind="user", factory=given) if colon else {"kind": "gymnasium", "env_id": given}
 
 
 def check_record(record: Any, where: str = "environment") -> None:
@@ -84,6 +115,11 @@ def check_record(record: Any, where: str = "environment") -> None:
             raise InputError(f"{where}: no field {_short(field)}; {allowed}")
         if not _fits(value, types[field], field in kind.optional):
             raise InputError(f"{where}.{field}: must be {TYPES[types[field]]}, found {_short(value)}")
+    if found == "user" and not isinstance(record, GivenRecord):
+        raise InputError(
+            f"{where}: is the user's own, {_short(record['factory'])}; code that a file names is never run; "
+            "give environment=package.module:factory on the command line"
+        )
 
 
 def dm_control_record(task: Mapping[str, Any], rendering: str, time_limit: float | None = None) -> dict[str, Any]:
@@ -99,9 +135,9 @@ def dm_control_record(task: Mapping[str, Any], rendering: str, time_limit: float
     return record if time_limit is None else record | {"time_limit": float(time_limit)}
 
 
-def whole_episodes(record: Mapping[str, Any]) -> dict[str, Any]:
+def whole_episodes(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The record without the time limit of the collected episodes: an evaluation lasts as long as the task says."""
-    return {name: value for name, value in record.items() if name != "time_limit"}
+    return record if "time_limit" not in record else {k: v for k, v in record.items() if k != "time_limit"}
 
 
 def _fits(value: Any, kind: type, optional: bool) -> bool:

@@ -87,6 +87,7 @@ class DMControlEnv(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    can_peek = True
 
     def __init__(
         self,

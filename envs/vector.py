@@ -23,7 +23,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     """B copies of one environment, distributed over worker processes.
 
     An environment whose episode has ended ignores further steps until it is reset: reward and cost are 0, the
-    observation and the flags stay as they were. `decision_seconds` is the simulated time between two steps.
+    observation and the flags stay as they were. `decision_seconds` is the simulated time between two steps; None: not
+    known. `can_peek` says whether the simulators' state can be restored, as `peek` needs it.
     `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step.
 
     Args:
@@ -52,8 +53,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         try:
             self._workers = [_Worker(index) for index in range(len(shares))]
             for worker, (start, stop) in zip(self._workers, self._bounds):
-                worker.send("host", stop - start, dict(record), observation)
-            self.single_observation_space, self.single_action_space, self.decision_seconds = self._receive()[0]
+                worker.send("host", stop - start, record, observation)
+            self.single_observation_space, self.single_action_space, *rest = self._receive()[0]
+            self.decision_seconds, self.can_peek = rest
         except BaseException:
             self.close()
             raise
@@ -87,7 +89,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return concatenate(parts[0]), rewards, terminations, truncations, {"physics": physics, "cost": costs}
 
     def peek(self, actions: np.ndarray) -> Observation:
-        """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were."""
+        """Observations (B, K, ...) after each of the actions (B, K, m); the simulators are left as they were.
+
+        Only where `can_peek`.
+        """
         return concatenate(self._call("peek", self._batch(actions)))
 
     def gl_name(self) -> str:

@@ -7,6 +7,7 @@ and torch with it. It ends when the socket closes, so it never outlives its pare
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,13 +26,14 @@ class Host:
         record, observation: see `envs.make`.
     """
 
-    def __init__(self, count: int, record: dict[str, Any], observation: str) -> None:
+    def __init__(self, count: int, record: Mapping[str, Any], observation: str) -> None:
         self.envs: list[Environment] = [envs.make(record, observation) for _ in range(count)]
         self.last: list[tuple[Observation, float, bool, bool, dict]] = [None] * count  # type: ignore[list-item]
 
-    def about(self) -> tuple[Any, Any, float]:
-        """Observation space, action space and decision_seconds."""
-        return self.envs[0].observation_space, self.envs[0].action_space, self.envs[0].decision_seconds
+    def about(self) -> tuple[Any, ...]:
+        """Observation space, action space, decision_seconds and can_peek."""
+        env = self.envs[0]
+        return env.observation_space, env.action_space, env.decision_seconds, env.can_peek
 
     def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Observation, np.ndarray]:
         """Reset where mask (B,) is set; observations (B, ...) and physics (B, p) of all."""

@@ -1,6 +1,7 @@
 """Checks of the evaluation settings, before any training and before any episode."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import gymnasium
 import numpy as np
 from omegaconf import DictConfig
 
+import envs
 from envs.protocol import Environments
-from envs.record import check_record
+from envs.record import check_record, environment_of
 from envs.rendering import back_end
+from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import Actions
+from mpdiffuser.record import PICTURE, Record
 from mpdiffuser.safe_loading import check_component
 
 
@@ -45,17 +48,62 @@ def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> N
         check_component(folder / recipe.name, (recipe.kind.__module__, recipe.kind.__name__))
 
 
-def check_info(info: Mapping[str, Any]) -> None:
-    """Raise InputError unless a pipeline's info has the entries that evaluation needs.
+def check_info(info: Mapping[str, Any], given: str | None = None) -> Mapping[str, Any]:
+    """Return the record of the environment to evaluate in: the option `environment`, or the pipeline's.
 
     Rendering back-ends differ only a little in their pictures, so another back-end than the data's prints a note.
+
+    Args:
+        info: of the pipeline.
+        given: the option `environment`.
+
+    Raises:
+        InputError: unless the info has the entries that evaluation needs.
     """
-    missing = [key for key in ("task", "data", "environment") if key not in info]
+    record = environment_of(given, info.get("environment"))
+    missing = [key for key in ("task", "data") if key not in info]
     if missing:
         raise InputError(f"the pipeline's info: {missing[0]} is missing: it cannot be evaluated in an environment")
-    check_record(info["environment"], "the pipeline's info.environment")
+    if record is None:
+        raise InputError(
+            "the pipeline's info: environment is missing: it cannot be evaluated; give environment=, a gymnasium id or "
+            "package.module:factory"
+        )
+    check_record(record, "the pipeline's info.environment")
     if "back_end" in info and back_end() != info["back_end"].partition(":")[0]:
         print(f"note: rendering with {back_end()}, the data with {info['back_end']}; pixels differ a little")
+    return record
+
+
+def with_environment(episodes: Episodes, given: str | None, *kinds: str) -> Episodes:
+    """Return the episodes with the record of their environment and its decision_seconds in `info`.
+
+    Without an environment, the episodes are returned as they are.
+
+    Args:
+        episodes: the data to train on.
+        given: the option `environment`; None: the environment of the data's info.
+        kinds: of the observations that are trained on (see `mpdiffuser.record.KINDS`).
+
+    Raises:
+        InputError: if the environment cannot be made, or if its observations, actions, bounds of actions or
+            decision_seconds do not fit the data.
+    """
+    record = environment_of(given, episodes.info.get("environment"))
+    if record is None:
+        return episodes
+    env = envs.make(record, "frames" if PICTURE in kinds else "states")
+    try:
+        seconds, data = env.decision_seconds, episodes.record.only(*kinds)
+        _check_spaces(env, data, episodes.info.get("decision_seconds"), "the data have")
+    finally:
+        env.close()
+    space: Any = env.action_space
+    largest, bound = np.abs([data.actions.low, data.actions.high]).max(), np.abs([space.low, space.high]).max()
+    if 0.95 <= largest <= 1 and 1.05 < bound < np.inf:
+        print(f"note: the data's actions lie in [-1, 1], the environment's in {space}; both must have one unit")
+    known = {} if seconds is None else {"decision_seconds": seconds}
+    return replace(episodes, info=episodes.info | {"environment": record} | known)
 
 
 def check_environments(environments: Environments, pipeline: MPDiffuserPipeline, states: bool) -> None:
@@ -66,24 +114,44 @@ def check_environments(environments: Environments, pipeline: MPDiffuserPipeline,
         pipeline: the trained pipeline.
         states: whether the environments return true states; their space is then not compared.
     """
-    actions, seen = environments.single_action_space, environments.single_observation_space
+    record = pipeline.record or Record({}, pipeline.action_bounds)
+    record = replace(record, observations={}) if states else record
+    seconds = pipeline.config["info"].get("decision_seconds")
+    _check_spaces(environments, record, seconds, "the pipeline was trained with")
+
+
+def _check_spaces(environment: Any, data: Record, seconds: float | None, phrase: str) -> None:
+    """Raise InputError unless an environment, or a batch of environments, fits the data.
+
+    Args:
+        environment: an `Environment` or `Environments`.
+        data: the record of the data; without observations these are not compared.
+        seconds: decision_seconds of the data; None: unknown.
+        phrase: of the message.
+    """
+    batch = hasattr(environment, "single_action_space")
+    actions = environment.single_action_space if batch else environment.action_space
+    seen = environment.single_observation_space if batch else environment.observation_space
     assert isinstance(actions, gymnasium.spaces.Box)
-    info, bounds, record = pipeline.config["info"], pipeline.action_bounds, pipeline.record
-    found: dict[str, Any] = {"actions": actions.shape}
-    expected: dict[str, Any] = {"actions": (len(bounds.low),)}
-    if not states and record is not None and len(record.observations) == 1:
-        (observation,) = record.observations.values()
-        found |= {"observations": seen.shape, "dtype": str(seen.dtype)}
-        expected |= {"observations": observation.shape, "dtype": observation.dtype}
-    if "decision_seconds" in info:
-        found["decision_seconds"] = environments.decision_seconds
-        expected["decision_seconds"] = info["decision_seconds"]
+    found: dict[str, Any] = {"actions": actions.shape, "decision_seconds": environment.decision_seconds}
+    expected: dict[str, Any] = {"actions": (len(data.actions.low),)}
+    if seconds is not None and environment.decision_seconds is not None:
+        expected["decision_seconds"] = seconds
+    spaces = dict(seen.spaces) if isinstance(seen, gymnasium.spaces.Dict) else {"": seen}
+    wanted = data.observations
+    if len(wanted) == 1 and "" in spaces:
+        spaces = dict.fromkeys(wanted, seen)
+    for name, each in wanted.items():
+        found[name] = (spaces[name].shape, str(spaces[name].dtype)) if name in spaces else f"not among {list(spaces)}"
+        expected[name] = (each.shape, each.dtype)
     for key, value in expected.items():
         if found[key] != value:
-            raise InputError(f"environment: {key} {found[key]}, but the pipeline was trained with {value}")
-    allowed = Actions(tuple(actions.low.astype(float).tolist()), tuple(actions.high.astype(float).tolist()))
-    if allowed.beyond(np.array([bounds.low, bounds.high])).any():
+            raise InputError(f"environment: {key} {found[key]}, but {phrase} {value}")
+    low, high = np.array(data.actions.low), np.array(data.actions.high)
+    margin = 0.01 * np.where(np.isfinite(actions.high - actions.low), actions.high - actions.low, 1.0)
+    outside = np.flatnonzero((low < actions.low - margin) | (high > actions.high + margin))
+    if len(outside):
         raise InputError(
-            f"environment: actions lie within {allowed.low} and {allowed.high}, but the pipeline was trained with "
-            f"{bounds.low} and {bounds.high}"
+            f"environment: actions[{outside[0]}] lies in [{actions.low[outside[0]]:g}, {actions.high[outside[0]]:g}], "
+            f"but {phrase} [{low[outside[0]]:g}, {high[outside[0]]:g}]; give the data the environment's unit and bounds"
         )

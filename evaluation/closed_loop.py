@@ -91,7 +91,7 @@ def evaluate(
         seeds: one for each environment, in this order. They also seed the policies.
         probe_every: number of decisions between two probes of the plans; 0: no probes. In a probe the simulator
             executes the first steps of a plan and then restores its state. So a probe measures the plan without
-            replanning.
+            replanning. Environments whose state cannot be restored (`can_peek`) are not probed.
         film: whether the frames and plans of the first environment are recorded.
         label: title of the progress bar.
     """
@@ -158,7 +158,7 @@ def _episodes(
             if policy.plan is not None and policy.planned_now:
                 if alive.all():  # later plans are for a smaller batch
                     outcome.plan_ms.append(policy.plan.plan_ms)
-                if probe_every and decision >= probe_due:
+                if probe_every and environments.can_peek and decision >= probe_due:
                     _probe(policy, environments, alive, outcome)
                     probe_due = decision + probe_every
             if film:

@@ -24,11 +24,11 @@ def main(cfg: DictConfig) -> None:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
-    check_info(pipeline.config["info"])
+    environment = check_info(pipeline.config["info"], cfg.environment)
     earlier = load_record(Path(cfg.repeat), cfg, folder) if cfg.repeat else None
     output = Path(cfg.output_dir or folder.parent / ("repeated" if earlier else "evaluation"))
     use_saved_settings(cfg, pipeline)
-    prepare(cfg, pipeline.config["info"]["environment"], output)
+    prepare(cfg, environment, output)
     torch.set_num_threads(cfg.threads)
     claim(output, "wait for it, or choose another output_dir=")
     metrics = compare(cfg, folder, output, pipeline=pipeline)
@@ -49,8 +49,9 @@ def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
     OmegaConf.save(cfg, output / "config.yaml")
     folder = output / "pipeline"
     info = read_json(folder / "model_index.json")["info"]
-    if "environment" not in info or not cfg.evaluation.methods:
-        reason = "there is no environment" if "environment" not in info else "evaluation.methods is empty"
+    without = cfg.environment is None and "environment" not in info
+    if without or not cfg.evaluation.methods:
+        reason = "there is no environment" if without else "evaluation.methods is empty"
         print(f"Pipeline: {folder} (not evaluated in an environment: {reason})")
         return
     with clock("evaluate"):

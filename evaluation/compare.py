@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from envs.datasets.tasks import find_offline_task
 from envs.doctor import versions
 from envs.experts import load_policy
 from envs.experts import tasks as tasks_with_experts
-from envs.record import check_record, whole_episodes
+from envs.record import check_record, environment_of, whole_episodes
 from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, require_models
 from evaluation.closed_loop import Outcome, evaluate
@@ -127,7 +128,7 @@ def compare(
         return found
     pipeline = pipeline or MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
-    check_info(info)
+    check_info(info, cfg.environment)
     for name in cfg.evaluation.methods:
         require_models(name, folder, info.get("cost_limits", ()))
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))
@@ -164,7 +165,8 @@ def policies(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> Ite
     """Yield (row of the table, name of the method, setup of its policy) for each method and each of its cost limits."""
     info = pipeline.config["info"]
     sampler, sections = SamplerConfig(**settings(cfg.sampler)), settings(cfg.baselines)
-    probability, expert = cfg.evaluation.safety_probability, find_expert(info["environment"])
+    record: Any = environment_of(cfg.environment, info.get("environment"))
+    probability, expert = cfg.evaluation.safety_probability, find_expert(record)
     for limit in (None, *info.get("cost_limits", ())):
         for name in (name for name in METHODS if name in cfg.evaluation.methods):
             if limit is None or METHODS[name].takes_limits:
@@ -182,6 +184,7 @@ def run_methods(
 ) -> dict[str, dict[str, Any]]:
     """Return row of the table -> metrics. Rows in `partial` are reused. Methods on states run without rendering."""
     info = pipeline.config["info"]
+    record: Any = environment_of(cfg.environment, info.get("environment"))
     rows = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder)}
     if partial.methods:
         print(f"Evaluation: resuming after {', '.join(partial.methods)}")
@@ -195,12 +198,13 @@ def run_methods(
         environments: list[VectorEnv] = []
         try:
             for count in counts:
-                environments.append(VectorEnv(whole_episodes(info["environment"]), count, processes, observation))
+                environments.append(VectorEnv(whole_episodes(record), count, processes, observation))
             check_environments(environments[0], pipeline, states)
+            actions = environments[0].single_action_space
             for row, (method, setup) in left.items():
                 film = row == MPDiffuser.name and pipeline.decoder is not None
                 probe_every = cfg.evaluation.probe_every if method.plans_states else 0
-                batch: list[Policy] = [method.policy(setup) for _ in counts]
+                batch: list[Policy] = [method.policy(replace(setup, action_space=actions)) for _ in counts]
                 outcome = evaluate(batch, environments, seeds, probe_every, film, label=row)
                 if film:
                     write_film(output / "video.mp4", outcome, pipeline.decoder)

@@ -29,6 +29,8 @@ def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
             section["engine"] = resolved(section["engine"], torch.device("cpu"))
     baselines = {name: sections[name] for name in METHODS if name in cfg.evaluation.methods and name in sections}
     evaluation = settings(cfg.evaluation) | {"parallel_controllers": parallel_controllers(cfg)}
+    if cfg.environment is not None:
+        evaluation["environment"] = cfg.environment
     return {**evaluation, "sampler": sections["sampler"], "baselines": baselines}
 
 
@@ -88,6 +90,7 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
     try:
         found = dict(metrics["settings"])
         sampler, baselines = found.pop("sampler"), found.pop("baselines")
+        environment = found.pop("environment", None)
         deadline = sampler["deadline_ms"]
         cfg.sampler.merge_with(sampler)
         cfg.baselines.merge_with(baselines)
@@ -95,6 +98,8 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         cfg.threads = metrics["machine"]["threads"]
     except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: settings that this version does not know ({error!r})") from error
+    if environment != cfg.environment:  # code that a file names is never run
+        raise InputError(f"{file}: of environment={environment}, found {cfg.environment}; give the same environment=")
     if deadline:
         raise InputError(f"{file}: sampler.deadline_ms is {deadline}: an evaluation under a deadline is not repeatable")
     return metrics

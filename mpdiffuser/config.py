@@ -31,7 +31,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 KEYS = ("observations", "frames", "actions", "rewards", "costs", "terminations", "truncations")  # of a flat file
 SEVERAL = ("dataset",)  # options that are a text or a list of texts
 # types of the options whose default is null
-UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat"), str)
+UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "environment"), str)
 UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
 UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
 WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
@@ -86,7 +86,7 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     for override in overrides:
         if override[:1] in ("+", "~"):
             raise InputError(f"{override}: options cannot be added or removed; set one as name=value; --help lists all")
-    overrides = [part for override in overrides for part in _suite(override)]
+    overrides = [part for override in overrides for part in _task(override, folder)]
     config = _resolved(_compose(name, overrides, base, folder))
     if config.get("debug"):
         config = _resolved(_compose(name, [*_debug_overrides(config), *overrides], base, folder))
@@ -156,10 +156,20 @@ def settings(section: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _suite(override: str) -> list[str]:
-    """Split task=SUITE/NAME into task=SUITE, which selects configs/task/SUITE.yaml, and task.name=NAME."""
+def _task(override: str, folder: Path | None) -> list[str]:
+    """Split task=SUITE/NAME into task=SUITE, which selects configs/task/SUITE.yaml, and task.name=NAME.
+
+    A task=NAME without a file NAME.yaml, in configs/ or in the user's folder, is taken as task=dm_control/NAME.
+    """
+    if not override.startswith("task="):
+        return [override]
     suite, slash, name = override.removeprefix("task=").partition("/")
-    return [f"task={suite}", f"task.name={name}"] if override.startswith("task=") and slash else [override]
+    places: list[Any] = [importlib.resources.files("configs"), *([folder] if folder else [])]
+    if re.fullmatch(r"[a-zA-Z]\w*", suite) and not slash:
+        if any((place / "task" / f"{suite}.yaml").is_file() for place in places):
+            return [override]
+        suite, slash, name = "dm_control", "/", suite
+    return [f"task={suite}", f"task.name={name}"] if slash else [override]
 
 
 @functools.cache

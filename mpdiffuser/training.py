@@ -36,6 +36,7 @@ ORIGIN = ("commit", "versions", "levels")  # entries of a pipeline's info that m
 # instead. All other options, including new ones, are part of each model's identity.
 WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
+    "environment",
     *("output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers", "debug", "debug_rules"),
     *MAY_CHANGE,
 }

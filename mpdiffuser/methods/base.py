@@ -191,6 +191,7 @@ class Setup:
         limit: limit on the cost of an episode; None: no limit.
         safety_probability: target probability that an episode stays within the limit.
         expert: the data's expert, states (B, o) -> actions (B, m); None: the data have no expert.
+        action_space: the environment's Box; None: not known.
     """
 
     pipeline: MPDiffuserPipeline
@@ -200,6 +201,7 @@ class Setup:
     limit: float | None = None
     safety_probability: float | None = None
     expert: Callable[[np.ndarray], np.ndarray] | None = None
+    action_space: Any = None
 
     def model(self, name: str, kind: type[Any]) -> Any:
         """Load a model of the folder, on the pipeline's device.

@@ -6,14 +6,17 @@ import numpy as np
 
 from mpdiffuser.controller import Observations, Policy
 from mpdiffuser.methods.base import Method, Setup
-from mpdiffuser.record import ActionScale
 
 
 class RandomPolicy(Policy):
-    """Uniform random actions (B, m) within the bounds of `scale`."""
+    """Uniform random actions (B, m).
 
-    def __init__(self, scale: ActionScale) -> None:
-        self.scale = scale
+    Args:
+        low, high: their bounds, each (m,).
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low, self.high = np.asarray(low, np.float64), np.asarray(high, np.float64)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Create one random generator for each seed."""
@@ -21,8 +24,7 @@ class RandomPolicy(Policy):
 
     def act(self, observations: Observations, active: np.ndarray | None = None) -> np.ndarray:
         """Sample actions (B, m); the observations have no effect."""
-        unit = np.stack([g.uniform(-1, 1, len(self.scale.low)) for g in self.generators]).astype(np.float32)
-        return self.scale.clip(self.scale.to_data(unit))
+        return np.stack([g.uniform(self.low, self.high) for g in self.generators]).astype(np.float32)
 
 
 class RandomActions(Method):
@@ -37,5 +39,10 @@ class RandomActions(Method):
 
     @classmethod
     def policy(cls, setup: Setup) -> Policy:
-        """Return a random policy for the pipeline's actions."""
-        return RandomPolicy(setup.pipeline.action_scale)
+        """Return a random policy within the environment's bounds; where it has none, within those of the data."""
+        data = setup.pipeline.action_scale
+        bounds = [data.low, data.high]
+        if setup.action_space is not None:
+            space = setup.action_space.low, setup.action_space.high
+            bounds = [np.where(np.isfinite(own), own, seen) for own, seen in zip(space, bounds)]
+        return RandomPolicy(*bounds)
