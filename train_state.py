@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 
 import envs
-from envs.datasets import open_dataset
+from envs.datasets import open_task
 from evaluation.check import check_evaluation
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
@@ -31,7 +31,7 @@ def dataset(cfg: DictConfig) -> Episodes:
     """
     if "suite" not in cfg.task:
         raise InputError(f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/... or dsrl/...")
-    return open_dataset(f"{cfg.task.suite}/{cfg.task.name}", cfg.data_dir)
+    return open_task(cfg.task.name, cfg.task.suite, cfg.data_dir)
 
 
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:

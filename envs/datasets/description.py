@@ -36,6 +36,10 @@ def describe(episodes: Episodes) -> Iterator[str]:
     yield f"length        {_spread(lengths)}"
     yield f"terminations  {np.count_nonzero(episodes['terminations']):,} of {len(episodes):,} episodes"
     yield f"missing keys  {', '.join(info.get('missing', [])) or 'none'}"
+    for name, reason in info.get("left_out", {}).items():
+        yield f"left out      {name}: {reason}"
+    for note in info.get("notes", []):
+        yield f"note          {note}"
 
 
 def _spread(values: np.ndarray) -> str:
