@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-from envs.datasets import open_datasets
+from envs.datasets import open_datasets, open_task
 from evaluation.check import check_evaluation, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
@@ -42,7 +42,7 @@ def dataset(cfg: DictConfig) -> Episodes:
         return open_datasets(cfg.dataset, cfg.data_dir, settings(cfg["keys"]))
     if "suite" not in cfg.task:
         raise InputError(f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/... or dsrl/...")
-    return open_datasets(f"{cfg.task.suite}/{cfg.task.name}", cfg.data_dir)
+    return open_task(cfg.task.name, cfg.task.suite, cfg.data_dir)
 
 
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:

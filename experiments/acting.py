@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from envs.datasets import open_dataset
+from envs.datasets import open_task
 from evaluation.record import folder_fingerprint
 from experiments import pages
 from experiments.figures import plt, save
@@ -119,7 +119,7 @@ class Run:
         """
         info, encoder = self.pipeline.config["info"], self.pipeline.encoder
         pixels = self.pipeline.sees_pixels
-        episodes = Episodes.load(self.data) if pixels else open_dataset(f"{info['suite']}/{info['task']}", self.data)
+        episodes = Episodes.load(self.data) if pixels else open_task(info["task"], info["suite"], self.data)
         if episodes.checksum() != info["data"]:
             raise InputError(f"{self.data}: not the data of {self.folder}, which was trained on {info['data']}")
         if not pixels:

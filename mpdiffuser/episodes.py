@@ -189,7 +189,7 @@ class Episodes:
         specs, info = meta.get("arrays"), meta.get("info")
         if not isinstance(specs, dict) or not isinstance(info, dict) or "offsets" not in specs:
             raise InputError(f"{meta_file}: fields 'arrays', with offsets, and 'info' must be objects; {AGAIN}")
-        stray = sorted({file.stem for file in path.glob("*.npy")} - set(specs))
+        stray = sorted({file.stem for file in path.glob("[!.]*.npy")} - set(specs))
         if stray:
             raise InputError(f"{path / stray[0]}.npy: meta.json says nothing of it; {AGAIN}")
         record = Record.from_json(meta.get("record"), f"{meta_file}: record")
@@ -217,8 +217,8 @@ def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, i
             f"{folder / 'meta.json'}: arrays: {key[:80]!r} must be a name of letters, digits and _; {AGAIN}"
         )
     file = folder / f"{key}.npy"
-    if not file.is_file() or file.is_symlink():
-        raise InputError(f"{file}: {'a link, which may lead anywhere' if file.is_symlink() else 'missing'}; {AGAIN}")
+    if not file.is_file():
+        raise InputError(f"{file}: {'a link that leads nowhere' if file.is_symlink() else 'missing'}; {AGAIN}")
     try:
         array = np.lib.format.open_memmap(file, mode="r")  # unlike np.load it opens only .npy files
     except Exception as error:  # numpy's header parser raises many types of exceptions

@@ -1,15 +1,14 @@
-"""The record of a dataset: what its observations and actions are, and what it lacks.
+"""The record of a dataset: what its observations and actions are.
 
 Every reader writes a record, a dataset's folder and a pipeline keep it, and every check reads it. As JSON:
 
     {"observations": {"frames": {"kind": "picture", "shape": [96, 128, 3]},
                       "observations": {"kind": "proprioception", "shape": [7], "names": ["shoulder", ...]}},
-     "actions": {"low": [-90.0, ...], "high": [90.0, ...], "bounds": "declared", "names": ["shoulder", ...]},
-     "missing": ["rewards"], "left_out": {"infos/success": "of another type"}}
+     "actions": {"low": [-90.0, ...], "high": [90.0, ...], "bounds": "declared", "names": ["shoulder", ...]}}
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -96,6 +95,24 @@ class Actions:
         """Return the range of actions (N, m) of a dataset that declares no bounds."""
         low, high = (tuple(end.astype(float).tolist()) for end in (rows.min(0), rows.max(0)))
         return cls(low, high, SEEN, names)
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Self]) -> Self:
+        """Return the bounds of several datasets as one: those that they all declare, or the range of all.
+
+        Raises:
+            InputError: if they have other numbers of actions, or declare different bounds.
+        """
+        first = parts[0]
+        for part in parts:
+            same = part == first if DECLARED in (part.bounds, first.bounds) else len(part.low) == len(first.low)
+            if not same:
+                raise InputError(f"actions: bounds differ: {part} and {first}")
+        low, high = (
+            tuple(map(pick, zip(*ends)))
+            for pick, ends in ((min, [part.low for part in parts]), (max, [part.high for part in parts]))
+        )
+        return replace(first, low=low, high=high)
 
     @classmethod
     def unit(cls, dim: int) -> Self:
@@ -199,14 +216,10 @@ class Record:
     Args:
         observations: name of the array -> what it is.
         actions: their bounds and names.
-        missing: what a dataset can have and this one lacks, such as "rewards".
-        left_out: what the reader did not read -> the reason.
     """
 
     observations: Mapping[str, Observation]
     actions: Actions
-    missing: tuple[str, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], steps: np.ndarray) -> Self:
@@ -233,12 +246,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
-        return {
-            "observations": {name: _plain(each) for name, each in self.observations.items()},
-            "actions": _plain(self.actions),
-            "missing": list(self.missing),
-            "left_out": dict(self.left_out),
-        }
+        observations = {name: _plain(each) for name, each in self.observations.items()}
+        return {"observations": observations, "actions": _plain(self.actions)}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Self:
@@ -257,9 +266,7 @@ class Record:
                 for name, each in value["observations"].items()
             }
             actions = {key: tuple(each) if isinstance(each, list) else each for key, each in value["actions"].items()}
-            missing = tuple(map(str, value["missing"]))
-            left_out = {str(name): str(reason) for name, reason in value["left_out"].items()}
-            return cls(observations, Actions(**actions), missing, left_out)  # type: ignore[arg-type]
+            return cls(observations, Actions(**actions))  # type: ignore[arg-type]
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:

@@ -101,7 +101,7 @@ def trained_methods(cfg: DictConfig) -> list[str]:
 
 def imitates(episodes: Episodes) -> bool:
     """Return whether the data have neither rewards nor costs: the planner then imitates, and there is no ranker."""
-    return "rewards" in episodes.record.missing and "costs" not in episodes
+    return "rewards" in episodes.info.get("missing", ()) and "costs" not in episodes
 
 
 def check_methods(methods: Sequence[str], episodes: Episodes) -> None:

@@ -1,7 +1,7 @@
 """Datasets: the public offline tasks, and readers of other projects' formats; each dataset becomes `Episodes`."""
 
 from envs.datasets.importing import import_datasets, open_datasets
-from envs.datasets.opening import open_dataset
+from envs.datasets.opening import open_dataset, open_task
 from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, cost_score, find_offline_task
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "import_datasets",
     "open_dataset",
     "open_datasets",
+    "open_task",
 ]

@@ -1,7 +1,7 @@
 """Datasets: list them, look at them, convert and download them.
 
     python -m envs.datasets ls                 the public tasks: can they be evaluated here, and where are their files?
-    python -m envs.datasets show ID            episodes, returns, costs, lengths, what is missing
+    python -m envs.datasets show ID            episodes, returns, costs, lengths, what is missing and what is left out
     python -m envs.datasets convert ID PATH    write the dataset as an Episodes folder
     python -m envs.datasets download ID        fetch a task's public file, or continue to fetch it
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from envs.datasets.description import describe, list_tasks
 from envs.datasets.download import download
 from envs.datasets.opening import open_dataset
+from envs.datasets.readers.guard import enough_memory
 from envs.datasets.tasks import SUITES, find_offline_task
 from mpdiffuser.commands import entry_point, program
 from mpdiffuser.errors import InputError
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("id", nargs="?", help="not with ls")
     parser.add_argument("path", nargs="?", type=Path, help="with convert")
     parser.add_argument("--data_dir", help="folder of the tasks' files; default: each suite's cache folder")
-    parser.add_argument("--frames", help="film of a LeRobotDataset to keep as pictures")
+    parser.add_argument("--frames", help="film or pictures of a LeRobotDataset to keep")
     parser.add_argument("--size", type=int, help="pixels a side of those pictures")
     options = parser.parse_args(arguments)
     if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.path and options.path.exists():
         raise InputError(f"{options.path}: exists already; choose another name or remove it")
     episodes = open_dataset(options.id, options.data_dir, options.frames, options.size)
-    if options.command == "convert":
-        episodes.save(options.path)
-    print("\n".join(describe(episodes)))
+    with enough_memory(options.id):
+        if options.command == "convert":
+            episodes.save(options.path)
+        print("\n".join(describe(episodes)))
 
 
 if __name__ == "__main__":

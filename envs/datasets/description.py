@@ -19,7 +19,19 @@ def describe(episodes: Episodes) -> Iterator[str]:
     if info.get("stand_in"):
         yield f"stand-in      not the public file: its results are no {suite} results"
     yield f"episodes      {len(episodes):,}, steps {lengths.sum():,}"
-    yield f"arrays        {', '.join(f'{key} {array.shape[1:]}' for key, array in sorted(episodes.arrays.items()))}"
+    for name, each in episodes.record.observations.items():
+        yield f"observation   {name}: {each.kind}, {each.dtype} {each.shape}{_range(episodes[name], each.names)}"
+    actions = episodes.record.actions
+    taken = _ends(np.delete(episodes["actions"], episodes.offsets[1:] - 1, 0))
+    yield f"actions       {len(actions.low)}, bounds {actions.bounds}{_names(actions.names)}"
+    for number, ends in enumerate(zip(actions.low, actions.high, *taken)):
+        yield f"  action {number:<7}bounds {ends[0]:.6g}..{ends[1]:.6g}, data {ends[2]:.6g}..{ends[3]:.6g}"
+    others = sorted(set(episodes.arrays) - set(episodes.record.observations) - {"actions"})
+    yield f"also there    {', '.join(others)}"
+    seconds = info.get("decision_seconds")
+    yield f"decision      {'unknown duration' if seconds is None else f'{seconds:g} s'}"
+    environment = info.get("environment")
+    yield f"environment   {'none' if environment is None else environment}"
     yield f"return        {_spread(returns)}"
     if task and task.score(0.0) is not None:
         scores = np.array([task.score(float(value)) for value in returns])
@@ -36,6 +48,26 @@ def describe(episodes: Episodes) -> Iterator[str]:
     yield f"length        {_spread(lengths)}"
     yield f"terminations  {np.count_nonzero(episodes['terminations']):,} of {len(episodes):,} episodes"
     yield f"missing keys  {', '.join(info.get('missing', [])) or 'none'}"
+    for name, reason in info.get("left_out", {}).items():
+        yield f"left out      {name}: {reason}"
+    for note in info.get("notes", []):
+        yield f"note          {note}"
+
+
+def _range(values: np.ndarray, names: tuple[str, ...]) -> str:
+    """The range of a vector (M, n) and its names; empty for pictures."""
+    if values.dtype == np.uint8:
+        return ""
+    low, high = _ends(values)
+    return f", in {low.min():.6g}..{high.max():.6g}{_names(names)}"
+
+
+def _ends(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return rows.min(0), rows.max(0)
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return f": {', '.join(names)}" if names else ""
 
 
 def _spread(values: np.ndarray) -> str:

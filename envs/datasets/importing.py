@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +74,8 @@ def import_datasets(
 def joined(parts: Sequence[Episodes]) -> Episodes:
     """Return the episodes of several datasets as one dataset.
 
-    Arrays that not all parts have are left out, if they are not required, and listed in the record. Declared bounds
-    of actions must be equal; bounds that were only seen become those of all parts.
+    Arrays that not all parts have are left out, if they are not required, and listed in info["left_out"]. The bounds of
+    actions are `Actions.of_all`.
 
     Raises:
         InputError: if the parts differ in their observations, their actions, their rewards or their seconds a decision.
@@ -90,30 +89,23 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
     dropped = sorted({key for part in parts for key in part.arrays} - set(common))
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in common}
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    bounds = first.record.actions
-    if bounds.bounds == SEEN:
-        low = np.min([part.record.actions.low for part in parts], 0)
-        high = np.max([part.record.actions.high for part in parts], 0)
-        bounds = Actions(tuple(low.tolist()), tuple(high.tolist()), SEEN, bounds.names)
-    left_out = {name: reason for part in parts for name, reason in part.record.left_out.items()}
+    left_out = {name: reason for part in parts for name, reason in part.info.get("left_out", {}).items()}
     left_out |= dict.fromkeys(dropped, "not in all of the datasets")
-    record = replace(first.record, actions=bounds, left_out=left_out)
     info = {key: value for key, value in first.info.items() if all(part.info.get(key) == value for part in parts)}
     offsets = np.append(0, np.cumsum(lengths))
-    return Episodes(arrays, offsets, info | {"joined": [str(part.path) for part in parts]}, first.path, record=record)
+    info |= {"joined": [str(part.path) for part in parts], "left_out": left_out}
+    bounds = Actions.of_all([part.record.actions for part in parts])
+    return Episodes(arrays, offsets, info, first.path, record=first.record.with_actions(bounds))
 
 
 def _check_fit(first: Episodes, other: Episodes) -> None:
     a, b = first.record, other.record
     facts = {
         "observations": ({k: (v.kind, v.shape) for k, v in each.observations.items()} for each in (a, b)),
-        "number of actions": (len(each.actions.low) for each in (a, b)),
-        "bounds of actions": (each.actions.bounds for each in (a, b)),
-        "missing": (each.missing for each in (a, b)),
+        "actions": (_declared(each.actions) for each in (a, b)),
+        "missing": (each.info.get("missing", []) for each in (first, other)),
         "decision_seconds": (each.info.get("decision_seconds") for each in (first, other)),
     }
-    if a.actions.bounds == b.actions.bounds != SEEN:
-        facts["declared bounds of actions"] = ((each.actions.low, each.actions.high) for each in (a, b))
     for name, pair in facts.items():
         ours, theirs = pair
         if ours != theirs:
@@ -121,6 +113,11 @@ def _check_fit(first: Episodes, other: Episodes) -> None:
                 f"dataset: {other.path} does not fit {first.path}: {name}: found {theirs}, expected {ours}; train on "
                 "them separately"
             )
+
+
+def _declared(actions: Actions) -> Actions | int:
+    """Return what must be equal: the bounds if they are declared, or else the number of actions."""
+    return len(actions.low) if actions.bounds == SEEN else actions
 
 
 def _fingerprint(names: Sequence[str], data_dir: str | None, keys: Mapping[str, str | None] | None) -> str:

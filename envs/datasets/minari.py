@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.datasets.readers.minari import INFO_KEY, read_minari
+from envs.datasets.readers.minari import INFO_KEY, RECORD_KEY, read_minari
 from mpdiffuser.commands import entry_point
 from mpdiffuser.episodes import REQUIRED, Episodes
 from mpdiffuser.errors import InputError
@@ -66,7 +66,8 @@ def export_minari(episodes: Episodes, dataset_id: str, **metadata: Any) -> Any:
             )
     except (ValueError, OSError) as error:
         raise InputError(f"Minari dataset {dataset_id!r}: {error}") from error
-    dataset.storage.update_metadata({INFO_KEY: json.dumps(episodes.info)})
+    notes = {INFO_KEY: json.dumps(episodes.info), RECORD_KEY: json.dumps(episodes.record.to_json())}
+    dataset.storage.update_metadata(notes)
     return dataset
 
 

@@ -1,19 +1,25 @@
 """Opens datasets of every kind, by task id, file or folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.datasets.readers.arrays import file_kind, open_arrays
+from envs.datasets.readers.arrays import file_kind, open_arrays, visible
 from envs.datasets.readers.flat import read_flat
+from envs.datasets.readers.guard import enough_memory
 from envs.datasets.readers.lerobot import read_lerobot
 from envs.datasets.readers.minari import read_minari
 from envs.datasets.readers.vd4rl import read_vd4rl
 from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, find_file, find_offline_task
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.record import Actions, Record
+
+SUFFIXES = (".npz", ".hdf5", ".h5")
+NOTES = 8  # of the files of a folder, the rest are counted
 
 
 def open_dataset(
@@ -27,37 +33,67 @@ def open_dataset(
     """The episodes of a task, a Minari dataset, a file or a folder; the content of a file or folder tells its kind.
 
     Args:
-        source: a task's id with its suite, "minari/" and a Minari id, or a path.
+        source: a path, or where there is no such file or folder a task's id with its suite, or "minari/" and a Minari
+            id.
         data_dir: folder of a task's file; None: the suite's own cache folder.
         frames, size: the film of a LeRobotDataset to keep as pictures, and their pixels a side; see read_lerobot.
+        keys: our names of arrays -> their names in npz and HDF5 files (see `read_flat`).
+        pictures: whether all films of a LeRobotDataset are kept.
 
-    A task's info has `suite`, `task`, `stand_in` (the file is not the public one), `episode_steps`, `cost_limits`, and
-    where the task can be evaluated here `environment`, a record for `envs.make`.
+    info of other projects' data has `missing`, the keys that are not there, `left_out`, what was not read -> why, and
+    where there is something to tell `notes`, sentences. A task's info has `suite`, `task`, `stand_in` (the file is not
+    the public one), `episode_steps`, `cost_limits`, and where the task can be evaluated here `environment`, a record
+    for `envs.make`.
 
     Raises:
-        InputError: if there is no such dataset, or its kind is unknown, or it is damaged.
+        InputError: if there is no such dataset, its kind is unknown, it is damaged, or it does not fit into the memory.
     """
-    suite, _, name = str(source).partition("/")
-    if suite in SUITES:
-        return _open_task(find_offline_task(name, suite), data_dir)
-    if suite == "minari":
-        return read_minari(name)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _open_folder(path, frames, size)
-    if path.is_file():
-        return _open_file(path)
+    suite, _, name = str(source).partition("/")
+    with enough_memory(source):
+        if path.is_dir() and (path / "meta/info.json").is_file() and not (path / "meta.json").is_file():
+            return read_lerobot(path, frames, size, pictures)
+        if frames is not None or size is not None:
+            raise InputError(f"{source}: frames={frames}, size={size}: are of LeRobotDatasets; leave them out")
+        if path.is_dir():
+            return _open_folder(path, keys or {})
+        if path.is_file():
+            return _open_file(path, keys or {})
+        if suite in SUITES:
+            return _open_named(source, lambda: open_task(name, suite, data_dir))
+        if suite == "minari":
+            return _open_named(source, lambda: read_minari(name))
+    found = "leads nowhere (a broken link)" if path.is_symlink() else "no such file or folder"
     raise InputError(
-        f"{source}: no such file or folder, nor a task (d4rl/..., dsrl/...) or Minari dataset (minari/...); "
+        f"{source}: {found}, nor a task (d4rl/..., dsrl/...) or Minari dataset (minari/...); "
         "python -m envs.datasets ls lists the tasks"
     )
 
 
-def _open_task(task: OfflineTask, data_dir: str | Path | None) -> Episodes:
+def _open_named(source: str | Path, read: Callable[[], Episodes]) -> Episodes:
+    """Read a dataset by its id; an id that looks like a file's path is told of."""
+    try:
+        return read()
+    except InputError as error:
+        if not Path(source).suffix or "no such task" not in str(error):
+            raise
+        raise InputError(
+            f"{error} There is no file {source} either: give the path of one, such as ./{source}"
+        ) from error
+
+
+def open_task(name: str, suite: str, data_dir: str | Path | None = None) -> Episodes:
+    """The episodes of a public task; see `open_dataset`.
+
+    Raises:
+        InputError: if there is no such task, or its file is not here, or as `open_dataset`.
+    """
+    task = find_offline_task(name, suite)
     file, stand_in = find_file(task, data_dir)
     if stand_in:
         print(f"note: {file} is not the public file {task.file}: a stand-in; its results are no {task.suite} results")
-    return _read_task(task, file, stand_in)
+    with enough_memory(file):
+        return _read_task(task, file, stand_in)
 
 
 def _read_task(task: OfflineTask, file: Path, stand_in: bool) -> Episodes:
@@ -66,44 +102,58 @@ def _read_task(task: OfflineTask, file: Path, stand_in: bool) -> Episodes:
     if task.environment is not None:
         info["environment"] = task.environment
     episodes = read_flat(file, task.episode_steps, info)
-    if task.limits and "costs" not in episodes:
-        raise InputError(f"{file}: costs: no such key; expected of {task.id}")
+    needed = ["rewards", *(["costs"] if task.limits else [])]
+    for key in needed:
+        if key not in episodes or key in episodes.info["missing"]:
+            raise InputError(f"{file}: {key}: no such key; expected of {task.id}")
     observations = episodes.arrays.get("observations")
     if task.columns and observations is not None and observations.shape[1] > task.columns:
         if observations[:, task.columns :].any():
             raise InputError(f"{file}: observations: must be 0 from column {task.columns} on, as in {task.id}")
         episodes.arrays["observations"] = observations[:, : task.columns].copy()
-    return episodes
+    # the actions of all tasks of both suites lie in [-1, 1]
+    record = Record.of(episodes.arrays, np.zeros(1, int)).with_actions(Actions.unit(episodes["actions"].shape[1]))
+    return replace(episodes, record=record)
 
 
-def _open_folder(folder: Path, frames: str | None, size: int | None) -> Episodes:
+def _open_folder(folder: Path, keys: Mapping[str, str]) -> Episodes:
+    _check_keys(folder, keys, (folder / "meta.json").is_file() or (folder / "data/main_data.hdf5").is_file())
     if (folder / "meta.json").is_file():
         return Episodes.load(folder)
-    if (folder / "meta/info.json").is_file():
-        return read_lerobot(folder, frames, size)
     if (folder / "data/main_data.hdf5").is_file():
         return read_minari(folder)
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".npz", ".hdf5"))
-    if files and _is_vd4rl(files[0]):
+    there = visible(folder.iterdir())
+    files = [file for file in there if file.suffix in SUFFIXES and file.is_file()]
+    if files and not keys and _is_vd4rl(files[0]):
         return read_vd4rl(folder)
     if files:
-        return _joined([read_flat(file) for file in files], folder)
+        episodes = _joined([read_flat(file, keys=keys) for file in files], folder)
+        others = {path.name: "a folder; show it by its own path" for path in there if path.is_dir()}
+        episodes.info["left_out"] |= others | {
+            path.name: "neither *.npz nor *.hdf5" for path in there if path not in files and not path.is_dir()
+        }
+        return episodes
     raise InputError(
         f"{folder}: no dataset of a known kind; expected meta.json (Episodes), meta/info.json (LeRobotDataset), "
-        f"data/main_data.hdf5 (Minari), or *.npz or *.hdf5; found {sorted(path.name for path in folder.iterdir())[:10]}"
+        f"data/main_data.hdf5 (Minari), or *.npz or *.hdf5; found {[path.name for path in there][:10]}"
     )
 
 
-def _open_file(file: Path) -> Episodes:
+def _check_keys(source: Path, keys: Mapping[str, str], fixed: bool) -> None:
+    if keys and fixed:
+        raise InputError(f"keys.{next(iter(keys))}: {source} is no npz or HDF5 file of your own; leave the option out")
+
+
+def _open_file(file: Path, keys: Mapping[str, str]) -> Episodes:
     if file_kind(file) is None:
         with open(file, "rb") as handle:
             raise InputError(f"{file}: no dataset of a known kind; expected HDF5 or npz, found {handle.read(8)!r}")
     if file.name == "main_data.hdf5":
-        return read_minari(file.parents[1])
-    if _is_vd4rl(file):
+        return read_minari(file.absolute().parents[1])
+    if not keys and _is_vd4rl(file):
         return read_vd4rl(file)
     task = next((task for task in OFFLINE_TASKS.values() if task.file == file.name), None)
-    return _read_task(task, file, stand_in=False) if task else read_flat(file)
+    return _read_task(task, file, stand_in=False) if task and not keys else read_flat(file, keys=keys)
 
 
 def _is_vd4rl(file: Path) -> bool:
@@ -122,6 +172,22 @@ def _joined(parts: list[Episodes], folder: Path) -> Episodes:
         odd = next((part for part, shape in zip(parts, shapes) if shape != shapes[0]), None)
         if odd:
             raise InputError(f"{odd.path}: {key}: must have rows of shape {shapes[0]}, found {odd[key].shape[1:]}")
+    for key in ("rewards", "next_observations"):
+        odd = next((part for part in parts if (key in part.info["missing"]) != (key in parts[0].info["missing"])), None)
+        if odd:
+            names = [part.path for part in parts if key in part.info["missing"]]
+            raise InputError(f"{names[0]}: {key}: no such key; expected, as other files of {folder} have it")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return Episodes(arrays, np.append(0, np.cumsum(lengths)), parts[0].info | {"file": folder.name}, folder)
+    info: dict[str, Any] = {"file": folder.name, "missing": parts[0].info["missing"], "left_out": {}}
+    for part in parts:
+        info["left_out"] |= part.info["left_out"]
+    notes = [f"{part.info['file']}: {note}" for part in parts for note in part.info.get("notes", [])]
+    if notes:
+        info["notes"] = (
+            notes if len(notes) <= NOTES else [*notes[:NOTES], f"and {len(notes) - NOTES} more of this kind"]
+        )
+    final = next((part.info for part in parts if "final_observations" in part.info), {})
+    info |= {key: final[key] for key in ("final_observations",) if key in final}
+    record = parts[0].record.with_actions(Actions.of_all([part.record.actions for part in parts]))
+    return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, folder, record=record)

@@ -100,7 +100,7 @@ def test_refuses_what_is_not_episodes():
         (lambda path: edit(path, arrays=3), "'arrays', with offsets, and 'info' must be objects"),
         (lambda path: add(path, "../elsewhere"), r"arrays: '\.\./elsewhere' must be a name of letters, digits"),
         (lambda path: add(path, "/etc/passwd"), r"arrays: '/etc/passwd' must be a name"),
-        (lambda path: link(path / "actions.npy"), r"actions\.npy: a link"),
+        (lambda path: link(path / "actions.npy", "nowhere"), r"actions\.npy: a link that leads nowhere"),
         (lambda path: np.save(path / "costs.npy", np.zeros(5)), r"costs\.npy: meta\.json says nothing of it"),
         (lambda path: claim_much(path / "actions.npy"), r"actions\.npy: truncated"),
         (lambda path: pickled(path / "actions.npy"), r"actions\.npy: truncated or not a \.npy file"),
@@ -128,9 +128,21 @@ def add(path, key):
     edit(path, arrays=meta["arrays"] | {key: {"shape": [5], "dtype": "float32"}})
 
 
-def link(file):
+def link(file, name="elsewhere"):
+    """Move a file to `elsewhere`, and put a link to `name` into its place."""
     file.rename(file.with_name("elsewhere"))
-    file.symlink_to(file.with_name("elsewhere"))
+    file.symlink_to(file.with_name(name))
+
+
+def test_links_and_hidden_files(tmp_path):
+    """As in a download cache, and as a Mac leaves them."""
+    path = tmp_path / "data"
+    small().save(path)
+    whole = Episodes.load(path).checksum()
+    link(path / "actions.npy")
+    (path / "._rewards.npy").write_bytes(b"Mac OS X")
+    (tmp_path / "linked").symlink_to(path)
+    assert Episodes.load(tmp_path / "linked").checksum() == whole
 
 
 def claim_much(file):

@@ -1,14 +1,22 @@
-"""Flat files, HDF5 or npz, one row for each transition: D4RL, DSRL, and a user's own recordings.
+"""Flat files, HDF5 or npz, one row for each transition: D4RL, DSRL, OGBench, and a user's own recordings.
 
 Layout of a file with N transitions, episode after episode:
 
     observations (N, o) and/or frames (N, height, width, 3) uint8       before the action
     actions (N, m)   rewards (N,)   terminals (N,)   timeouts (N,)      (N, 1) is accepted too
-    optional: next_observations, next_frames, costs (N,); anything else (infos/..., metadata/...) is not read
+    optional: next_observations, next_frames, costs (N,), action_low (m,), action_high (m,)
 
-Gymnasium's names `terminations` and `truncations` are accepted for terminals and timeouts. A recording of your own:
+action_low and action_high declare the bounds of actions, in their own units. Without them the bounds are the range of
+the data.
+
+Pictures may also be called `observations`. Gymnasium's names `terminations` and `truncations` are accepted for
+terminals and timeouts. A recording of your own:
 
     np.savez("walk.npz", observations=..., actions=..., rewards=..., terminations=..., truncations=...)
+
+Everything else (infos/..., metadata/..., qpos) is not read; info["left_out"] lists it. Without rewards they are 0, and
+info["missing"] has "rewards". A file of OGBench has neither rewards nor timeouts: its `terminals` mark the last row of
+each episode, and no episode terminates.
 
 An episode ends where terminals or timeouts is set, without timeouts also after the task's time limit, and at the end of
 the file. `Episodes` need the final observation of each episode too, which a file holds only in next_observations.
@@ -17,29 +25,43 @@ Without them:
     after a termination      the last transition is kept, as it shows what ends an episode; the final observation is
                              extrapolated, o_T = 2 o_{T-1} - o_{T-2}, the final frame repeats the last one, and
                              info["final_observations"] says so
-    after any other end      the last transition is dropped, and its observation is the final one
+    after any other end      the last transition is no step: its observation is the final one, its action is left out,
+                             and its reward and cost are added to those of the step before
+
+Rows that no step uses may hold anything. info["notes"] tells in words what else a user should know.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.datasets.readers.arrays import Entry, open_arrays, read_array, require
+from envs.datasets.readers.arrays import Entries, Entry, open_arrays, read_array, require
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.record import DECLARED, Actions
 
-REQUIRED = ("actions", "rewards", "terminals")
-OPTIONAL = ("timeouts", "next_observations")
+REQUIRED = ("actions",)
 ALIASES = {"terminations": "terminals", "truncations": "timeouts"}
+UNUSED = "no array of this layout (envs/datasets/readers/flat.py)"
+BOUNDS = ("action_low", "action_high")
+PART = 2**12  # rows compared at once
 
 
-def read_flat(file: str | Path, time_limit: int | None = None, info: dict[str, Any] | None = None) -> Episodes:
+def read_flat(
+    file: str | Path,
+    time_limit: int | None = None,
+    info: dict[str, Any] | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Episodes:
     """Read a flat file.
 
     Args:
         time_limit: steps after which an episode ends, if the file has no timeouts.
         info: put into the episodes' info.
+        keys: name of this layout -> name in the file, for arrays of other names.
 
     Raises:
         InputError: for a file that is missing, damaged, or not of this layout; names the file, the key, what was found
@@ -47,34 +69,26 @@ def read_flat(file: str | Path, time_limit: int | None = None, info: dict[str, A
     """
     file = Path(file)
     with open_arrays(file) as entries:
-        reader = _Reader(file, entries)
+        reader = _Reader(file, entries, keys or {})
         following = all(f"next_{key}" in reader.entries for key in reader.seen)
-        terminals = reader.read("terminals")
-        timeouts = reader.read("timeouts") if "timeouts" in reader.entries else None
-        if timeouts is None and time_limit is None:
-            raise InputError(f"{file}: timeouts: no such key; expected, because no time limit is known for these data")
+        terminals, timeouts = reader.marks(time_limit)
         starts, steps, terminated = split(terminals, timeouts, time_limit, following)
         if not len(steps):
             raise InputError(f"{file}: terminals, timeouts: no episode with a step in {len(terminals)} rows")
-        offsets = np.concatenate([[0], np.cumsum(steps + 1)])
-        lasts = offsets[1:] - 1  # rows of the final observations
-        source = np.repeat(starts - offsets[:-1], steps + 1) + np.arange(offsets[-1])
-        source[lasts] = np.minimum(source[lasts], reader.rows - 1)
-        out: dict[str, np.ndarray] = {}
-        for key in (*reader.seen, *(key for key in ("actions", "rewards", "costs") if key in reader.entries)):
-            out[key] = reader.read(key)[source]
-            if key not in reader.seen:
-                out[key][lasts] = 0
-            elif following:
-                out[key][lasts] = reader.read(f"next_{key}")[starts + steps - 1]
-            else:
-                _extrapolate(out[key], lasts[terminated], np.maximum(lasts - 2, offsets[:-1])[terminated])
+        out, offsets = reader.arrays(starts, steps, terminated, following)
+        bounds = reader.bounds(out["actions"].shape[1])
+    lasts = offsets[1:] - 1
     out["terminations"], out["truncations"] = (np.zeros(offsets[-1], bool) for _ in range(2))
     out["terminations"][lasts - 1], out["truncations"][lasts - 1] = terminated, ~terminated
-    notes: dict[str, Any] = {"file": file.name, "missing": [key for key in OPTIONAL if key not in reader.entries]}
+    missing = [key for key in ("rewards", "timeouts") if key not in reader.names]
+    missing += [] if following else ["next_observations"]
+    notes: dict[str, Any] = {"file": file.name, "missing": missing, "left_out": reader.left_out()}
+    if reader.notes:
+        notes["notes"] = list(reader.notes.values())
     if not following and terminated.any():
         notes["final_observations"] = "extrapolated where terminated"
-    return Episodes(out, offsets, notes | (info or {}), file)
+    episodes = Episodes(out, offsets, notes | (info or {}), file)
+    return episodes if bounds is None else replace(episodes, record=episodes.record.with_actions(bounds))
 
 
 def split(
@@ -114,25 +128,151 @@ def _extrapolate(array: np.ndarray, rows: np.ndarray, before: np.ndarray) -> Non
 class _Reader:
     """The arrays of a flat file by D4RL's names; `read` checks their shapes and types."""
 
-    def __init__(self, file: Path, entries: dict[str, Entry]) -> None:
-        self.file = file
-        self.entries = {ALIASES.get(key, key): entry for key, entry in entries.items()}
-        self.seen = [key for key in ("observations", "frames") if key in self.entries]
+    def __init__(self, file: Path, entries: Entries, keys: Mapping[str, str]) -> None:
+        self.file, self.stored = file, entries
+        renamed = {ALIASES.get(key, key): name for key, name in keys.items()}
+        for key, name in keys.items():
+            if name not in entries:
+                raise InputError(f"keys.{key}={name}: {file}: no such array; found {sorted(entries)}")
+        self.names = {ALIASES.get(key, key): key for key in entries if key not in renamed.values()}
+        self.names |= renamed  # D4RL's name -> the file's
+        self.notes: dict[str, str] = {}
+        self.read_names: set[str] = set()
+        self._pictures_called_observations()
+        self.seen = [key for key in ("observations", "frames") if key in self.names]
         require(file, self.entries, REQUIRED if self.seen else ("observations", *REQUIRED))
-        self.rows = self.entries["rewards"].shape[0] if self.entries["rewards"].shape else 0
+        if not {"terminals", "timeouts"} & set(self.names):
+            require(file, self.entries, ("terminals",))
+        counted = next(key for key in ("rewards", "terminals", "timeouts") if key in self.names)
+        entry = self.entries[counted]
+        self.rows = (entry.shape or (0,))[0]
         if not self.rows:
+            found = entry.refused or f"must have one row for each transition, found shape {entry.shape}"
+            raise InputError(f"{file}: {self.names[counted]}: {found}")
+        for other, key in ALIASES.items():
+            if other in entries and key in entries and not np.array_equal(self._flags(other), self._flags(key)):
+                raise InputError(f"{file}: {other}: must mark the same rows as {key}; leave out the wrong one")
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        return {key: self.stored[name] for key, name in self.names.items()}
+
+    def _pictures_called_observations(self) -> None:
+        entry = self.stored.get("observations")
+        if entry and "frames" not in self.names and entry.dtype == np.uint8 and len(entry.shape) == 4:
+            for prefix in ("", "next_"):
+                if f"{prefix}observations" in self.names:
+                    self.names[f"{prefix}frames"] = self.names.pop(f"{prefix}observations")
+
+    def _flags(self, name: str) -> np.ndarray:
+        self.read_names.add(name)
+        return read_array(self.file, name, self.stored[name], bool, (self.rows,))
+
+    def marks(self, time_limit: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """terminals and timeouts, (N,) bool; no timeouts: the time limit tells where episodes end."""
+        if "timeouts" in self.names:
+            timeouts = self.read("timeouts")
+            return self.read("terminals") if "terminals" in self.names else np.zeros_like(timeouts), timeouts
+        terminals = self.read("terminals")
+        if "rewards" not in self.names and self.names["terminals"] == "terminals":
+            self.notes["terminals"] = (
+                "terminals are taken for the last rows of episodes that did not terminate, as in OGBench, "
+                "since there are neither rewards nor timeouts"
+            )
+            return np.zeros_like(terminals), terminals
+        if time_limit is None:
             raise InputError(
-                f"{file}: rewards: must have one row for each transition, found shape {self.entries['rewards'].shape}"
+                f"{self.file}: timeouts: no such key; expected, because no time limit is known for these data"
+            )
+        return terminals, None
+
+    def arrays(
+        self, starts: np.ndarray, steps: np.ndarray, terminated: np.ndarray, following: bool
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The arrays of `Episodes` but for the marks, and their offsets. The arguments are as `split` returns them."""
+        offsets = np.concatenate([[0], np.cumsum(steps + 1)])
+        lasts = offsets[1:] - 1  # rows of the final observations
+        source = np.repeat(starts - offsets[:-1], steps + 1) + np.arange(offsets[-1])
+        source[lasts] = np.minimum(source[lasts], self.rows - 1)
+        taken = np.zeros(self.rows, bool)  # rows whose action is a step
+        taken[np.delete(source, lasts)] = True
+        dropped = (starts + steps)[~terminated] if not following else np.zeros(0, int)  # last rows that are no step
+        seen = taken.copy()
+        seen[dropped] = True
+        self._note_of_rows_left_out(seen)
+        out: dict[str, np.ndarray] = {}
+        for key in (*self.seen, *(key for key in ("actions", "rewards", "costs") if key in self.names)):
+            values = self.read(key, seen if key in self.seen else taken)
+            out[key] = values[source]
+            if key not in self.seen:
+                out[key][lasts] = 0
+                if key != "actions":
+                    out[key][lasts[~terminated] - 1] += values[dropped] if len(dropped) else np.float32(0)
+                    self._note_of_sums(key, values[dropped])
+            elif following:
+                used = np.zeros(self.rows, bool)
+                used[starts + steps - 1] = True
+                after = self.read(f"next_{key}", used)
+                self._note_of_order(key, after, values, taken & ~used)
+                out[key][lasts] = after[used]
+            else:
+                _extrapolate(out[key], lasts[terminated], np.maximum(lasts - 2, offsets[:-1])[terminated])
+        out.setdefault("rewards", np.zeros(offsets[-1], np.float32))
+        return out, offsets
+
+    def _note_of_rows_left_out(self, seen: np.ndarray) -> None:
+        alone = int((~seen).sum())
+        if alone:
+            self.notes["rows"] = (
+                f"{alone:,} episodes of one row are left out, with their rewards: they have no step, "
+                "as no next_observations are there"
             )
 
-    def read(self, key: str) -> np.ndarray:
-        """float32 (N, o), (N, a), (N,); bool flags (N,); uint8 frames (N, height, width, 3)."""
-        entry, base = self.entries[key], key.removeprefix("next_")
+    def _note_of_sums(self, key: str, values: np.ndarray) -> None:
+        if values.any():
+            self.notes[f"last {key}"] = (
+                f"{key}: {np.count_nonzero(values):,} last rows of episodes are added to the step before, "
+                f"{values.sum(dtype=np.float64):.6g} in all: without next_observations these rows are no steps"
+            )
+
+    def _note_of_order(self, key: str, after: np.ndarray, now: np.ndarray, inner: np.ndarray) -> None:
+        rows, differ = np.flatnonzero(inner), 0  # of steps that are not an episode's last
+        for first in range(0, len(rows), PART):
+            some = rows[first : first + PART]
+            differ += int((now[some + 1] != after[some]).reshape(len(some), -1).any(1).sum())
+        if 2 * differ > len(rows):
+            self.notes[f"order of {key}"] = (
+                f"next_{key} differ from the {key} of the next row in {differ:,} of {len(rows):,} rows within "
+                "episodes: are the rows in the order of time? only those after last steps are used"
+            )
+
+    def bounds(self, width: int) -> Actions | None:
+        """The declared bounds of the actions, if the file has them."""
+        ends = [key for key in BOUNDS if key in self.names]
+        if not ends:
+            return None
+        require(self.file, self.entries, BOUNDS)
+        self.read_names |= {self.names[key] for key in BOUNDS}
+        low, high = (read_array(self.file, key, self.entries[key], np.float32, (width,)) for key in BOUNDS)
+        if (low > high).any():
+            number = int(np.argmax(low > high))
+            raise InputError(f"{self.file}: action_low: must be at most action_high, found {low[number]} in {number}")
+        return Actions(tuple(low.astype(float).tolist()), tuple(high.astype(float).tolist()), DECLARED)
+
+    def left_out(self) -> dict[str, str]:
+        """Arrays and groups that are not read -> why."""
+        return self.stored.left_out(self.read_names, UNUSED)
+
+    def read(self, key: str, used: np.ndarray | None = None) -> np.ndarray:
+        """float32 (N, o), (N, a), (N,); bool flags (N,); uint8 frames (N, height, width, 3). used: see `read_array`."""
+        entry, base, name = self.entries[key], key.removeprefix("next_"), self.names[key]
+        self.read_names.add(name)
         if base == "frames":
             size = self.entries["frames"].shape[1:3] if key != base else (None, None)
-            return read_array(self.file, key, entry, np.uint8, (self.rows, *size, 3), cast=False)
-        if base in ("terminals", "timeouts", "rewards", "costs"):
-            kind = bool if base in ("terminals", "timeouts") else np.float32
-            return read_array(self.file, key, entry, kind, (self.rows,))
+            return read_array(self.file, name, entry, np.uint8, (self.rows, *size, 3), cast=False)
+        if base in ("terminals", "timeouts"):
+            return self._flags(name)
+        if base in ("rewards", "costs"):
+            return read_array(self.file, name, entry, np.float32, (self.rows,), used=used, notes=self.notes)
         width = self.entries[base].shape[1] if key != base else None
-        return read_array(self.file, key, entry, np.float32, (self.rows, width))
+        return read_array(self.file, name, entry, np.float32, (self.rows, width), used=used, notes=self.notes)

@@ -1,73 +1,272 @@
-"""LeRobotDataset v3.0: robot demonstrations as parquet tables, and pictures as films.
+"""LeRobotDataset v3.0 and v2.1: robot demonstrations as parquet tables, and pictures as films or in the tables.
 
-    meta/info.json                                 codebase_version, fps, features, ...
-    meta/episodes/chunk-000/file-000.parquet       the place of each episode's pictures in the films
-    data/chunk-000/file-000.parquet                one row for each step: observation.state, action, episode_index,
-                                                   frame_index, and if there are rewards next.reward
-    videos/{key}/chunk-000/file-000.mp4            many episodes one after the other
+    v3.0   meta/info.json                                  codebase_version, fps, features, ...
+           meta/episodes/chunk-000/file-000.parquet        the place of each episode's pictures in the films
+           data/chunk-000/file-000.parquet                 many episodes one after the other
+           videos/KEY/chunk-000/file-000.mp4               likewise
+    v2.1   meta/info.json                                  the same; chunks_size is the number of episodes in a chunk
+           meta/episodes.jsonl                             a line an episode: episode_index, tasks, length
+           meta/tasks.jsonl                                a line a task: task_index, task (not read)
+           data/chunk-000/episode_000000.parquet           one episode
+           videos/chunk-000/KEY/episode_000000.mp4         likewise
 
-The observation after an episode's last step is not recorded; so that step is dropped, and its observation is the final
-one. Demonstrations are stopped by a person: all are truncated. Without next.reward the rewards are 0.
+A table has a row for each step: observation.state, action, episode_index, frame_index, timestamp (seconds since the
+episode's start), if there are rewards next.reward, and pictures as structs {bytes, path} where no film holds them
+(features of dtype "image"). A row gets the picture of its time, at the film's own rate.
+
+The observation after an episode's last row is not recorded. So the last row is no step: its observation is the final
+one, its action is left out and may be anything, its reward is added to that of the step before. Demonstrations are
+stopped by a person: all are truncated. Without next.reward the rewards are 0, and info["missing"] has "rewards". Where
+there is next.done, it may be set in no other rows than an episode's last two.
 """
 
-import contextlib
-from collections.abc import Iterator
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.datasets.readers.arrays import EXPANSION, SMALL, check_finite, guard, require
+from envs.datasets.readers.arrays import require
+from envs.datasets.readers.films import Scenes, film_facts, read_encoded, read_film
+from envs.datasets.readers.guard import check_memory, guard
+from envs.datasets.readers.parquet import column_names, read_pictures, read_tables, table_files
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import read_json
+from mpdiffuser.files import LARGEST_JSON, read_json
+from mpdiffuser.record import Record
 
-VERSION = "v3."
+VERSIONS = ("v3.", "v2.")
 LARGEST = 16384  # pixels a side
-MP4 = ["-f", "mp4"]  # ffmpeg must read no other format: a playlist could name other files and addresses
-STATE, ACTION, REWARD, EPISODE, FRAME = "observation.state", "action", "next.reward", "episode_index", "frame_index"
+STATE, ACTION, REWARD, DONE = "observation.state", "action", "next.reward", "next.done"
+EPISODE, FRAME, TIME = "episode_index", "frame_index", "timestamp"
+COUNTS = {
+    TIME: "rows are taken for evenly spaced in time",
+    "index": "a running number of the rows",
+    "task_index": "the texts of tasks are not read",
+}
 
 
-def read_lerobot(folder: str | Path, frames: str | None = None, size: int | None = None) -> Episodes:
+def read_lerobot(
+    folder: str | Path, frames: str | None = None, size: int | None = None, pictures: bool = False
+) -> Episodes:
     """Read a LeRobotDataset into memory.
 
     Args:
-        frames: the film to keep as `frames`, such as "observation.images.top"; None: no pictures.
+        frames: the film, or the pictures in the tables, to keep as `frames`, such as "observation.images.top"; None: no
+            pictures.
         size: pixels a side to which the pictures are resized; None: they keep their size.
+        pictures: whether all films are kept, each under the last part of its name, such as `top`.
 
     Raises:
         InputError: if pyarrow is missing, or for a dataset of another version or a damaged one; names the file, the
             key, what was found and what was expected.
     """
-    folder = Path(folder)
-    about = _about(folder)
-    films = sorted(key for key, feature in about["features"].items() if feature.get("dtype") == "video")
+    data = _Dataset(Path(folder))
+    films, about = data.pictures(), data.about
     if frames is not None and (frames not in films or Path(frames).name != frames):
         raise InputError(f"{folder}: frames={frames}: no such film; found {', '.join(films) or 'none'}")
-    features = [STATE] if STATE in about["features"] else []
-    require(folder / "meta/info.json", about["features"], (ACTION, *([] if frames else [STATE])))
-    reward = [REWARD] if REWARD in about["features"] else []
-    table = _tables(folder, "data", [*features, ACTION, EPISODE, FRAME, *reward])
-    offsets = _offsets(folder, table[EPISODE], table[FRAME])
-    for key, found in (("total_episodes", len(offsets) - 1), ("total_frames", int(offsets[-1]))):
-        if about.get(key, found) != found:
-            raise InputError(f"{folder}/data: must hold {key} {about[key]!r} as meta/info.json says, found {found}")
-    for key in (*features, ACTION):
-        table[key] = table[key].reshape(len(table[key]), -1)  # LeRobot stores vectors of one number as numbers
-        shape, width = about["features"][key].get("shape"), list(table[key].shape[1:])
-        if shape != width:
-            raise InputError(f"{folder}/data: {key}: must be of shape {shape} as meta/info.json says, found {width}")
-    arrays = {"observations": table[STATE]} if features else {}
-    arrays |= {"actions": table[ACTION], "rewards": table[REWARD] if reward else np.zeros(offsets[-1], np.float32)}
+    chosen = {"frames": frames} if frames else data.cameras() if pictures else {}
+    if size is not None and not chosen:
+        raise InputError(f"{folder}: size={size}: is of pictures; name them with frames=, found {films or 'none'}")
+    states = [STATE] if STATE in about["features"] else []
+    require(data.folder / "meta/info.json", about["features"], (ACTION, *([] if chosen else [STATE])))
+    table, offsets = data.table([*states, ACTION], bool(chosen))
+    rewards = table.get(REWARD, np.zeros(int(offsets[-1]), np.float32))
+    arrays = {"observations": table[STATE]} if states else {}
+    arrays |= {"actions": table[ACTION], "rewards": rewards}
     lasts = offsets[1:] - 1
+    if rewards[lasts].any():
+        data.notes["last reward"] = (
+            f"{REWARD}: {np.count_nonzero(rewards[lasts]):,} last rows of episodes are added to the step before, "
+            f"{rewards[lasts].sum(dtype=np.float64):.6g} in all: no observation follows them, so they are no steps"
+        )
+    rewards[lasts - 1] += rewards[lasts]
     for key in ("actions", "rewards"):
         arrays[key][lasts] = 0
     arrays["terminations"], arrays["truncations"] = (np.zeros(offsets[-1], bool) for _ in range(2))
     arrays["truncations"][lasts - 1] = True
-    if frames:
-        arrays["frames"] = _frames(folder, frames, size, about, table[EPISODE][offsets[:-1]], np.diff(offsets))
-    info = {"source": "LeRobotDataset", "task": folder.name, "fps": about["fps"], "films": films}
-    return Episodes(arrays, offsets, info | {"missing": [] if reward else [REWARD]}, folder)
+    arrays |= {name: data.frames(key, size, table, offsets) for name, key in chosen.items()}
+    info = {"source": "LeRobotDataset", "task": data.folder.absolute().name, "fps": about["fps"], "films": films}
+    info |= {"decision_seconds": round(1 / about["fps"], 9), "missing": [] if REWARD in table else ["rewards"]}
+    info |= {"left_out": data.left_out({*table, *chosen.values()}, bool(frames))}
+    info |= {"notes": list(data.notes.values())} if data.notes else {}
+    return Episodes(arrays, offsets, info, data.folder, record=data.record(arrays, lasts))
+
+
+class _Dataset:
+    """A folder, its meta/info.json, and the files of its tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.about = folder, _about(folder)
+        self.files: list[Path] = []
+        self.notes: dict[str, str] = {}
+
+    def pictures(self) -> list[str]:
+        features = self.about["features"].items()
+        return sorted(key for key, feature in features if feature.get("dtype") in ("video", "image"))
+
+    def is_film(self, key: str) -> bool:
+        return self.about["features"][key]["dtype"] == "video"
+
+    def cameras(self) -> dict[str, str]:
+        """Short name -> film, of all films."""
+        short = {re.sub(r"\W", "_", key.rpartition(".")[2]): key for key in self.pictures()}
+        if len(short) < len(self.pictures()) or {"observations", "actions", "rewards"} & set(short):
+            short = {re.sub(r"\W", "_", key): key for key in self.pictures()}
+        return short
+
+    def record(self, arrays: dict[str, np.ndarray], lasts: np.ndarray) -> Record:
+        """The record of the arrays, with the names that the features give to the entries of vectors."""
+        found = Record.of(arrays, np.setdiff1d(np.arange(len(arrays["actions"])), lasts))
+        observations = dict(found.observations)
+        if "observations" in observations:
+            width = observations["observations"].shape[0]
+            observations["observations"] = replace(observations["observations"], names=self._names(STATE, width))
+        names = self._names(ACTION, len(found.actions.low))
+        return replace(found, observations=observations, actions=replace(found.actions, names=names))
+
+    def _names(self, key: str, width: int) -> tuple[str, ...]:
+        names = self.about["features"][key].get("names")
+        names = next(iter(names.values()), None) if isinstance(names, dict) else names
+        right = isinstance(names, list) and len(names) == width and all(isinstance(name, str) for name in names)
+        return tuple(names) if right else ()  # type: ignore[arg-type]
+
+    def left_out(self, read: set[str], one_film: bool) -> dict[str, str]:
+        """Features and columns that are not read -> why."""
+        told = {}
+        for key in sorted({*self.about["features"], *column_names(self.files)} - read):
+            if key in self.pictures():
+                told[key] = "pictures; " + ("only one film is kept" if one_film else f"--frames {key} keeps them")
+            else:
+                told[key] = COUNTS.get(key, f"of observations only {STATE} and films are read")
+        return told
+
+    def table(self, vectors: list[str], timed: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The columns, and the first row of each episode, (E + 1,); checked."""
+        self.files = table_files(self.folder, "data")
+        features = self.about["features"]
+        there = set(column_names(self.files))
+        optional = [REWARD] if REWARD in features else []
+        optional += [key for key in (DONE, *([TIME] if timed else [])) if key in there]
+        table, firsts = read_tables(self.files, [*vectors, EPISODE, FRAME, *optional], self.notes)
+        offsets = _offsets(self.folder, table[EPISODE], table[FRAME])
+        for key, found in (("total_episodes", len(offsets) - 1), ("total_frames", int(offsets[-1]))):
+            if self.about.get(key, found) != found:
+                raise InputError(
+                    f"{self.folder}/data: must hold {key} {self.about[key]!r} as meta/info.json says, found {found}"
+                )
+        for key in vectors:
+            table[key] = table[key].reshape(len(table[key]), -1)  # LeRobot stores vectors of one number as numbers
+            shape, width = features[key].get("shape"), list(table[key].shape[1:])
+            if shape != width:
+                raise InputError(
+                    f"{self.folder}/data: {key}: must be of shape {shape} as meta/info.json says, found {width}"
+                )
+        self._check(table, offsets, firsts)
+        return table, offsets
+
+    def _check(self, table: dict[str, np.ndarray], offsets: np.ndarray, firsts: np.ndarray) -> None:
+        """Check numbers and marks; put 0 into the last rows of episodes where no number is needed."""
+        lasts = offsets[1:] - 1
+        for key, values in table.items():
+            if values.dtype.kind != "f":
+                continue
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+            if key in (ACTION, REWARD):
+                values[lasts[bad[lasts]]] = 0
+                bad[lasts] = False
+            if bad.any():
+                row = int(np.argmax(bad))
+                file = int(np.searchsorted(firsts, row, "right")) - 1
+                raise InputError(
+                    f"{self.files[file]}: {key}: must be finite, found {values[row]} in row {row - firsts[file]}"
+                )
+        if DONE in table:
+            done = np.flatnonzero(table[DONE])
+            early = done[np.searchsorted(offsets, done + 2, "right") == np.searchsorted(offsets, done, "right")]
+            if len(early):
+                raise InputError(
+                    f"{self.folder}/data: {DONE}: set in frame {table[FRAME][early[0]]} of episode "
+                    f"{table[EPISODE][early[0]]}, which goes on; divide the episode there, or correct {DONE}"
+                )
+        lengths = _lengths(self.folder)
+        for episode, rows in zip(table[EPISODE][offsets[:-1]].tolist(), np.diff(offsets).tolist()):
+            if lengths.get(episode, rows) != rows:
+                raise InputError(
+                    f"{self.folder}/data: {EPISODE}: episode {episode} must have {lengths[episode]} rows as "
+                    f"meta/episodes says, found {rows}; get the dataset again"
+                )
+
+    def frames(self, key: str, size: int | None, table: dict[str, np.ndarray], offsets: np.ndarray) -> np.ndarray:
+        """The pictures of all rows, (M, height, width, 3) uint8."""
+        shape = self.about["features"][key].get("shape")
+        right = isinstance(shape, list) and len(shape) == 3
+        if not right or not all(type(n) is int and 0 < n <= LARGEST for n in shape):
+            raise InputError(
+                f"{self.folder}/meta/info.json: {key}: shape: must be of a picture, found {str(shape)[:80]}"
+            )
+        height, width = shape[1:] if shape[0] in (1, 3) else shape[:2]
+        films = self._scenes(key, table, offsets) if self.is_film(key) else {}
+        rates = {}
+        for film in films:  # check all films before memory for their pictures is allocated
+            found, rates[film] = film_facts(film)
+            if found != (height, width):
+                raise InputError(f"{film}: must be of {(height, width)} pixels as meta/info.json says, found {found}")
+        rows = int(offsets[-1])
+        check_memory(self.folder, key, 3 * rows * (size or height) * (size or width))
+        with guard(self.folder):
+            out = np.empty((rows, size or height, size or width, 3), np.uint8)
+        if not self.is_film(key):
+            read_encoded(read_pictures(self.files, key), key, (height, width), out)
+        for film, scenes in films.items():
+            read_film(film, scenes, rates[film], out)
+        odd = sorted({rate for rate in rates.values() if abs(rate - self.about["fps"]) > 0.01 * rate})
+        if odd:
+            self.notes["rate"] = (
+                f"{key}: the film has {odd[0]:g} pictures a second (fps), the table {self.about['fps']:g} rows; "
+                "each row has the picture nearest to its time"
+            )
+        return out
+
+    def _scenes(self, key: str, table: dict[str, np.ndarray], offsets: np.ndarray) -> dict[Path, Scenes]:
+        """For each film, at which times its pictures are wanted, and for which rows."""
+        numbers = table[EPISODE][offsets[:-1]].tolist()
+        films = self._films_v2(key, numbers) if self._is_v2() else self._films_v3(key, numbers)
+        times = table[TIME] if TIME in table else table[FRAME] / self.about["fps"]
+        wanted: dict[Path, Scenes] = {}
+        for (film, begin), first, stop in zip(films, offsets[:-1].tolist(), offsets[1:].tolist()):
+            scenes = wanted.setdefault(film, Scenes())
+            scenes.times += (begin + times[first:stop]).tolist()
+            scenes.rows += range(first, stop)
+        return wanted
+
+    def _is_v2(self) -> bool:
+        return str(self.about["codebase_version"]).startswith("v2.")
+
+    def _films_v2(self, key: str, episodes: list[int]) -> list[tuple[Path, float]]:
+        count = self.about.get("chunks_size", 1000)
+        if type(count) is not int or count < 1:
+            raise InputError(
+                f"{self.folder}/meta/info.json: chunks_size: must be a whole number from 1 on, found {count!r}"
+            )
+        return [(self.folder / f"videos/chunk-{e // count:03d}/{key}/episode_{e:06d}.mp4", 0.0) for e in episodes]
+
+    def _films_v3(self, key: str, episodes: list[int]) -> list[tuple[Path, float]]:
+        chunk, number, begin = (f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp"))
+        where, _ = read_tables(table_files(self.folder, "meta/episodes"), [EPISODE, chunk, number, begin], {})
+        place = {int(e): i for i, e in enumerate(where[EPISODE])}
+        lost = [e for e in episodes if e not in place]
+        if lost:
+            raise InputError(f"{self.folder}/meta/episodes: {EPISODE}: no row for episode {lost[0]}")
+        if not np.isfinite(where[begin]).all():
+            raise InputError(f"{self.folder}/meta/episodes: {begin}: must be finite; get the dataset again")
+        films = []
+        for i in map(place.__getitem__, episodes):
+            name = f"videos/{key}/chunk-{where[chunk][i]:03d}/file-{where[number][i]:03d}.mp4"
+            films.append((self.folder / name, float(where[begin][i])))
+        return films
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -75,8 +274,8 @@ def _about(folder: Path) -> dict[str, Any]:
     about = read_json(file)
     require(file, about, ("codebase_version", "fps", "features"))
     version, fps, features = about["codebase_version"], about["fps"], about["features"]
-    if not str(version).startswith(VERSION):
-        raise InputError(f"{file}: codebase_version: must be {VERSION}x, found {version}; convert it with LeRobot")
+    if not str(version).startswith(VERSIONS):
+        raise InputError(f"{file}: codebase_version: must be v3.x or v2.x, found {version}; convert it with LeRobot")
     if not isinstance(fps, int | float) or not 0 < fps < 1e6:
         raise InputError(f"{file}: fps: must be a positive number, found {fps!r}")
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
@@ -84,62 +283,22 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"LeRobotDataset needs pyarrow ({error}): pip install 'mpdiffuser[lerobot]'") from error
-    return pyarrow.parquet
-
-
-def _tables(folder: Path, part: str, columns: list[str]) -> dict[str, np.ndarray]:
-    """Columns of all tables under folder/part, concatenated: (n,) or (n, width)."""
-    files = sorted((folder / part).rglob("*.parquet"))
-    if not files:
-        raise InputError(f"{folder / part}: no *.parquet in it; expected chunk-000/file-000.parquet")
-    tables = [_table(file, columns) for file in files]
-    shapes = [{key: values.shape[1:] for key, values in table.items()} for table in tables]
-    for file, shape in zip(files, shapes):
-        key = next((key for key in columns if shape[key] != shapes[0][key]), None)
-        if key:
-            raise InputError(f"{file}: {key}: must have rows of shape {shapes[0][key]}, found {shape[key]}")
-    return {key: np.concatenate([table[key] for table in tables]) for key in columns}
-
-
-def _table(file: Path, columns: list[str]) -> dict[str, np.ndarray]:
-    parquet = _parquet()
-    with guard(file), parquet.ParquetFile(file) as data:
-        require(file, dict.fromkeys(data.schema_arrow.names), tuple(columns))
-        groups = [data.metadata.row_group(number) for number in range(data.metadata.num_row_groups)]
-        values = [group.column(number).num_values for group in groups for number in range(group.num_columns)]
-        if 8 * max(sum(values), data.metadata.num_rows) > max(EXPANSION * file.stat().st_size, SMALL):
-            raise InputError(f"{file}: claims {data.metadata.num_rows:,} rows, found {file.stat().st_size:,} bytes")
-        table = data.read(columns=columns, use_threads=False)
-        return {key: _column(file, key, table.column(key).combine_chunks()) for key in columns}
-
-
-def _column(file: Path, key: str, column: Any) -> np.ndarray:
-    """A column of numbers, (n,), or of equally long lists of numbers, (n, width)."""
-    import pyarrow
-
-    rows = len(column)
-    nested = pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type)
-    flat = column.flatten() if nested else column
-    numbers, whole = pyarrow.types.is_floating(flat.type), pyarrow.types.is_integer(flat.type)
-    if not (whole or (numbers and not key.endswith("_index"))) or flat.null_count:
-        wanted = "whole numbers" if key.endswith("_index") else "numbers or lists of numbers"
-        raise InputError(f"{file}: {key}: must be {wanted}, found {column.type} with {flat.null_count} nulls")
-    if nested and rows:
-        lengths = np.unique(column.value_lengths().fill_null(0))
-        if len(lengths) != 1:
-            raise InputError(f"{file}: {key}: must have lists of one length, found {lengths.tolist()}")
-    values = flat.to_numpy(zero_copy_only=False)
-    kind = np.int64 if key.endswith("_index") else np.float64 if key.endswith("timestamp") else np.float32
-    with np.errstate(over="ignore"):
-        values = values.astype(kind)
-    check_finite(file, key, values.reshape(rows, -1) if rows else values)
-    vector = nested and key != REWARD  # LeRobot stores rewards as lists of one number
-    return values.reshape(rows, len(values) // max(rows, 1)) if vector else values
+def _lengths(folder: Path) -> dict[int, int]:
+    """Episode -> rows, as meta/episodes.jsonl (v2.1) or meta/episodes/ (v3.0) tell; empty where they do not."""
+    file = folder / "meta/episodes.jsonl"
+    if file.is_file():
+        if file.stat().st_size > LARGEST_JSON:
+            raise InputError(f"{file}: larger than {LARGEST_JSON:,} bytes, more than any file of this kind")
+        with guard(file):
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return {int(line[EPISODE]): int(line["length"]) for line in lines}
+    if not (folder / "meta/episodes").is_dir():
+        return {}
+    files = table_files(folder, "meta/episodes")
+    if "length" not in column_names(files):
+        return {}
+    table, _ = read_tables(files, [EPISODE, "length"], {})
+    return dict(zip(table[EPISODE].tolist(), table["length"].astype(np.int64).tolist()))
 
 
 def _offsets(folder: Path, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -158,64 +317,3 @@ def _offsets(folder: Path, episode: np.ndarray, frame: np.ndarray) -> np.ndarray
         number = int(episode[starts[np.argmin(np.diff(offsets))]])
         raise InputError(f"{folder}: {EPISODE}: episode {number} must have at least two rows, found one")
     return offsets
-
-
-def _frames(
-    folder: Path, key: str, size: int | None, about: dict[str, Any], episodes: np.ndarray, rows: np.ndarray
-) -> np.ndarray:
-    """The pictures of episodes (E,) with `rows` (E,) rows each, (M, height, width, 3) uint8, read from the films."""
-    chunk, number, begin = (f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp"))
-    where = _tables(folder, "meta/episodes", [EPISODE, chunk, number, begin])
-    place = {int(e): i for i, e in enumerate(where[EPISODE])}
-    lost = [int(e) for e in episodes if int(e) not in place]
-    if lost:
-        raise InputError(f"{folder}/meta/episodes: {EPISODE}: no row for episode {lost[0]}")
-    shape = about["features"][key].get("shape")
-    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and 0 < n <= LARGEST for n in shape):
-        raise InputError(f"{folder}/meta/info.json: {key}: shape: must be of a picture, found {str(shape)[:80]}")
-    height, width = shape[1:] if shape[0] == 3 else shape[:2]
-    wanted: dict[Path, dict[int, int]] = {}  # film -> number of the picture in it -> row
-    for e, first, count in zip(episodes.tolist(), np.cumsum(rows) - rows, rows):
-        i = place[e]
-        film = folder / f"videos/{key}/chunk-{where[chunk][i]:03d}/file-{where[number][i]:03d}.mp4"
-        start = round(float(where[begin][i]) * about["fps"])
-        wanted.setdefault(film, {}).update({start + k: int(first) + k for k in range(count)})
-    for film in wanted:  # check all films before memory for their pictures is allocated
-        with _opened(film) as reader:
-            found = reader.get_meta_data()["size"][::-1]
-        if found != (height, width):
-            raise InputError(f"{film}: must be of {(height, width)} pixels as meta/info.json says, found {found}")
-    with guard(folder):
-        out = np.empty((int(rows.sum()), size or height, size or width, 3), np.uint8)
-    for film, pictures in wanted.items():
-        _decode(film, pictures, out)
-    return out
-
-
-@contextlib.contextmanager
-def _opened(film: Path) -> Iterator[Any]:
-    import imageio.v2 as imageio
-
-    if not film.is_file():
-        raise InputError(f"{film}: no such file; expected by meta/episodes")
-    reader: Any
-    with guard(film), imageio.get_reader(film, format="FFMPEG", input_params=MP4) as reader:  # type: ignore[arg-type]
-        yield reader
-
-
-def _decode(film: Path, rows: dict[int, int], out: np.ndarray) -> None:
-    """Write pictures of a film into `out`; rows: number of the picture in the film -> row of `out`."""
-    from PIL import Image
-
-    shape, left = out.shape[1:3], len(rows)
-    with _opened(film) as reader:
-        for number, picture in enumerate(reader):
-            if number in rows:
-                resized = picture.shape[:2] != shape
-                out[rows[number]] = Image.fromarray(picture).resize(shape[::-1]) if resized else picture
-                left -= 1
-            if not left:
-                return
-    raise InputError(
-        f"{film}: found {len(rows) - left} of {len(rows)} pictures expected by meta/episodes; get it again"
-    )

@@ -1,26 +1,35 @@
 """Minari datasets (HDF5), of this project's export or of others.
 
 In Minari: observations are the Dict of `frames` and `observations`, or the one of them that there is; `physics` and
-other arrays are infos at the same index; `costs[t + 1]` is the cost of action t, as infos that a step returns.
+other arrays are infos at the same index; `costs[t + 1]` is the cost of action t, as infos that a step returns. Datasets
+without an info of the reset hold `costs[t]`, one a step.
+
+Since 0.5.3 Minari keeps large pictures (height, width, 3) or (height, width) as JPEG, unless its metadata deny it:
+each as a row of bytes. Earlier it kept them as they are.
 """
 
 import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from envs.datasets.readers.arrays import Entry, guard, open_arrays, read_array, require
+from envs.datasets.readers.arrays import Entry, check_claim, guard, open_arrays, read_array, require
+from envs.datasets.readers.guard import check_memory
 from mpdiffuser.episodes import KINDS, REQUIRED, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
+from mpdiffuser.record import DECLARED, Actions, Record
 
 INFO_KEY = "mpdiffuser_info"  # of the metadata, where the export keeps the info of the Episodes
-LARGE = 32  # pixels a side from which on Minari keeps pictures as JPEG
+RECORD_KEY = "mpdiffuser_record"  # likewise their record
+LARGE = 32  # pixels a side from which on Minari takes arrays for pictures
+UNUSED = "of the infos only physics and costs are read"
 
 
 def read_minari(source: str | Path) -> Episodes:
@@ -31,8 +40,9 @@ def read_minari(source: str | Path) -> Episodes:
     Args:
         source: a dataset id, or the folder of a dataset.
 
-    Observations that are pictures (height, width, 3) uint8 become `frames`; the others are flattened and joined as
-    `observations`. Of the infos of other projects' datasets, `physics` and `costs` (or `cost`) are kept.
+    Observations that are pictures, (height, width, 3) uint8 or grey and large, become `frames`; the others are
+    flattened and joined as `observations`; texts are left out. Of the infos of other projects' datasets, `physics` and
+    `costs` (or `cost`) are kept; info["left_out"] lists the others.
 
     Raises:
         InputError: if there is no such dataset, or it is damaged or of another kind; names file, key, what was found
@@ -46,6 +56,8 @@ def read_minari(source: str | Path) -> Episodes:
             raise InputError(f"Minari dataset {str(source)!r}: not in {root}; expected an id, or a dataset's folder")
     about, note = _about(folder / "data/metadata.json")
     file = folder / "data/main_data.hdf5"
+    left_out: dict[str, str] = {}
+    notes: dict[str, str] = {}
     with open_arrays(file, nested=True) as entries:
         episodes: dict[str, dict[str, Entry]] = {}
         for name, entry in entries.items():
@@ -57,7 +69,12 @@ def read_minari(source: str | Path) -> Episodes:
                 f"{file}: must have episode_0, episode_1, ... {about.get('total_episodes')} in number (metadata.json), "
                 f"found {len(episodes)}: {sorted(episodes)[:5]}"
             )
-        parts = [_Episode(file, name, episodes[name], about).arrays(note is not None) for name in wanted]
+        parts = []
+        for name in wanted:
+            episode_ = _Episode(file, name, episodes[name], about, own=note is not None)
+            parts.append(episode_.arrays())
+            left_out |= episode_.left_out
+            notes |= episode_.notes
     for name, part in zip(wanted, parts):
         shapes = [{key: (values.shape[1:], values.dtype) for key, values in one.items()} for one in (parts[0], part)]
         if shapes[0] != shapes[1]:
@@ -66,8 +83,15 @@ def read_minari(source: str | Path) -> Episodes:
     steps = int(offsets[-1]) - len(parts)
     if about.get("total_steps", steps) != steps:
         raise InputError(f"{file}: must have {about['total_steps']!r} steps (metadata.json), found {steps}")
+    check_memory(file, "episodes", sum(values.nbytes for part in parts for values in part.values()))
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return Episodes(joined, offsets, {"source": f"Minari {source}"} if note is None else note, folder)
+    info = {"source": f"Minari {source}", "missing": [], "left_out": left_out} if note is None else note
+    result = Episodes(joined, offsets, info | ({"notes": list(notes.values())} if notes else {}), folder)
+    if RECORD_KEY in about:
+        where = f"{folder / 'data/metadata.json'}: {RECORD_KEY}"
+        return replace(result, record=Record.from_json(about[RECORD_KEY], where))
+    bounds = _bounds(folder / "data/metadata.json", about.get("action_space"), joined["actions"].shape[1])
+    return result if bounds is None else replace(result, record=result.record.with_actions(bounds))
 
 
 def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -76,7 +100,7 @@ def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if about.get("data_format", "hdf5") != "hdf5":
         raise InputError(f"{file}: data_format: must be 'hdf5', found {about['data_format']!r}; convert it with Minari")
     with guard(file):
-        for key in ("observation_space", INFO_KEY):  # texts of JSON
+        for key in ("observation_space", "action_space", INFO_KEY, RECORD_KEY):  # texts of JSON
             if key in about:
                 about[key] = json.loads(about[key])
     note = about.get(INFO_KEY)
@@ -85,35 +109,80 @@ def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     return about, note
 
 
-class _Episode:
-    """One episode of a Minari file; entries are named without it."""
+def _bounds(file: Path, space: Any, width: int) -> Actions | None:
+    """The bounds that the metadata declare for actions; None where they declare none, or infinite ones."""
+    if not isinstance(space, dict) or space.get("type") != "Box":
+        return None
+    with guard(file):
+        low, high = (np.broadcast_to(np.asarray(space[key], float).reshape(-1), (width,)) for key in ("low", "high"))
+    if not np.isfinite([low, high]).all():
+        return None
+    return Actions(tuple(low.tolist()), tuple(high.tolist()), DECLARED)
 
-    def __init__(self, file: Path, name: str, entries: dict[str, Entry], about: dict[str, Any]) -> None:
-        self.file, self.name, self.entries, self.about = file, name, entries, about
+
+class _Episode:
+    """One episode of a Minari file; entries are named without it. own: whether `export_minari` wrote it."""
+
+    def __init__(self, file: Path, name: str, entries: dict[str, Entry], about: dict[str, Any], own: bool) -> None:
+        self.file, self.name, self.entries, self.about, self.own = file, name, entries, about, own
         require(file, {f"{name}/{key}": None for key in entries}, tuple(f"{name}/{key}" for key in REQUIRED))
         self.steps = (entries["rewards"].shape or (0,))[0]
+        self.left_out: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
-    def arrays(self, every_info: bool) -> dict[str, np.ndarray]:
-        """Arrays of T + 1 rows; every_info: also infos other than physics and costs."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of T + 1 rows."""
         arrays = self.observations()
         for key in REQUIRED:
             values = self.read(key, self.steps, *KINDS[key])
             arrays[key] = np.concatenate([values, np.zeros((1, *values.shape[1:]), values.dtype)])
         for name in self.entries:
-            group, _, key = name.partition("/")
-            key = "costs" if key == "cost" else key
-            known = every_info or (key in ("physics", "costs") and self.entries[name].shape[:1] == (self.steps + 1,))
-            if group == "infos" and known and key not in arrays:
-                as_it_is = str(self.entries[name].dtype), len(self.entries[name].shape)
-                values = self.read(name, self.steps + 1, *KINDS.get(key, as_it_is))
-                arrays[key] = np.roll(values, -1) if key == "costs" else values
+            if name.partition("/")[0] == "infos":
+                self.add_info(name, arrays)
+            elif name.partition("/")[0] not in {*REQUIRED, "observations"}:
+                self.left_out[name] = "no array of an episode that this program uses"
+        early = np.flatnonzero(arrays["terminations"][: self.steps - 1])
+        if len(early) and not self.own:
+            raise InputError(
+                f"{self.file}: {self.name}/terminations: step {early[0]} of {self.steps} terminates, but the episode "
+                "goes on; divide it there, or correct the mark"
+            )
         return arrays
 
-    def read(self, key: str, rows: int, dtype: str, dimensions: int) -> np.ndarray:
+    def add_info(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Read an info into `arrays`, or tell why not."""
+        key, entry = name.partition("/")[2], self.entries[name]
+        key = "costs" if key == "cost" else key
+        rows = (entry.shape or (0,))[0]
+        if not self.own and key not in ("physics", "costs"):
+            self.left_out[name] = entry.refused or UNUSED
+        elif key in arrays:
+            self.left_out[name] = f"there is another array of {key}"
+        elif key == "costs" and rows == self.steps:  # no info of the reset
+            values = self.read(name, self.steps, *KINDS[key])
+            arrays[key] = np.append(values, np.float32(0))
+        elif self.own or rows == self.steps + 1:
+            used = np.arange(self.steps + 1) > 0 if key == "costs" else None
+            as_it_is = str(entry.dtype), len(entry.shape)
+            values = self.read(name, self.steps + 1, *KINDS.get(key, as_it_is), used=used)
+            if key == "costs":
+                if values[0] and not self.own:
+                    self.notes["reset"] = f"{name}: the cost in the info of the reset, of no action, is not used"
+                    values = np.append(np.float32(0), values[1:])
+                values = np.roll(values, -1)
+            arrays[key] = values
+        else:
+            self.left_out[name] = f"{rows} rows in {self.name}, expected {self.steps + 1}, one an observation"
+
+    def read(self, key: str, rows: int, dtype: str, dimensions: int, used: np.ndarray | None = None) -> np.ndarray:
         """(rows, ...) of a type and so many dimensions; where 2 are wanted, more are flattened to 2."""
         entry = self.entries[key]
+        notes: dict[str, str] = {}
         inner = () if dimensions == 1 else (None,) * (len(entry.shape) - 1)
-        values = read_array(self.file, f"{self.name}/{key}", entry, np.dtype(dtype).type, (rows, *inner))
+        where = f"{self.name}/{key}"
+        values = read_array(self.file, where, entry, dtype, (rows, *inner), used=used, notes=notes)
+        for told in notes.values():
+            self.notes.setdefault(key, told)
         return values.reshape(rows, -1) if dimensions == 2 else values
 
     def observations(self) -> dict[str, np.ndarray]:
@@ -121,12 +190,14 @@ class _Episode:
         leaves = sorted((key for key in self.entries if key.partition("/")[0] == "observations"), key=_place)
         pictures, flat = [], []
         for key in leaves:
-            size = self.jpeg_size(key)
-            entry = self.entries[key]
-            if size:
+            size, entry = self.picture_size(key), self.entries[key]
+            if size and entry.shape[1:] != size and self.about.get("jpeg_encoding", True):
                 pictures.append(self.decode(key, size))
-            elif entry.dtype == np.uint8 and len(entry.shape) == 4 and entry.shape[-1] == 3:
-                pictures.append(self.read(key, self.steps + 1, "uint8", 4))
+            elif size or (entry.dtype == np.uint8 and len(entry.shape) == 4 and entry.shape[-1] == 3):
+                raw = self.read(key, self.steps + 1, "uint8", 4)
+                pictures.append(raw if raw.ndim == 4 else np.repeat(raw[..., None], 3, axis=-1))
+            elif entry.dtype.kind in "OSU" and self.space(key).get("type") == "Text":
+                self.left_out[key] = "texts are not read"
             else:
                 flat.append(self.read(key, self.steps + 1, "float32", 2))
         if len(pictures) > 1:
@@ -136,35 +207,44 @@ class _Episode:
         arrays = {"frames": pictures[0]} if pictures else {}
         return arrays | ({"observations": np.concatenate(flat, axis=1)} if flat else {})
 
-    def jpeg_size(self, key: str) -> tuple[int, ...] | None:
-        """(height, width, 3) of a leaf that Minari keeps as JPEG: a large picture, unless the metadata deny it."""
-        if not self.about.get("jpeg_encoding", True):
-            return None
+    def space(self, key: str) -> dict[str, Any]:
+        """The description of a leaf's space in the metadata; empty where there is none."""
         with guard(self.file.with_name("metadata.json")):
             space = self.about.get("observation_space")
-            for part in key.split("/")[1:]:
+            for part in key.split("/")[1:] if space else ():
                 inner = space["subspaces"]  # type: ignore[index]
                 space = inner[int(part.removeprefix("_index_")) if isinstance(inner, list) else part]
-            if not space or space["type"] != "Box" or space["dtype"] != "uint8" or min(space["shape"][:2]) < LARGE:
+            return dict(space or {})
+
+    def picture_size(self, key: str) -> tuple[int, ...] | None:
+        """(height, width, 3) or (height, width) of a leaf that Minari takes for a picture."""
+        with guard(self.file.with_name("metadata.json")):
+            space = self.space(key)
+            if space.get("type") != "Box" or space["dtype"] != "uint8" or len(space["shape"]) not in (2, 3):
                 return None
             whole = (np.asarray(space["low"]) == 0).all() and (np.asarray(space["high"]) == 255).all()
-            return tuple(space["shape"]) if whole and len(space["shape"]) == 3 else None
+            size = tuple(space["shape"])
+            return size if whole and min(size[:2]) >= LARGE and size[2:] in ((), (3,)) else None
 
     def decode(self, key: str, size: tuple[int, ...]) -> np.ndarray:
-        """(T + 1, height, width, 3) pictures."""
+        """(T + 1, height, width, 3) pictures; grey ones three times."""
+        where, entry = f"{self.file}: {self.name}/{key}", self.entries[key]
+        if entry.refused:
+            raise InputError(f"{where}: {entry.refused}")
+        if entry.shape[:1] != (self.steps + 1,) or len(entry.shape) > 2:
+            raise InputError(
+                f"{where}: must have {self.steps + 1} rows, found shape {entry.shape}: neither JPEG nor pictures {size}"
+            )
+        check_claim(self.file, f"{self.name}/{key}", entry)
+        check_memory(self.file, f"{self.name}/{key}", 3 * (self.steps + 1) * size[0] * size[1])
         with guard(self.file):
-            stored = self.entries[key].load()
-            pictures = []
-            for data in stored:
+            out = np.empty((self.steps + 1, *size[:2], 3), np.uint8)
+            for row, data in enumerate(entry.load()):
                 picture = Image.open(io.BytesIO(data), formats=["JPEG"])
-                if (picture.height, picture.width, len(picture.getbands())) != size:
-                    raise InputError(f"{self.file}: {self.name}/{key}: must be of {size}, found {picture}")
-                pictures.append(np.asarray(picture))
-            if len(pictures) != self.steps + 1:
-                raise InputError(
-                    f"{self.file}: {self.name}/{key}: must have {self.steps + 1} rows, found {len(stored)}"
-                )
-            return np.stack(pictures)
+                if (picture.height, picture.width, *((len(picture.getbands()),) if size[2:] else ())) != size:
+                    raise InputError(f"{where}: must be of {size}, found {picture}")
+                out[row] = np.asarray(picture if size[2:] else picture.convert("RGB"))
+            return out
 
 
 def _place(key: str) -> list[tuple[int, str]]:

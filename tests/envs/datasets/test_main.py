@@ -23,13 +23,14 @@ def test_show(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
     shown = capsys.readouterr().out
     for words in (
         "episodes      2, steps 11",
-        "return        5.5 +- 0.5 [5, 6]",
+        "return        6 +- 1 [5, 7]",
         "(R - 204.28726196289062) / (574.6533203125 - 204.28726196289062)",
         "cost          75 +- 75 [0, 150]",
         "  limit 20      normalised 3.75, 50% of the episodes within it",
         "length        5.5 +- 0.5 [5, 6]",
         "terminations  1 of 2 episodes",
         "missing keys  timeouts, next_observations",
+        "note          rewards: 1 last rows of episodes are added to the step before",
     ):
         assert words in shown
     assert main(["show", "dsrl/OfflineCarRun-v1"]) == 2 and capsys.readouterr().err.startswith("error: task=dsrl/")

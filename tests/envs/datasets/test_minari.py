@@ -93,7 +93,8 @@ def test_a_foreign_dataset():
         False,
     ]
     assert episodes["costs"].tolist() == [1, 2, 3, 4, 0]
-    assert "speed" not in episodes and episodes.info == {"source": "Minari foreign-v0"}
+    assert "speed" not in episodes and episodes.info.pop("left_out").keys() == {"infos/speed"}
+    assert episodes.info == {"source": "Minari foreign-v0", "missing": []}
 
 
 def test_errors(monkeypatch):

@@ -99,7 +99,7 @@ def test_vd4rl_and_lerobot_are_recognised(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "pixels")["frames"].shape == (4, 8, 8, 3)
     assert open_dataset(tmp_path / "pixels/a-4.npz").info["source"] == "V-D4RL"
     (tmp_path / "robot/meta").mkdir(parents=True)
-    (tmp_path / "robot/meta/info.json").write_text(json.dumps({"codebase_version": "v2.0", "fps": 1, "features": {}}))
+    (tmp_path / "robot/meta/info.json").write_text(json.dumps({"codebase_version": "v1.4", "fps": 1, "features": {}}))
     with pytest.raises(InputError, match=r"codebase_version: must be v3"):
         open_dataset(tmp_path / "robot")
 

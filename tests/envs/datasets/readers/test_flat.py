@@ -83,8 +83,12 @@ def test_episodes_of_a_file(tmp_path_factory, rows: list[str], following: bool, 
     assert episodes.lengths.tolist() == [steps for _, steps, _ in expected]
     for e, (start, steps, terminated) in enumerate(expected):
         mine = {key: array[episodes.rows(e)] for key, array in episodes.arrays.items()}
-        for key in ("observations", "actions", "rewards"):
+        for key in ("observations", "actions"):
             assert np.array_equal(mine[key][:-1], arrays[key][start : start + steps])
+        rewards = arrays["rewards"][start : start + steps].copy()
+        if not (following or terminated):  # the last row is no step, but what it paid is kept
+            rewards[-1] += arrays["rewards"][start + steps]
+        assert np.array_equal(mine["rewards"][:-1], rewards)
         assert not mine["actions"][-1].any() and mine["rewards"][-1] == 0
         assert mine["terminations"].tolist() == [False] * (steps - 1) + [terminated, False]
         assert mine["truncations"].tolist() == [False] * (steps - 1) + [not terminated, False]
@@ -108,15 +112,19 @@ def test_what_the_public_files_are_like(tmp_path: Path, suffix: str) -> None:
     episodes = read_flat(write(tmp_path / f"wide.{suffix}", wide))
     for key, array in plain.arrays.items():
         assert np.array_equal(array, episodes[key]) and array.dtype == episodes[key].dtype
-    assert episodes["costs"].tolist() == [1] * 5 + [0] + [1] * 3 + [0] + [1] * 2 + [0]
+    assert episodes["costs"].tolist() == [1] * 5 + [0] + [1, 1, 2] + [0] + [1, 2] + [0]
     assert set(episodes.arrays) == set(plain.arrays) | {"costs"}
     assert plain.lengths.tolist() == [5, 3, 2]
+    notes = plain.info.pop("notes")
+    assert len(notes) == 1 and "rewards: 2 last rows of episodes are added to the step before" in notes[0]
     assert plain.info == {
         "file": f"plain.{suffix}",
         "missing": ["next_observations"],
+        "left_out": {},
         "final_observations": "extrapolated where terminated",
         "task": "t",
     }
+    assert set(episodes.info["left_out"]) == {"mean", "name"}
 
 
 def test_hdf5_groups_are_not_read(tmp_path: Path) -> None:
@@ -124,7 +132,9 @@ def test_hdf5_groups_are_not_read(tmp_path: Path) -> None:
     with h5py.File(file, "a") as data:
         data["infos/qpos"] = np.zeros((12, 4))
         data["metadata/algorithm"] = "SAC"
-    assert set(read_flat(file).arrays) == {"observations", "actions", "rewards", "terminations", "truncations"}
+    episodes = read_flat(file)
+    assert set(episodes.arrays) == {"observations", "actions", "rewards", "terminations", "truncations"}
+    assert set(episodes.info["left_out"]) == {"infos", "metadata"} and "qpos" in episodes.info["left_out"]["infos"]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -165,15 +175,16 @@ def replaced(key: str, values: np.ndarray | None) -> dict[str, np.ndarray]:
 
 hole = np.ones((12, 3), np.float32)
 hole[7, 1] = np.nan
+end = np.ones((12, 3), np.float32)
+end[8, 1] = np.nan
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
     ("key", "values", "words"),
     [
-        ("observations", None, r"no such key; expected observations, actions, rewards, terminals; found \['actions'"),
+        ("observations", None, r"no such key; expected observations, actions, terminals; found \['actions'"),
         ("actions", None, "no such key; expected"),
-        ("rewards", None, "no such key; expected"),
         ("terminals", None, "no such key; expected"),
         ("actions", np.zeros((11, 2)), r"must have shape \(12, any\), found \(11, 2\)"),
         ("actions", np.zeros(12), r"must have shape \(12, any\), found \(12,\)"),
@@ -183,7 +194,7 @@ hole[7, 1] = np.nan
         ("timeouts", np.zeros(13), r"must have shape \(12,\) or \(12, 1\), found \(13,\)"),
         ("costs", np.zeros(()), r"must have shape \(12,\) or \(12, 1\), found \(\)"),
         ("observations", hole, r"must be finite, found \[ *1\. *nan *1\.\] in row 7"),
-        ("next_observations", hole, "must be finite, found .* in row 7"),
+        ("next_observations", end, "must be finite, found .* in row 8"),
         ("rewards", np.array([0.0] * 11 + [1e300]), "must be finite, found inf in row 11"),
         ("costs", np.array([-np.inf] + [0.0] * 11), "must be finite, found -inf in row 0"),
         ("timeouts", np.array([np.nan] + [0.0] * 11), "must be finite, found nan in row 0"),

@@ -13,17 +13,18 @@ from mpdiffuser.windows import to_go
 def slow_to_go(amounts: list[float], ends: list[str], discount: float) -> list[float]:
     """(1 - g) sum g^k amount_k at each step that is kept, of a file whose rows end by "t"ermination, time-"o"ut, or ""
     not at all. After a time-out, and at the end of the file, the rest is taken to have the mean of what was seen; the
-    last such row only tells where the episode got to."""
+    last such row only tells where the episode got to, and what it paid counts for the step before."""
     result, start = [], 0
     for row, end in enumerate(ends):
         if not end and row < len(ends) - 1:
             continue
         terminated = end == "t"
         stop = row + 1 if terminated else row
+        paid = amounts[:stop] if terminated else [*amounts[: stop - 1], amounts[stop - 1] + amounts[stop]]
         for first in range(start, stop):
             total = weight = 0.0
             for step in range(first, stop):
-                total += discount ** (step - first) * amounts[step]
+                total += discount ** (step - first) * paid[step]
                 weight += discount ** (step - first)
             result.append((1 - discount) * total if terminated else total / weight)
         start = row + 1

@@ -73,6 +73,8 @@ def test_states(dataset: Path) -> None:
     lasts = episodes.offsets[1:] - 1
     for key, column in {"observations": "observation.state", "actions": "action", "rewards": "next.reward"}.items():
         expected = np.concatenate([np.array(part[column]) for part in parts])
+        if key == "rewards":
+            expected[lasts - 1] += expected[lasts]
         if key != "observations":
             expected[lasts] = 0
         assert np.array_equal(episodes[key], expected) and episodes[key].dtype == np.float32
@@ -97,7 +99,7 @@ def test_without_rewards(dataset: Path) -> None:
     del about["features"]["next.reward"]
     (dataset / "meta/info.json").write_text(json.dumps(about))
     episodes = read_lerobot(dataset)
-    assert not episodes["rewards"].any() and episodes.info["missing"] == ["next.reward"]
+    assert not episodes["rewards"].any() and episodes.info["missing"] == ["rewards"]
 
 
 def lists(rows: int, width: int) -> list[np.ndarray]:
@@ -168,8 +170,8 @@ def test_broken_information(dataset: Path, monkeypatch) -> None:
             read_lerobot(dataset)
     file = dataset / "meta/info.json"
     about = json.loads(file.read_text())
-    file.write_text(json.dumps(about | {"codebase_version": "v2.1"}))
-    with pytest.raises(InputError, match=r"info.json: codebase_version: must be v3.x, found v2.1"):
+    file.write_text(json.dumps(about | {"codebase_version": "v1.6"}))
+    with pytest.raises(InputError, match=r"info.json: codebase_version: must be v3.x or v2.x, found v1.6"):
         read_lerobot(dataset)
     file.write_text("{")
     with pytest.raises(InputError, match=r"info.json: not readable as JSON"):

@@ -75,7 +75,9 @@ def test_64px(tmp_path: Path, capsys, terminal: bool) -> None:
         write_npz(folder / f"2022-{number}-8.npz", part, terminal)
     episodes = read_vd4rl(folder)
     assert_holds(episodes, parts, terminal)
-    assert episodes.info == {"source": "V-D4RL", "action_repeat": 2, "task": "walker_walk", "quality": "medium"}
+    assert episodes.info["left_out"].keys() == {"discount"} and not episodes.info["missing"]
+    facts = {"source": "V-D4RL", "action_repeat": 2, "task": "walker_walk", "quality": "medium"}
+    assert {key: episodes.info[key] for key in facts} == facts and "notes" not in episodes.info
     assert capsys.readouterr().out == "V-D4RL: 3 files, 3 episodes, 21 steps, 64x64 px\n"
     assert_holds(read_vd4rl(folder / "2022-1-8.npz"), parts[1:2], terminal)
 
@@ -119,7 +121,7 @@ def test_more_flags_than_pictures(tmp_path: Path, capsys) -> None:
         ("action", None, "no such key; expected image, action, reward, is_terminal; found"),
         ("action", np.zeros((5, 6)), r"must have shape \(4, any\), found \(5, 6\)"),
         ("reward", np.array([0, 1, np.nan, 1]), "must be finite, found nan in row 2"),
-        ("action", np.full((4, 6), np.inf), r"must be finite, found \[inf.*\] in row 0"),
+        ("action", np.full((4, 6), np.inf), r"must be finite, found \[inf.*\] in row 1"),
         ("is_terminal", None, "no such key"),
         ("is_terminal", np.zeros(3), r"must have shape \(4,\) or \(4, 1\), found \(3,\)"),
     ],
