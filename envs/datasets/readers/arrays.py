@@ -153,7 +153,7 @@ def _hdf5_entry(file: Path, name: str, dataset: h5py.Dataset) -> Entry:
                 chunk = Entry(dataset.chunks, dataset.dtype, stored, load, expansion)
                 check_claim(file, f"{name}: a chunk", chunk)
             else:
-                wanted, there, unit = dataset.size * dataset.dtype.itemsize, stored, "bytes"
+                wanted, there, unit = dataset.size * dataset.id.get_type().get_size(), stored, "bytes"
             if there != wanted:
                 raise InputError(f"{file}: {name}: must have {wanted:,} {unit}, found {there:,}; get it again")
             unknown = [code for code in filters if not _filter_works(code)]
@@ -330,7 +330,7 @@ def told_of_float32(wide: np.ndarray, narrow: np.ndarray, used: np.ndarray | Non
         error, spread = np.abs(exact - near).max(0), exact.std(0)
         apart, merged = np.diff(exact, axis=0) != 0, np.diff(near, axis=0) == 0
         large = (np.abs(exact).max(0) >= 2**24) & (2 * (apart & merged).sum(0) > apart.sum(0))
-        flat = (error > spread / 100) & (spread > 0)
+        flat = (error > spread / 100) & (exact.max(0) > exact.min(0))
         lost += [(first + c, error[c], spread[c]) for c in np.flatnonzero(flat | large).tolist()]
     if not lost:
         return ""

@@ -43,6 +43,26 @@ def test_a_reader_that_stops_early() -> None:
     assert done.stdout.startswith("d4rl/hopper-random-v2") and done.stderr == ""
 
 
+@pytest.mark.parametrize("pipe", ["| head -2", "| true", "2>&1 | head -0"])
+def test_show_to_a_reader_that_stops_early(tmp_path: Path, write: Callable[..., Path], pipe: str) -> None:
+    file = write(tmp_path / "own.hdf5", **{f"extra_{number}": np.zeros(3) for number in range(2000)})
+    shell = f"{sys.executable} -m envs.datasets show {file} {pipe}"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.stderr == "" and done.stdout.count("\n") == (2 if "-2" in pipe else 0)
+
+
+def test_show_lists_what_is_left_out(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
+    seen = np.random.default_rng(0).normal(np.array([0.0, 0.0, 1e12]), size=(12, 3))
+    file = write(tmp_path / "own.hdf5", observations=seen, qpos=np.zeros((12, 9)), success=np.zeros(12))
+    assert main(["show", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:22] for line in lines if line.startswith("left out")] == [
+        "left out      qpos: fl",
+        "left out      success:",
+    ]
+    assert any(line.startswith("note          observations: float32") and "column 2" in line for line in lines)
+
+
 def test_convert(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
     file = write(tmp_path / "own.hdf5")
     assert main(["convert", str(file), str(tmp_path / "out")]) == 0

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from envs.datasets import open_dataset
+from envs.datasets import open_dataset, open_task
 from envs.datasets.minari import export_minari
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -102,6 +102,39 @@ def test_vd4rl_and_lerobot_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "robot/meta/info.json").write_text(json.dumps({"codebase_version": "v1.4", "fps": 1, "features": {}}))
     with pytest.raises(InputError, match=r"codebase_version: must be v3"):
         open_dataset(tmp_path / "robot")
+
+
+def test_paths_that_look_like_ids(tmp_path: Path, monkeypatch, write: Callable[..., Path]) -> None:
+    """What exists is a path; an id is a task also where a folder has its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dsrl").mkdir()
+    (tmp_path / "minari").mkdir()
+    write(tmp_path / "dsrl/walk.hdf5")
+    assert same_episodes(open_dataset("dsrl/walk.hdf5"), open_dataset(tmp_path / "dsrl/walk.hdf5"))
+    with pytest.raises(
+        InputError, match=r"no such task; .* There is no file dsrl/run.hdf5 either: give .* \./dsrl/run"
+    ):
+        open_dataset("dsrl/run.hdf5")
+    with pytest.raises(InputError, match=r"Minari dataset 'toy-v0': not in"):
+        open_dataset("minari/toy-v0")
+    (tmp_path / "minari/toy-v0").mkdir()
+    with pytest.raises(InputError, match=r"minari/toy-v0: no dataset of a known kind"):
+        open_dataset("minari/toy-v0")
+    (tmp_path / "d4rl/hopper-medium-v2").mkdir(parents=True)
+    write(tmp_path / "hopper_medium-v2.hdf5")
+    assert open_task("hopper-medium-v2", "d4rl", tmp_path).info["task"] == "hopper-medium-v2"
+    (tmp_path / "gone.npz").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"gone.npz: leads nowhere \(a broken link\)"):
+        open_dataset("gone.npz")
+
+
+def test_no_memory(tmp_path: Path, monkeypatch, write: Callable[..., Path]) -> None:
+    def fill(*arguments: object) -> None:
+        raise MemoryError("Unable to allocate 9 TB")
+
+    monkeypatch.setattr("envs.datasets.opening.read_flat", fill)
+    with pytest.raises(InputError, match=r"own.hdf5: does not fit into the memory \(Unable to allocate 9 TB\); close"):
+        open_dataset(write(tmp_path / "own.hdf5"))
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
