@@ -48,13 +48,13 @@ def dataset(cfg: DictConfig) -> Episodes:
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
     """Train the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
     methods = trained_methods(cfg)
-    check_methods(methods, episodes)
+    check_methods(cfg, methods, episodes)
     encoder = state_encoder(episodes, cfg.history)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     check_samplers(cfg, cfg.horizon, bounds)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()
-    stages = identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ()), imitates(episodes))
+    stages = identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ()), imitates(cfg, episodes))
     check_folder(Path(cfg.output_dir), stages)
     start_trackers(accelerator, cfg)
     encoded = encode_states(encoder, episodes)

@@ -42,7 +42,7 @@ KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_sec
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
     """Train the encoder and the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
     methods = trained_methods(cfg)
-    check_methods(methods, episodes)
+    check_methods(cfg, methods, episodes)
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     info["data"] = episodes.checksum()
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
@@ -51,7 +51,7 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     representation = build_representation(cfg, episodes)
     encoder_stages = encoder_identities(cfg, info["data"], representation)
     latents = encoder_stages["representation"]
-    check_folder(Path(cfg.output_dir), encoder_stages | identities(cfg, latents, methods, (), imitates(episodes)))
+    check_folder(Path(cfg.output_dir), encoder_stages | identities(cfg, latents, methods, (), imitates(cfg, episodes)))
     start_trackers(accelerator, cfg)
     encoder, decoder, encoded = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
     pipeline = train_pipeline(cfg, encoded, encoder, decoder, accelerator, clock, info, methods, latents)

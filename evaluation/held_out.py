@@ -59,6 +59,8 @@ class HeldOut:
     def plans(self, config: SamplerConfig, given: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the executed latents (B, H, d) and actions (B, H, m) in the data's units.
 
+        The goal, if the planner takes one, is the last latent of the window.
+
         Args:
             config: settings of the sampler.
             given: whether the plans have the logged actions.
@@ -68,7 +70,8 @@ class HeldOut:
             z = self.latents[first : first + BATCH, 0].to(self.pipeline.device)
             generators = [torch.Generator().manual_seed(first + row) for row in range(len(z))]
             logged = self.pipeline.action_scale.to_data(self.actions[first : first + BATCH].to(z.device))
-            plan = self.pipeline(z, sampler, generators, committed=logged if given else None)
+            goal = self.latents[first : first + BATCH, -1].to(z.device) if self.pipeline.takes_goals else None
+            plan = self.pipeline(z, sampler, generators, goal=goal, committed=logged if given else None)
             parts.append([plan.executed_latents.cpu().numpy(), plan.executed_actions.cpu().numpy()])
         latents, actions = zip(*parts)
         return np.concatenate(latents), np.concatenate(actions)

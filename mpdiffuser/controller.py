@@ -127,6 +127,14 @@ class LatentHistory:
             self.actions = torch.cat([self.actions, self.action], 1)[:, 1:]
         return self.encoder(self.features, self.actions)
 
+    @torch.inference_mode()
+    def standing(self, observations: Observations) -> torch.Tensor:
+        """Return the latents (B, d) of observations (B, ...) that have not changed for a whole history."""
+        newest = self._features(observations)[:, None]
+        history = self.encoder.history
+        actions = torch.zeros(len(newest), history - 1, self.encoder.config["action_dim"], device=self.device)
+        return self.encoder(newest.expand(-1, history, *newest.shape[2:]), actions)
+
     def record_actions(self, actions: np.ndarray) -> None:
         """Record the actions (B, m) that are executed after the newest observations, in the data's units."""
         self.action = self._actions(actions)[:, None]
@@ -191,25 +199,34 @@ class Controller(Policy):
             self.budget.reset(len(seeds))
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.plan: Plan | None = None
+        self.goal: torch.Tensor | None = None
         self.latents: torch.Tensor | None = None
         self.executed = 0
         self.fallbacks = 0
 
     @torch.inference_mode()
-    def act(self, observations: Observations, active: np.ndarray | None = None) -> np.ndarray:
+    def act(
+        self, observations: Observations, active: np.ndarray | None = None, goal: Observations | None = None
+    ) -> np.ndarray:
         """Observations as in the training data -> finite actions (B, m) in the data's units, within their bounds.
 
         Observations are a dict name -> (B, ...), or an array (B, ...) if the data have one observation. For one robot
         the batch axis can be left out; the action is then (m,). Where active (B,) is false, the episode has ended. The
-        controller then keeps the last plan.
+        controller then keeps the last plan. The goal, observations like the first argument, is what the robot is to
+        see. It is kept until the next goal or `reset`.
 
         Raises:
-            InputError: if the shape or dtype differs from the training data, or B is not the number of seeds.
+            InputError: if the shape or dtype differs from the training data, if B is not the number of seeds, or
+                without a goal if the planner was trained with goals.
         """
         count = len(self.generators)
         observations, single = read_observations(observations, count, self.pipeline.record)
         self.latents = self.history(observations)
-        if self.plan is None or self.executed == self.chunk:
+        if goal is not None:
+            self.goal = self.history.standing(read_observations(goal, count, self.pipeline.record)[0])
+        if self.pipeline.takes_goals and self.goal is None:
+            raise InputError("goal: the planner was trained with goals; give act(observations, goal=...)")
+        if self.plan is None or self.executed == self.chunk or goal is not None:
             self.plan = self._plan(np.arange(count) if active is None else np.flatnonzero(active))
             self.executed = 0
         actions = self._within_bounds(self.plan.executed_actions[:, self.executed])
@@ -298,6 +315,8 @@ class Controller(Policy):
             more["allowance"] = Allowance(*(getattr(whole, field.name)[index] for field in fields(whole)))
         last = self._shifted()
         last = None if last is None else (last[0][index], last[1][index])
+        if self.goal is not None:
+            more["goal"] = self.goal[index]
         return self.pipeline(latents, self.sampler, [self.generators[row] for row in rows], last, **more)
 
     def _rest_of_plan(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

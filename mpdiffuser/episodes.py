@@ -87,7 +87,7 @@ class Episodes:
         if self.numbers is None:
             self.numbers = np.arange(len(self))
         if self.record is None:
-            self.record = Record.of(self.arrays, np.setdiff1d(np.arange(rows), offsets[1:] - 1))
+            self.record = Record.of(self.arrays, offsets[1:] - 1)
         self._check_record(where)
 
     def _check_record(self, where: str) -> None:

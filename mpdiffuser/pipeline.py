@@ -87,6 +87,11 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return None if found is None else Record.from_json(found, "the pipeline's info.record")
 
     @property
+    def takes_goals(self) -> bool:
+        """Whether the planner was trained with goals."""
+        return bool(self.planner is not None and self.planner.config.get("goal_dim"))
+
+    @property
     def action_bounds(self) -> Actions:
         """The bounds of the actions in the data's units; -1 and 1 if the info does not say them."""
         return self.record.actions if self.record else Actions.unit(self.actions.config["dim"])
@@ -261,7 +266,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
         def milliseconds(levels: int) -> float:
             sampler = self.sampler(replace(config, steps=levels, warm_start=0))
             generators = [torch.Generator().manual_seed(0) for _ in latents]
-            return float(np.median([self(latents, sampler, generators).plan_ms for _ in range(repeats + 1)][1:]))
+            goal = latents if self.takes_goals else None
+            times = [self(latents, sampler, generators, goal=goal).plan_ms for _ in range(repeats + 1)]
+            return float(np.median(times[1:]))
 
         most = len(self.sampler(config).moves)
         if not config.deadline_ms or most == 1:
@@ -304,14 +311,16 @@ class MPDiffuserPipeline(DiffusionPipeline):
             sampler: result of `sampler(config)`; one sampler can serve many calls.
             generators: one for each row, so that the plan of a row does not depend on the batch.
             last: the shifted last plan for a warm start: latents (B, H, d) and actions (B, H, m) in the data's units.
-            goal: the last latent of the plans, (B, d); None: it is free.
+            goal: a latent to reach, (B, d). A planner that was trained with goals (`takes_goals`) is told it. With
+                any other planner it is the last latent of the plans. None: plans have no goal.
             committed: the first K actions of the plans, (B, K, m) in the data's units; None: they are free.
             allowance: the remaining budget of each row. Only candidates within it have weight; if no candidate is,
                 the cheapest has all the weight.
             objective: ranks the candidates instead of the ranker. The best score has all the weight.
 
         Raises:
-            InputError: for an allowance if the data have no costs, or an objective that returns a wrong shape.
+            InputError: for an allowance if the data have no costs, an objective that returns a wrong shape, or no goal
+                for a planner that was trained with goals.
         """
         began = time.perf_counter()
         config, batch, n = sampler.config, len(latents), sampler.config.candidates
@@ -336,6 +345,11 @@ class MPDiffuserPipeline(DiffusionPipeline):
         cost_to_go = None if cost_to_go is None else cost_to_go.repeat_interleave(n, 0)
         levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=device)
         condition = self.target(latents.repeat_interleave(n, 0), levels.clamp(0, 1).repeat(batch), cost_to_go)
+        if self.takes_goals:
+            if goal is None:
+                raise InputError("goal: the planner was trained with goals; give one")
+            condition = torch.cat([condition, self.latents.normalize(goal).repeat_interleave(n, 0)], -1)
+            goal = None
         gradient = None
         if objective is not None and config.objective_scale:
             gradient = partial(self._objective_gradient, objective, config.objective_scale)

@@ -91,10 +91,17 @@ class Actions:
             raise InputError(f"record: actions: bounds must be finite and low at most high, found {self}")
 
     @classmethod
-    def seen(cls, rows: np.ndarray, names: tuple[str, ...] = ()) -> Self:
-        """Return the range of actions (N, m) of a dataset that declares no bounds."""
-        low, high = (tuple(end.astype(float).tolist()) for end in (rows.min(0), rows.max(0)))
-        return cls(low, high, SEEN, names)
+    def seen(cls, actions: np.ndarray, lasts: np.ndarray) -> Self:
+        """Return the range of the actions (M, m) of a dataset that declares no bounds.
+
+        Args:
+            actions: of all rows.
+            lasts: (E,), the rows without an action: the final row of each episode.
+        """
+        taken = np.ones((len(actions), 1), bool)
+        taken[lasts] = False
+        low, high = actions.min(0, where=taken, initial=np.inf), actions.max(0, where=taken, initial=-np.inf)
+        return cls(*(tuple(end.astype(float).tolist()) for end in (low, high)))  # type: ignore[arg-type]
 
     @classmethod
     def of_all(cls, parts: Sequence[Self]) -> Self:
@@ -222,15 +229,15 @@ class Record:
     actions: Actions
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray], steps: np.ndarray) -> Self:
+    def of(cls, arrays: Mapping[str, np.ndarray], lasts: np.ndarray) -> Self:
         """Return the record of arrays of which nothing is declared.
 
-        `observations` are proprioception, and the bounds of actions are the range of the rows `steps` (N,).
+        `observations` are proprioception, and the bounds of actions are `Actions.seen`, with the rows `lasts` (E,).
         """
         found = {name: PROPRIOCEPTION for name in ("observations",) if name in arrays}
         found |= {name: PICTURE for name, array in arrays.items() if (str(array.dtype), array.ndim) == KINDS[PICTURE]}
         observations = {name: Observation(kind, tuple(arrays[name].shape[1:])) for name, kind in found.items()}
-        return cls(observations, Actions.seen(np.asarray(arrays["actions"])[steps]))
+        return cls(observations, Actions.seen(np.asarray(arrays["actions"]), lasts))
 
     def only(self, *kinds: str) -> Self:
         """Return the record with the observations of these kinds only."""

@@ -69,7 +69,7 @@ def unit_actions(episodes: Episodes, out_of_bounds: str) -> tuple[Episodes, Acti
     if beyond.any():
         number = int(np.argmax(beyond.any(0)))
         name = f" ({bounds.names[number]})" if bounds.names else ""
-        seen = Actions.seen(actions[steps])
+        seen = Actions.seen(actions, episodes.offsets[1:] - 1)
         found = (
             f"{np.count_nonzero(beyond.any(1)):,} of {len(steps):,} actions are beyond the {bounds.bounds} bounds; "
             f"action {number}{name} lies in {seen.low[number]:.6g}..{seen.high[number]:.6g}, its bounds are "
@@ -99,19 +99,20 @@ def trained_methods(cfg: DictConfig) -> list[str]:
     return list(cfg.evaluation.methods) or ["cloning", "planner", "mpdiffuser"]
 
 
-def imitates(episodes: Episodes) -> bool:
-    """Return whether the data have neither rewards nor costs: the planner then imitates, and there is no ranker."""
-    return "rewards" in episodes.info.get("missing", ()) and "costs" not in episodes
+def imitates(cfg: DictConfig, episodes: Episodes) -> bool:
+    """Return whether the planner imitates and there is no ranker: with goals, or if data have no rewards and costs."""
+    return cfg.goals or ("rewards" in episodes.info.get("missing", ()) and "costs" not in episodes)
 
 
-def check_methods(methods: Sequence[str], episodes: Episodes) -> None:
-    """Raise InputError for a method that needs rewards, if the data have none. Otherwise print what this means."""
-    if not imitates(episodes):
+def check_methods(cfg: DictConfig, methods: Sequence[str], episodes: Episodes) -> None:
+    """Raise InputError for a method that needs rewards, if there are none. Otherwise print what this means."""
+    if not imitates(cfg, episodes):
         return
+    reason = "goals=true: rewards are not used" if cfg.goals else f"{episodes.path or 'the data'}: no rewards"
     need = [name for name in methods if METHODS[name].needs_rewards]
     if need:
-        raise InputError(f"evaluation.methods: {', '.join(need)} need rewards, and {episodes.path} has none")
-    print("note: the data have no rewards: the planner imitates the data, and no ranker is trained")
+        raise InputError(f"evaluation.methods: {', '.join(need)} need rewards. {reason}; choose other methods")
+    print(f"note: {reason}: the planner imitates the data, and no ranker is trained")
 
 
 def run_recipes(
@@ -194,7 +195,7 @@ def train_pipeline(
         InputError: if the folder has a run with another identity, or the data are not finite.
     """
     output, limits = Path(cfg.output_dir), info.get("cost_limits", ())
-    imitating = imitates(episodes)
+    imitating = imitates(cfg, episodes)
     expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits, imitating)
     check_folder(output, expected)
     data = training_data(cfg, episodes)

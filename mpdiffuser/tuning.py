@@ -125,11 +125,12 @@ def action_errors(pipeline: MPDiffuserPipeline, config: SamplerConfig, batch: Ma
     latents = pipeline.latents.denormalize(batch["latents"][:, 0].to(device))
     logged = pipeline.actions.denormalize(batch["actions"][:, : config.chunk].to(device))
     mask = batch["action_mask"][:, : config.chunk].to(device)
-    plans = []
+    plans, goals = [], batch.get("goal", batch["latents"])
     for first in range(0, len(latents), BATCH):
         part = latents[first : first + BATCH]
         generators = [torch.Generator().manual_seed(first + row) for row in range(len(part))]
-        plans.append(pipeline(part, sampler, generators).executed_actions[:, : config.chunk])
+        goal = pipeline.latents.denormalize(goals[first : first + BATCH].to(device)) if pipeline.takes_goals else None
+        plans.append(pipeline(part, sampler, generators, goal=goal).executed_actions[:, : config.chunk])
     error = (pipeline.action_scale.to_unit(torch.cat(plans)) - logged).square().mean(-1)
     return ((mask * error).sum(1) / mask.sum(1)).cpu().numpy()
 

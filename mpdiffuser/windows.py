@@ -73,6 +73,8 @@ class Windows:
         condition: fitted marginals of the targets.
         weights: (M,), the weight of the window that starts at each row. A window with twice the weight occurs twice as
             often. None: equal weights.
+        goal_distance: mean number of steps to the goal of a window, a later latent of its episode. The number has a
+            geometric distribution (hindsight relabelling: Andrychowicz et al. 2017). None: no goals.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Windows:
         actions: Normalizer,
         condition: Marginals,
         weights: np.ndarray | None = None,
+        goal_distance: float | None = None,
     ) -> None:
         self.horizon = horizon
         with torch.no_grad():
@@ -95,6 +98,10 @@ class Windows:
         self.owners = episodes.numbers[episodes.episode_of_row]
         starts = step_rows(episodes)
         self.starts = torch.from_numpy(starts if weights is None else starts[resample(weights[starts])])
+        self.goals: torch.Tensor | None = None  # rows
+        if goal_distance is not None:
+            steps = np.random.default_rng(0).geometric(min(1.0, 1 / goal_distance), len(self.starts))
+            self.goals = (self.starts + torch.from_numpy(steps)).minimum(self.last_row[self.starts])
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -103,9 +110,11 @@ class Windows:
         """Return the windows of indices (B,).
 
         Returns:
-            `latents` (B, H, d), `actions` (B, H, m), `mask` and `action_mask` (B, H), `condition` (B, c).
+            `latents` (B, H, d), `actions` (B, H, m), `mask` and `action_mask` (B, H), `condition` (B, c), and with
+            goals `goal` (B, d).
         """
         start = self.starts[indices]
+        goal = {} if self.goals is None else {"goal": self.latents[self.goals[indices]]}
         last = self.last_row[start][:, None]
         rows = start[:, None] + torch.arange(self.horizon)
         clipped = rows.minimum(last)
@@ -115,6 +124,7 @@ class Windows:
             "mask": (rows <= last).float(),
             "action_mask": (rows < last).float(),
             "condition": self.condition[start],
+            **goal,
         }
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:

@@ -112,7 +112,9 @@ def _read_task(task: OfflineTask, file: Path, stand_in: bool) -> Episodes:
             raise InputError(f"{file}: observations: must be 0 from column {task.columns} on, as in {task.id}")
         episodes.arrays["observations"] = observations[:, : task.columns].copy()
     # the actions of all tasks of both suites lie in [-1, 1]
-    record = Record.of(episodes.arrays, np.zeros(1, int)).with_actions(Actions.unit(episodes["actions"].shape[1]))
+    record = Record.of(episodes.arrays, episodes.offsets[1:] - 1).with_actions(
+        Actions.unit(episodes["actions"].shape[1])
+    )
     return replace(episodes, record=record)
 
 

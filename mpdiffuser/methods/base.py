@@ -104,11 +104,17 @@ class TrainingData:
         return Marginals(targets[0].shape[1]).fit(targets[0][step_rows(self.parts[0])])
 
     def windows(
-        self, part: int, targets: np.ndarray, condition: Marginals, weights: np.ndarray | None = None
+        self,
+        part: int,
+        targets: np.ndarray,
+        condition: Marginals,
+        weights: np.ndarray | None = None,
+        goals: bool = False,
     ) -> Windows:
-        """Return the windows of one part with targets (M, c) and weights (M,) (see `Windows`)."""
-        horizon = self.settings["horizon"]
-        return Windows(self.parts[part], targets, horizon, self.latents, self.actions, condition, weights)
+        """Return the windows of one part with targets (M, c) and weights (M,), and with goals (see `Windows`)."""
+        distance = 1 / (1 - self.discount) if goals else None
+        normalizers = self.latents, self.actions, condition
+        return Windows(self.parts[part], targets, self.settings["horizon"], *normalizers, weights, distance)
 
     def logged_windows(self, part: int) -> Windows:
         """Return the windows of one part with equal weights and the logged return_to_go and cost_to_go as targets."""

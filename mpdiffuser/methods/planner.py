@@ -123,11 +123,11 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
     """Return the windows of one part.
 
     Their weight is the product of the frequency, `advantage_weights` and `episode_weights` of their first row, to the
-    power `equalizing_power`. Without a ranker, which data without rewards have not, the planner imitates: the weight
-    is the frequency.
+    power `equalizing_power`. Without a ranker (see `mpdiffuser.training.imitates`) the weight is the frequency.
     """
     if "ranker" not in data.trained:
-        return data.windows(part, data.targets[part], data.condition, data.frequencies[part])
+        goals = data.settings["goals"]
+        return data.windows(part, data.targets[part], data.condition, data.frequencies[part], goals)
     if "weights" not in data.shared:
         ranker, settings = data.trained["ranker"], dict(data.settings["advantage"])
         least = settings.pop("effective_windows")
@@ -145,7 +145,8 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
 def build_planner(data: TrainingData) -> Planner:
     """Build an untrained planner for the data's dimensions and targets."""
     horizon, sizes = data.settings["horizon"], data.settings["planner"]
-    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **sizes)
+    goal_dim = data.dims["latent_dim"] if data.settings["goals"] else 0
+    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, goal_dim=goal_dim, **sizes)
     planner.actions.load_state_dict(data.actions.state_dict())
     return planner
 

@@ -63,6 +63,7 @@ class Planner(Denoiser, Model):
     Args:
         latent_dim, action_dim, horizon: d, m, H.
         condition_dim: number of targets (1: return_to_go; 2: return_to_go and cost_to_go).
+        goal_dim: d if the planner is told a goal, a latent to reach, or else 0.
         width, multipliers, embedding: see `TemporalUNet`.
         prediction: "epsilon", "sample" or "v_prediction".
         dropout: probability of dropping the condition in training, for classifier-free guidance (Ho and Salimans 2022).
@@ -93,6 +94,7 @@ class Planner(Denoiser, Model):
         first_action_weight: float = 50.0,
         level_draws: int = 2,
         bounded: bool = True,
+        goal_dim: int = 0,
     ) -> None:
         super().__init__()
         check_horizon(horizon, multipliers)
@@ -100,7 +102,7 @@ class Planner(Denoiser, Model):
         if level_draws < 1:
             raise InputError(f"planner.level_draws: must be at least 1, found {level_draws}")
         self.level = LevelEmbedding(embedding)
-        self.context = perceptron(latent_dim + condition_dim + 1, embedding)
+        self.context = perceptron(latent_dim + condition_dim + goal_dim + 1, embedding)
         self.actions = Normalizer(action_dim)
         drawn = len(range(latent_dim + action_dim)[self.columns(latent_dim)])
         self.unet = TemporalUNet(drawn, drawn, width, multipliers, embedding)
@@ -120,7 +122,8 @@ class Planner(Denoiser, Model):
     ) -> torch.Tensor:
         """Noisy x (B, H, d + m), levels (B,), condition (B, c), keep (B,), 0 = unconditional -> prediction, like x.
 
-        Given a modulation (B, F), the network uses it and does not compute it.
+        The condition is the targets and, for a planner that is told a goal, the goal in normalised units. Given a
+        modulation (B, F), the network uses it and does not compute it.
         """
         if modulation is None:
             modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]], condition, keep)
@@ -161,7 +164,11 @@ class Planner(Denoiser, Model):
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return inputs of `forward`, a batch of 2."""
-        return *_example(self.config), torch.zeros(2, self.config["condition_dim"]), torch.ones(2)
+        return (
+            *_example(self.config),
+            torch.zeros(2, self.config["condition_dim"] + self.config["goal_dim"]),
+            torch.ones(2),
+        )
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
@@ -180,7 +187,10 @@ class Planner(Denoiser, Model):
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
         present = batch["latents"][:, 0]
         noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), present)
-        output = self(noisy, random["levels"], batch["condition"], random["keep"])
+        condition = (
+            torch.cat([batch["condition"], batch["goal"]], -1) if self.config["goal_dim"] else batch["condition"]
+        )
+        output = self(noisy, random["levels"], condition, random["keep"])
         estimate = self.to_clean(output, noisy, random["levels"], schedule)
         scale = schedule.output_scale(self.config["prediction"], random["levels"], clean.dim())
         states = batch["mask"][..., None].expand_as(batch["latents"]).clone()

@@ -119,7 +119,7 @@ class _Dataset:
 
     def record(self, arrays: dict[str, np.ndarray], lasts: np.ndarray) -> Record:
         """The record of the arrays, with the names that the features give to the entries of vectors."""
-        found = Record.of(arrays, np.setdiff1d(np.arange(len(arrays["actions"])), lasts))
+        found = Record.of(arrays, lasts)
         observations = dict(found.observations)
         if "observations" in observations:
             width = observations["observations"].shape[0]

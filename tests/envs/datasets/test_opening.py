@@ -129,7 +129,7 @@ def test_paths_that_look_like_ids(tmp_path: Path, monkeypatch, write: Callable[.
 
 
 def test_no_memory(tmp_path: Path, monkeypatch, write: Callable[..., Path]) -> None:
-    def fill(*arguments: object) -> None:
+    def fill(*arguments: object, **more: object) -> None:
         raise MemoryError("Unable to allocate 9 TB")
 
     monkeypatch.setattr("envs.datasets.opening.read_flat", fill)

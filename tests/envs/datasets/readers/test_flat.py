@@ -183,9 +183,8 @@ end[8, 1] = np.nan
 @pytest.mark.parametrize(
     ("key", "values", "words"),
     [
-        ("observations", None, r"no such key; expected observations, actions, terminals; found \['actions'"),
+        ("observations", None, r"no such key; expected observations, actions; found \['actions'"),
         ("actions", None, "no such key; expected"),
-        ("terminals", None, "no such key; expected"),
         ("actions", np.zeros((11, 2)), r"must have shape \(12, any\), found \(11, 2\)"),
         ("actions", np.zeros(12), r"must have shape \(12, any\), found \(12,\)"),
         ("observations", np.zeros((12, 2, 2)), r"must have shape \(12, any\), found \(12, 2, 2\)"),
@@ -256,9 +255,7 @@ def test_terabytes_claimed_by_npz(tmp_path: Path) -> None:
             with archive.open(f"{key}.npy", "w") as member:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
-    with pytest.raises(
-        InputError, match=r"huge.npz: terminals: claims shape \(100000000000,\), .* cannot hold so many"
-    ):
+    with pytest.raises(InputError, match=r"huge.npz: timeouts: claims shape \(100000000000,\), .* cannot hold so many"):
         read_flat(file)
 
 
@@ -288,3 +285,56 @@ def test_memory(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.hdf5: no such file"):
         read_flat(tmp_path / "absent.hdf5")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_one_kind_of_mark_is_enough(tmp_path: Path, suffix: str) -> None:
+    arrays = transitions(ends={3: "timeouts", 8: "timeouts"})
+    marked = read_flat(write(tmp_path / f"both.{suffix}", arrays))
+    del arrays["terminals"]
+    found = read_flat(write(tmp_path / f"one.{suffix}", arrays))
+    assert found.offsets.tolist() == marked.offsets.tolist() == [0, 4, 9, 12]
+    del arrays["timeouts"]
+    with pytest.raises(InputError, match=f"none.{suffix}: terminals: no such key"):
+        read_flat(write(tmp_path / f"none.{suffix}", arrays))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_bounds_are_declared_or_seen(tmp_path: Path, suffix: str) -> None:
+    arrays = transitions()
+    seen = read_flat(write(tmp_path / f"seen.{suffix}", arrays)).record.actions
+    steps = np.delete(arrays["actions"], [8, 11], 0)  # rows 8 and 11 are no steps
+    assert seen.bounds == "seen"
+    assert np.array_equal([seen.low, seen.high], [steps.min(0), steps.max(0)])
+    declared = arrays | {"action_low": np.array([-90.0, -5.0]), "action_high": np.array([90.0, 5.0])}
+    found = read_flat(write(tmp_path / f"declared.{suffix}", declared))
+    assert (found.record.actions.bounds, found.record.actions.low) == ("declared", (-90.0, -5.0))
+    assert not found.info["left_out"]
+    for wrong, words in (
+        ({"action_low": np.array([-90.0, 6.0])}, "action_low: must be at most action_high, found 6.0 in 1"),
+        ({"action_high": np.zeros(3)}, r"action_high: must have shape \(2,\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_flat(write(tmp_path / f"wrong{len(words)}.{suffix}", declared | wrong))
+    del declared["action_high"]
+    with pytest.raises(InputError, match="action_high: no such key"):
+        read_flat(write(tmp_path / f"half.{suffix}", declared))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_arrays_of_other_names(tmp_path: Path, suffix: str) -> None:
+    arrays = transitions()
+    names = {"observations": "states", "actions": "torques", "terminations": "fell", "truncations": "cut"}
+    plain = read_flat(write(tmp_path / f"plain.{suffix}", arrays))
+    keys = {
+        "observations": "observations",
+        "actions": "actions",
+        "terminations": "terminals",
+        "truncations": "timeouts",
+    }
+    other = {names.get(name, name): arrays[keys.get(name, name)] for name in (*names, "rewards")}
+    found = read_flat(write(tmp_path / f"other.{suffix}", other), keys=names)
+    for key, array in plain.arrays.items():
+        assert np.array_equal(found[key], array)
+    with pytest.raises(InputError, match=r"keys.actions=torque: .*other.* no such array; found .*'torques'"):
+        read_flat(tmp_path / f"other.{suffix}", keys=names | {"actions": "torque"})

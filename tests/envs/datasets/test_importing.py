@@ -1,0 +1,95 @@
+"""Datasets for training: several as one, and the copy that is kept of others' data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.datasets import import_datasets, open_datasets
+from envs.datasets.importing import joined
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
+from mpdiffuser.record import Actions
+
+
+def write(file: Path, seed: int = 0, rows: int = 7, **arrays: np.ndarray) -> str:
+    """A file of one truncated episode, with actions in degrees."""
+    random = np.random.default_rng(seed)
+    found = {
+        "observations": random.normal(size=(rows, 3)),
+        "actions": random.uniform(-40, 60, (rows, 2)),
+        "rewards": np.arange(rows) + seed,
+        "truncations": np.arange(rows) == rows - 1,
+    }
+    np.savez(file, **(found | arrays))  # type: ignore[arg-type]
+    return str(file)
+
+
+def test_several_as_one(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.npz"), write(tmp_path / "b.npz", 1, 5)]
+    found = open_datasets(files)
+    parts = [open_datasets(file) for file in files]
+    assert found.offsets.tolist() == [0, 7, 12]
+    for key in parts[0].arrays:
+        assert np.array_equal(found[key], np.concatenate([part[key] for part in parts]))
+    bounds = [part.record.actions for part in parts]
+    assert found.record.actions.low == tuple(np.min([each.low for each in bounds], 0))
+    assert found.record.actions.high == tuple(np.max([each.high for each in bounds], 0))
+    assert found.info["joined"] == files
+
+
+def test_what_does_not_fit(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.npz")
+    for name, arrays, words in (
+        ("wide", {"observations": np.zeros((7, 4))}, "observations: found"),
+        ("more", {"actions": np.zeros((7, 3))}, "actions: found 3, expected 2"),
+        ("declared", {"action_low": np.full(2, -90.0), "action_high": np.full(2, 90.0)}, "actions: found Actions"),
+    ):
+        other = write(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"{name}.npz does not fit .*a.npz: {words}"):
+            open_datasets([first, other])
+
+
+def test_arrays_that_some_lack_are_left_out(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.npz", costs=np.ones(7)), write(tmp_path / "b.npz", 1)]
+    found = open_datasets(files)
+    assert "costs" not in found
+    assert found.info["left_out"] == {"costs": "not in all of the datasets"}
+
+
+def test_one_dataset_is_not_copied() -> None:
+    arrays = {"observations": np.zeros((3, 1), np.float32), "actions": np.zeros((3, 1), np.float32)}
+    arrays |= {"rewards": np.zeros(3, np.float32), "terminations": np.zeros(3, bool), "truncations": np.zeros(3, bool)}
+    one = Episodes(arrays, np.array([0, 3]))
+    assert joined([one]) is one
+
+
+def test_bounds_of_several() -> None:
+    unit, seen = Actions.unit(2), Actions((-2.0,), (1.0,))
+    assert Actions.of_all([unit, unit]) == unit
+    assert Actions.of_all([seen, Actions((-1.0,), (3.0,))]) == Actions((-2.0,), (3.0,))
+    with pytest.raises(InputError, match="actions: bounds differ"):
+        Actions.of_all([unit, Actions((-1.0, -1.0), (1.0, 1.0))])
+
+
+def test_others_data_are_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, root = write(tmp_path / "walk.npz"), str(tmp_path / "data")
+    found = import_datasets(file, root)
+    assert "importing" in capsys.readouterr().out
+    assert found.path is not None and found.path.parent == tmp_path / "data/imported"
+    assert isinstance(found["observations"], np.memmap)
+    assert import_datasets([file], root).path == found.path
+    assert "importing" not in capsys.readouterr().out
+    write(tmp_path / "walk.npz", 3, 9)  # another content is another folder
+    assert import_datasets(file, root).path != found.path
+    assert import_datasets(str(found.path), root).path == found.path  # a dataset folder is opened where it is
+    assert not list((tmp_path / "data/imported").glob("*.partial"))
+
+
+def test_keys(tmp_path: Path) -> None:
+    file = write(tmp_path / "walk.npz", states=np.ones((7, 5)))
+    found = open_datasets(file, keys={"observations": "states", "actions": None})
+    assert found["observations"].shape == (7, 5)
+    found.save(tmp_path / "folder")
+    with pytest.raises(InputError, match=r"keys.observations: .*folder is no npz or HDF5 file of your own"):
+        open_datasets(str(tmp_path / "folder"), keys={"observations": "states"})
