@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from envs.collect import collect
+from envs.collect import check_collection, collect, option_names
 from envs.record import dm_control_record
-from evaluation.check import check_evaluation
+from evaluation.check import check_evaluation, check_simulator
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from mpdiffuser.config import configured
@@ -19,7 +19,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
 from mpdiffuser.training import check_folder, identities, train_pipeline
-from vision.training import build_representation, encoder_identities, train_encoder
+from vision.training import build_representation, check_encoder, encoder_identities, train_encoder
 
 # entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
@@ -35,12 +35,19 @@ def main(cfg: DictConfig) -> None:
     output, clock = Path(cfg.output_dir), Clock()
     episodes = Episodes.load(cfg.dataset) if cfg.dataset else None
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
-    prepare(cfg, episodes.info.get("environment") if episodes else environment, output)
+    chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
+    if episodes is None:
+        with option_names(seed="collect_seed"):
+            check_collection(*chosen)
+    simulated = environment if episodes is None else episodes.info.get("environment")
+    prepare(cfg, simulated, output)
+    check_encoder(cfg, episodes)
+    if simulated is not None:
+        check_simulator(cfg, simulated)
     accelerator = start(cfg)
     if episodes is None:
         with clock("collect"), accelerator.main_process_first():
-            chosen = (cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
-            episodes = Episodes.load(collect(environment, *chosen, processes=cfg.processes))
+            episodes = Episodes.load(collect(*chosen, processes=cfg.processes))
     check_samplers(cfg, cfg.horizon, episodes["actions"].shape[1])
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     info["data"] = episodes.checksum()

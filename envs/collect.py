@@ -13,10 +13,11 @@ also undisturbed episodes.
 The data depend on the arguments alone, whatever the number of processes.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from mpdiffuser.errors import InputError
 COLLECTION_QUALITIES = ("expert", "medium", "mixed", "random")
 DISTURBANCES = (0.0, 0.02, 0.04, 0.08)
 DISTURBED = (2, 10)  # fewest and most decisions of a disturbance
+# argument of an environment -> option of the configuration
+OPTIONS = {name: f"task.{name}" for name in ("action_repeat", "size", "camera")}
+OPTIONS |= {"task": "task.name", "time_limit": "episode_seconds"}
 PARALLEL = 16  # most episodes at a time; the same on every machine, as a policy's rounding depends on its batch
 
 
@@ -63,6 +67,22 @@ def collect(
     Raises:
         InputError: on a bad argument, a full disk, or a folder of that name that holds something else.
     """
+    path, info, env = check_collection(environment, quality, episodes, seed, data_root)
+    if path.exists():
+        _check_reuse(path, info)
+        return path
+    _write(path, info, env, processes)
+    return path
+
+
+def check_collection(
+    environment: Mapping[str, Any], quality: str, episodes: int, seed: int, data_root: str | Path
+) -> tuple[Path, dict[str, Any], DMControlEnv]:
+    """Check the arguments of `collect`; return the dataset's folder, its info, and an environment of the task.
+
+    Raises:
+        InputError: on a bad argument.
+    """
     for option, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise InputError(f"{option}={value!r}: must be a whole number of at least {least}")
@@ -78,11 +98,23 @@ def collect(
     info = {"task": env.task, "quality": quality, "episodes": episodes, "seed": seed, "environment": record}
     info |= {"disturbance_rates": list(DISTURBANCES), "disturbance_decisions": list(DISTURBED)}
     path = Path(data_root) / f"{env.task}-{quality}-ar{env.action_repeat}-{episodes}ep-seed{seed}"
-    if path.exists():
-        _check_reuse(path, info)
-        return path
-    _write(path, info, env, processes)
-    return path
+    if not path.exists():
+        plan_policies(env.task, quality, episodes, env.action_repeat, seed)
+    return path, info, env
+
+
+@contextlib.contextmanager
+def option_names(seed: str = "seed") -> Iterator[None]:
+    """Context manager: an InputError about an argument, such as "size=0: ...", names the option, such as task.size.
+
+    Args:
+        seed: the option that is the seed of the collection.
+    """
+    try:
+        yield
+    except InputError as error:
+        name, equals, rest = str(error).partition("=")
+        raise InputError(f"{(OPTIONS | {'seed': seed}).get(name, name)}{equals}{rest}") from error
 
 
 def _check_reuse(path: Path, info: dict[str, Any]) -> None:

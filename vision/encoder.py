@@ -31,7 +31,7 @@ class PixelEncoder(Model):
         trainable: whether the backbone is fine-tuned. The features of a frozen backbone are computed once and cached.
 
     Raises:
-        InputError: for a history below 1, and as `Backbone`.
+        InputError: for a size below 1, and as `Backbone`.
     """
 
     sees_pixels = True
@@ -50,8 +50,10 @@ class PixelEncoder(Model):
         trainable: bool = False,
     ) -> None:
         super().__init__()
-        if history < 1:
-            raise InputError(f"encoder.history: must be at least 1, found {history}")
+        sizes = {"latent_dim": latent_dim, "history": history, "projection": projection, "hidden": hidden}
+        for name, size in sizes.items():
+            if size < 1:
+                raise InputError(f"encoder.{name}: must be at least 1, found {size}")
         self.history = history
         self.frame_net = Backbone(backbone, stride, pool).requires_grad_(trainable)
         self.standard = Normalizer(self.frame_net.dim)

@@ -1,4 +1,4 @@
-"""Train the encoder, compute the latents of all rows, and train the decoder."""
+"""Check and train the encoder, compute the latents of all rows, and train the decoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +21,42 @@ from vision.decoder import Decoder
 from vision.encoder import PixelEncoder, Representation
 
 
+def check_encoder(cfg: DictConfig, episodes: Episodes | None) -> None:
+    """Check that the encoder can be made and takes the frames, before data are collected.
+
+    Args:
+        cfg: the whole configuration.
+        episodes: the dataset; None: it will be collected, with frames of cfg.task.size.
+
+    Raises:
+        InputError: if it does not, or if the run's folder has the evaluation of a pipeline with another `decoder`.
+    """
+    height, width = (cfg.task.size,) * 2 if episodes is None else _frames(episodes).shape[1:3]
+    options = settings(cfg.encoder)
+    pretrained, download = options.pop("pretrained"), options.pop("download")
+    encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
+    encoder.eval().frame_net.check_frames(height, width)
+    output = Path(cfg.output_dir)
+    if (output / "metrics.json").exists() and (output / "pipeline" / "decoder").is_dir() != cfg.decoder:
+        raise InputError(
+            f"decoder={cfg.decoder}: {output} holds a run with {not cfg.decoder}; choose another output_dir="
+        )
+
+
+def _frames(episodes: Episodes) -> np.ndarray:
+    """Return the frames (M, height, width, 3) of a dataset. Raise InputError if it has none."""
+    if "frames" not in episodes:
+        raise InputError(f"{episodes.path}: holds no frames; for states use train_state.py")
+    return episodes["frames"]
+
+
 def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
     """Build the untrained encoder with its training heads, and load the pretrained weights of the backbone.
 
     Raises:
         InputError: if the dataset has no frames, or the backbone's weights are not on this machine.
     """
-    if "frames" not in episodes:
-        raise InputError(f"{episodes.path}: holds no frames; for states use train_state.py")
+    _frames(episodes)
     options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1]}
     pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
@@ -54,7 +82,8 @@ def encoder_identities(cfg: DictConfig, data: str, representation: Representatio
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
     latents = {"data": data, "latents": {**options, "backbone_weights": weights}}
-    return {"representation": latents, "decoder": {**latents, "train_section": settings(cfg.train.decoder)}}
+    decoder = {"decoder": {**latents, "train_section": settings(cfg.train.decoder)}} if cfg.decoder else {}
+    return {"representation": latents, **decoder}
 
 
 def train_encoder(
@@ -64,8 +93,8 @@ def train_encoder(
     identities: Mapping[str, Any],
     accelerator: Accelerator,
     clock: Clock,
-) -> tuple[PixelEncoder, Decoder, Episodes]:
-    """Train the encoder and the decoder under cfg.output_dir.
+) -> tuple[PixelEncoder, Decoder | None, Episodes]:
+    """Train the encoder and, with cfg.decoder, the decoder under cfg.output_dir.
 
     Args:
         cfg: the whole configuration.
@@ -75,7 +104,7 @@ def train_encoder(
         accelerator, clock: of the run.
 
     Returns:
-        The encoder, the decoder, and the episodes with latents (M, d) as `observations`.
+        The encoder, the decoder or None, and the episodes with latents (M, d) as `observations`.
 
     Raises:
         InputError: if the folder has a run with another identity.
@@ -96,10 +125,12 @@ def train_encoder(
         with clock(name):
             return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
-    decoder = Decoder(encoder.config["latent_dim"], episodes["frames"].shape[1])  # refuses sizes that it cannot draw
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
-    decoder.latents.fit(latents)
-    decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
+    decoder = None
+    if cfg.decoder:
+        decoder = Decoder(encoder.config["latent_dim"], *episodes["frames"].shape[1:3])
+        decoder.latents.fit(latents)
+        decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     return encoder, decoder, with_latents(episodes, latents)
