@@ -11,10 +11,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
-from envs.collect import check_collection, collect
+from envs.collect import check_collection, collect, option_names
 from envs.datasets import import_datasets
 from envs.record import dm_control_record
-from evaluation.check import check_evaluation, with_environment
+from evaluation.check import check_evaluation, check_simulator, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from evaluation.held_out import table, write_held_out
@@ -33,7 +33,7 @@ from mpdiffuser.training import (
     unit_actions,
 )
 from vision.data import inputs
-from vision.training import build_representation, encoder_identities, train_encoder
+from vision.training import build_representation, check_encoder, encoder_identities, train_encoder
 
 # entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
@@ -74,14 +74,19 @@ def main(cfg: DictConfig) -> None:
         imported = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"]))
         episodes = with_environment(imported, cfg.environment, PICTURE, PROPRIOCEPTION)
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
+    chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
     if episodes is None:
-        check_collection(environment, cfg.quality, cfg.environment)
-    prepare(cfg, episodes.info.get("environment") if episodes else environment, output)
+        with option_names(seed="collect_seed"):
+            check_collection(*chosen, given=cfg.environment)
+    simulated = environment if episodes is None else episodes.info.get("environment")
+    prepare(cfg, simulated, output)
+    check_encoder(cfg, episodes)
+    if simulated is not None and cfg.evaluation.methods:
+        check_simulator(cfg, simulated)
     accelerator = start(cfg)
     if episodes is None:
         with clock("collect"), accelerator.main_process_first():
-            chosen = (cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
-            episodes = Episodes.load(collect(environment, *chosen, processes=cfg.processes))
+            episodes = Episodes.load(collect(*chosen, processes=cfg.processes))
     train(cfg, episodes, accelerator, clock)
     if accelerator.is_main_process:
         evaluate_run(cfg, output, clock)

@@ -13,10 +13,11 @@ also undisturbed episodes.
 The data depend on the arguments alone, whatever the number of processes.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 COLLECTION_QUALITIES = ("expert", "medium", "mixed", "random")
 DISTURBANCES = (0.0, 0.02, 0.04, 0.08)
 DISTURBED = (2, 10)  # fewest and most decisions of a disturbance
+# argument of an environment -> option of the configuration
+OPTIONS = {name: f"task.{name}" for name in ("action_repeat", "size", "camera")}
+OPTIONS |= {"task": "task.name", "time_limit": "episode_seconds"}
 PARALLEL = 16  # most episodes at a time; the same on every machine, as a policy's rounding depends on its batch
 
 
@@ -64,14 +68,7 @@ def collect(
     Raises:
         InputError: on a bad argument, a full disk, or a folder of that name that holds something else.
     """
-    for option, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"{option}={value!r}: must be a whole number of at least {least}")
-    env = check_collection(environment, quality)
-    record = {name: value for name, value in environment.items() if value is not None}
-    info = {"task": env.task, "quality": quality, "episodes": episodes, "seed": seed, "environment": record}
-    info |= {"disturbance_rates": list(DISTURBANCES), "disturbance_decisions": list(DISTURBED)}
-    path = Path(data_root) / f"{env.task}-{quality}-ar{env.action_repeat}-{episodes}ep-seed{seed}"
+    path, info, env = check_collection(environment, quality, episodes, seed, data_root)
     if path.exists():
         _check_reuse(path, info)
         return path
@@ -79,18 +76,58 @@ def collect(
     return path
 
 
-def check_collection(environment: Mapping[str, Any], quality: str, given: str | None = None) -> DMControlEnv:
-    """Return the environment that episodes of this quality are collected in.
+def check_collection(
+    environment: Mapping[str, Any],
+    quality: str,
+    episodes: int,
+    seed: int,
+    data_root: str | Path,
+    given: str | None = None,
+) -> tuple[Path, dict[str, Any], DMControlEnv]:
+    """Check the arguments of `collect`; return the dataset's folder, its info, and an environment of the task.
 
     Args:
-        environment, quality: see `collect`.
+        environment, quality, episodes, seed, data_root: see `collect`.
         given: the option `environment`, which is for a dataset that exists.
+
+    Raises:
+        InputError: on a bad argument.
+    """
+    if given is not None:
+        raise InputError(f"environment={given}: is for a dataset that exists; give dataset= too, or task= alone")
+    for option, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{option}={value!r}: must be a whole number of at least {least}")
+    env = _environment(environment, quality)
+    record = {name: value for name, value in environment.items() if value is not None}
+    info = {"task": env.task, "quality": quality, "episodes": episodes, "seed": seed, "environment": record}
+    info |= {"disturbance_rates": list(DISTURBANCES), "disturbance_decisions": list(DISTURBED)}
+    path = Path(data_root) / f"{env.task}-{quality}-ar{env.action_repeat}-{episodes}ep-seed{seed}"
+    if not path.exists():
+        plan_policies(env.task, quality, episodes, env.action_repeat, seed)
+    return path, info, env
+
+
+@contextlib.contextmanager
+def option_names(seed: str = "seed") -> Iterator[None]:
+    """Context manager: an InputError about an argument, such as "size=0: ...", names the option, such as task.size.
+
+    Args:
+        seed: the option that is the seed of the collection.
+    """
+    try:
+        yield
+    except InputError as error:
+        name, equals, rest = str(error).partition("=")
+        raise InputError(f"{(OPTIONS | {'seed': seed}).get(name, name)}{equals}{rest}") from error
+
+
+def _environment(environment: Mapping[str, Any], quality: str) -> DMControlEnv:
+    """Return the environment that episodes of this quality are collected in.
 
     Raises:
         InputError: for an unknown task or quality, or a quality that needs an expert where there is none.
     """
-    if given is not None:
-        raise InputError(f"environment={given}: is for a dataset that exists; give dataset= too, or task= alone")
     if quality not in COLLECTION_QUALITIES:
         raise InputError(f"quality={quality!r}: unknown; choose one of {', '.join(COLLECTION_QUALITIES)}")
     check_record(environment)

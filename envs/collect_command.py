@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from envs.collect import collect
+from envs.collect import collect, option_names
 from envs.record import dm_control_record
 from mpdiffuser.config import configured
 from mpdiffuser.errors import InputError
@@ -14,4 +14,5 @@ def main(cfg: DictConfig) -> None:
     if "suite" in cfg.task:
         raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: has a public file; there is nothing to collect")
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
-    print(collect(environment, cfg.quality, cfg.episodes, cfg.seed, cfg.data_root, cfg.processes))
+    with option_names():
+        print(collect(environment, cfg.quality, cfg.episodes, cfg.seed, cfg.data_root, cfg.processes))

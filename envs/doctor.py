@@ -25,6 +25,7 @@ FIXES = {
     "glfw": "apt-get install -y libglfw3 xvfb, then run the program under `xvfb-run -a`, or on a desktop",
     "cgl": "none known: it is part of macOS",
 }
+VARIABLES = ("MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM")  # of the user, which can break a back-end
 TIMEOUT = 120.0  # seconds for one back-end
 SIZE = 64
 
@@ -59,7 +60,8 @@ def examine(back_end: str) -> dict[str, Any]:
     command = [sys.executable, "-P", "-c", "from envs.doctor import probe; probe()"]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = {**os.environ, "MUJOCO_GL": back_end, "PYTHONPATH": path}
-    environment.pop("PYOPENGL_PLATFORM", None)
+    if back_end != _used():
+        environment.pop("PYOPENGL_PLATFORM", None)
     try:
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -74,6 +76,17 @@ def examine(back_end: str) -> dict[str, Any]:
     if outcome["motion"] < 20:
         return {"error": "the picture does not follow the simulation"}
     return outcome
+
+
+def _used() -> str:
+    """The back-end that this program uses."""
+    return os.environ.get("MUJOCO_GL") or BACK_ENDS[0]
+
+
+def _fix(back_end: str, error: str) -> str:
+    """How to repair a back-end."""
+    variables = "".join(f"unset {name}, or set another value; else " for name in VARIABLES if name in error)
+    return f"{variables}(Debian): {FIXES[back_end]}"
 
 
 def compare(outcomes: dict[str, dict[str, Any]]) -> None:
@@ -112,13 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare(outcomes)
     for name, outcome in outcomes.items():
         if "error" in outcome:
-            print(f"{name:8} FAILS: {outcome['error']}\n   fix (Debian): {FIXES[name]}")
+            print(f"{name:8} FAILS: {outcome['error']}\n   fix {_fix(name, outcome['error'])}")
         else:
             print(
                 f"{name:8} works: {outcome['frames_per_second']:.0f} frames/s of {SIZE} x {SIZE}, {outcome['driver']}"
             )
     working = [name for name in BACK_ENDS if "error" not in outcomes[name]]
-    used = os.environ.get("MUJOCO_GL") or BACK_ENDS[0]
+    used = _used()
     print(f"used: {used} (from MUJOCO_GL, whose default on Linux is egl)")
     if not working:
         print("No back-end works: environments give states only, until one is repaired.")

@@ -33,6 +33,12 @@ def check_size(size: int) -> None:
         raise InputError(f"size={size}: must be between 1 and {LARGEST} pixels")
 
 
+def check_camera(model: mujoco.MjModel, camera: int) -> None:
+    """Raise InputError unless the model has a camera of this index."""
+    if not 0 <= camera < model.ncam:
+        raise InputError(f"camera={camera}: this model has cameras 0 to {model.ncam - 1}")
+
+
 def back_end() -> str:
     """Name of MuJoCo's back-end: egl, osmesa, glfw or cgl."""
     return mujoco.GLContext.__module__.split(".")[1]
@@ -57,7 +63,8 @@ def _make_current() -> None:
                 raise gl.failure or RuntimeError("rendering is disabled")
             if os.environ.get("MUJOCO_GL") in ("egl", "osmesa") and os.environ["MUJOCO_GL"] != back_end():
                 raise RuntimeError(f"mujoco was imported with {back_end()}: import envs before mujoco")
-            _gl_context = mujoco.GLContext(64, 64)
+            with gl.on_card():
+                _gl_context = mujoco.GLContext(64, 64)
         except Exception as error:
             raise _no_rendering(error) from error
         atexit.register(_free_all)
@@ -65,8 +72,9 @@ def _make_current() -> None:
 
 
 def _no_rendering(error: Exception) -> InputError:
+    device = f", {gl.DEVICE}={os.environ[gl.DEVICE]!r}" if gl.DEVICE in os.environ else ""
     return InputError(
-        f"MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}: no rendering with this back-end ({error}); "
+        f"MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}{device}: no rendering with this back-end ({error}); "
         "`python -m envs.doctor` finds one that works and prints how to install it"
     )
 
@@ -137,8 +145,7 @@ class Renderer:
     ) -> None:
         if mode not in MODES:
             raise InputError(f"rendering={mode!r}: unknown; choose one of {', '.join(MODES)}")
-        if not 0 <= camera < model.ncam:
-            raise InputError(f"camera={camera}: this model has cameras 0 to {model.ncam - 1}")
+        check_camera(model, camera)
         check_size(size)
         self._model = model
         self._context = self._find_context(size, mode, share)

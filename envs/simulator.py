@@ -16,7 +16,7 @@ from dm_control import suite  # isort: skip
 
 from envs.observations import Observation, stack
 from envs.physics import STATE_KINDS, ActionScaling, get_state
-from envs.rendering import MODES, Renderer, check_size
+from envs.rendering import MODES, Renderer, check_camera, check_size
 from mpdiffuser.errors import InputError
 
 OBSERVATIONS = ("frames", "states", "both")
@@ -112,6 +112,7 @@ class DMControlEnv(gymnasium.Env):
         self.render_mode = "rgb_array"
         self._env = load_suite(task, time_limit)
         self.physics, self._task = self._env.physics, self._env.task
+        check_camera(self.model, camera)
         self._substeps = round(self._env.control_timestep() / self.physics.timestep())
         self.step_limit = float(self._env._step_limit)  # control steps; dm_control has no public name for it
         self.time_limit = self.step_limit * self._env.control_timestep()  # seconds

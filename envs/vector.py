@@ -176,5 +176,5 @@ def _environment(index: int) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": path, **threads}
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip().isdigit()]
     if gpus:
-        environment.setdefault("MUJOCO_EGL_DEVICE_ID", gpus[index % len(gpus)].strip())
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)].strip()  # envs.gl draws on it
     return environment

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 import envs
 from envs.protocol import Environments
-from envs.record import check_record, environment_of
+from envs.record import check_record, environment_of, whole_episodes
 from envs.rendering import back_end
+from envs.vector import VectorEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
@@ -29,10 +30,29 @@ def check_evaluation(cfg: DictConfig) -> None:
     for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0), ("parallel_controllers", 1)):
         if section[name] is not None and section[name] < least:
             raise InputError(f"evaluation.{name}: must be at least {least}, found {section[name]}")
+    if section.first_seed + section.episodes > 2**32:
+        raise InputError(
+            f"evaluation.first_seed: must be at most {2**32 - section.episodes}, found {section.first_seed}"
+        )
     if not 0 <= (section.safety_probability or 0) < 1:
         raise InputError(
             f"evaluation.safety_probability: must be at least 0 and below 1, found {section.safety_probability}"
         )
+
+
+def check_simulator(cfg: DictConfig, environment: Mapping[str, Any]) -> None:
+    """Raise InputError unless the environment can be made and gives what the methods see. It runs in another process.
+
+    Args:
+        cfg: the whole configuration; its pipeline sees pixels.
+        environment: record of the environment.
+    """
+    states = all(METHODS[name].sees_states for name in cfg.evaluation.methods)
+    vector = VectorEnv(whole_episodes(environment), 1, 1, "states" if states else "frames")
+    try:
+        vector.reset(seed=[cfg.evaluation.first_seed])
+    finally:
+        vector.close()
 
 
 def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mpdiffuser.errors import InputError
 
-PANEL = 256  # px, height and width of a picture
+PANEL = 256  # px, longer side of a picture
 GAP, WIDE_GAP, MARGIN = 8, 28, 16
 LINE = 28  # px, height of a text line
 BACKGROUND, INK, FAINT = (24, 26, 30), (236, 238, 240), (150, 156, 164)
@@ -29,8 +29,9 @@ def write_video(
 
     Args:
         file: the file to write.
-        frames: (T, s, s, 3) uint8, of the simulator.
-        imagined: (T, K, s', s', 3) uint8, decoded from the plan at each time; None: no plans.
+        frames: (T, h, w, 3) uint8, of the simulator.
+        imagined: (T, K, h', w', 3) uint8, decoded from the plan at each time, drawn as large as the frames; None: no
+            plans.
         steps_ahead: (K,), of each decoded frame; 0 is the present.
         captions: (T,), a text line above each frame; None: no captions.
         fps: frames per second.
@@ -78,26 +79,23 @@ def _compose(
 ) -> np.ndarray:
     """Return one frame of the video, (height, width, 3) uint8 with even height and width."""
     top = LINE if caption is None else 2 * LINE
-    width = 2 * MARGIN + PANEL + (WIDE_GAP - GAP if len(imagined) else 0) + len(imagined) * (PANEL + GAP)
-    height = top + PANEL + MARGIN
+    high, wide = (max(1, round(PANEL * side / max(frame.shape[:2]))) for side in frame.shape[:2])
+    width = 2 * MARGIN + wide + (WIDE_GAP - GAP if len(imagined) else 0) + len(imagined) * (wide + GAP)
+    height = top + high + MARGIN
     image = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(16)
 
     def place(picture: np.ndarray, label: str, x: int) -> None:
-        image.paste(_enlarge(picture), (x, top))
+        image.paste(Image.fromarray(picture).resize((wide, high), Image.Resampling.NEAREST), (x, top))
         draw.text((x, top - LINE // 2), label, FAINT, font, "lm")
 
     if caption is not None:
         draw.text((MARGIN, LINE // 2 + 2), caption, INK, font, "lm")
     place(frame, "simulator", MARGIN)
     for i, (picture, k) in enumerate(zip(imagined, steps_ahead)):
-        place(picture, f"imagined {f'+{k}' if k else 'now'}", MARGIN + PANEL + WIDE_GAP + i * (PANEL + GAP))
+        place(picture, f"imagined {f'+{k}' if k else 'now'}", MARGIN + wide + WIDE_GAP + i * (wide + GAP))
     return np.asarray(image)
-
-
-def _enlarge(picture: np.ndarray) -> Image.Image:
-    return Image.fromarray(picture).resize((PANEL, PANEL), Image.Resampling.NEAREST)
 
 
 def _check(
@@ -108,8 +106,8 @@ def _check(
     fps: float,
 ) -> None:
     for name, array, ndim, shape in (
-        ("frames", frames, 4, "(T, s, s, 3)"),
-        ("imagined", imagined, 5, "(T, K, s, s, 3)"),
+        ("frames", frames, 4, "(T, h, w, 3)"),
+        ("imagined", imagined, 5, "(T, K, h, w, 3)"),
     ):
         if array is None:
             continue

@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import functools
 import importlib.resources
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,6 +34,7 @@ from mpdiffuser.errors import InputError
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
 KEYS = ("observations", "frames", "actions", "rewards", "costs", "terminations", "truncations")  # of a flat file
 SEVERAL = ("dataset",)  # options that are a text or a list of texts
+PATHS = ("pipeline", "dataset", "data_dir", "data_root", "output_dir", "repeat")  # options that are files or folders
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "environment"), str)
 UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
@@ -83,10 +88,7 @@ def load(name: str, overrides: list[str], folder: Path | None = None) -> DictCon
     if folder is not None:
         _check_files(folder)
     base = _base(name)
-    for override in overrides:
-        if override[:1] in ("+", "~"):
-            raise InputError(f"{override}: options cannot be added or removed; set one as name=value; --help lists all")
-    overrides = [part for override in overrides for part in _task(override, folder)]
+    overrides = [part for override in overrides for part in _task(_checked(override), folder)]
     config = _resolved(_compose(name, overrides, base, folder))
     if config.get("debug"):
         config = _resolved(_compose(name, [*_debug_overrides(config), *overrides], base, folder))
@@ -154,6 +156,60 @@ def settings(section: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(section, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def flat(config: DictConfig) -> dict[str, Any]:
+    """Return option -> value of all options, such as "sampler.steps". Lists are plain Python lists."""
+    return {key: OmegaConf.to_container(v) if isinstance(v, ListConfig) else v for key, v in _leaves(config)}
+
+
+def _checked(word: str) -> str:
+    """Return a word of the command line as an override for Hydra.
+
+    Raises:
+        InputError: unless it is OPTION=VALUE, with one value that Hydra can read.
+    """
+    option, equals, _ = word.partition("=")
+    if word[:1] in ("+", "~"):
+        raise InputError(f"{word}: options cannot be added or removed; set one as name=value; --help lists all")
+    if word[:1] == "-" and word not in ("-m", "--multirun"):
+        raise InputError(f"{word}: no such flag; there are {OWN}FOLDER and --help, and options as name=value")
+    loop = "several runs need a loop of the shell, such as: for s in 0 1 2; do COMMAND seed=$s; done"
+    if word[:1] == "-":
+        raise InputError(f"{word}: no such flag; {loop}")
+    if not option or not equals:
+        raise InputError(f"{word!r}: must be name=value; --help lists all options")
+    override = _quoted_path(word)
+    try:
+        several = OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException as error:
+        reason = " ".join(str(error).split()).partition(" See https")[0]
+        raise InputError(
+            f"{option}: cannot read {word!r} ({reason}); quote special characters twice: \"{option}='TEXT'\""
+        ) from error
+    if several:
+        raise InputError(f'{option}: must be one value, found {word!r}; a list is "{option}=[a,b]"; {loop}')
+    return override
+
+
+def _quoted_path(override: str) -> str:
+    """Quote the value of an option that is a path, so that Hydra takes characters such as = and , as they are.
+
+    A leading ~ is the home folder, as in a shell. A value with Hydra's own quotes is not changed. Of a list, each path
+    is quoted.
+    """
+    option, _, value = override.partition("=")
+    if option not in PATHS or value in ("", "null"):
+        return override
+    if option in SEVERAL and value[0] == "[" and value[-1] == "]":
+        return f"{option}=[{','.join(_quoted(part.strip()) for part in value[1:-1].split(','))}]"
+    return f"{option}={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value
+    return QuotedString(os.path.expanduser(value), Quote.single).with_quotes()
 
 
 def _task(override: str, folder: Path | None) -> list[str]:
@@ -237,7 +293,7 @@ def _explain(error: Exception, overrides: list[str], base: DictConfig | None) ->
     """Return the message of a Hydra error; for an unknown option, a message with the most similar names."""
     message = " ".join(str(error).split())[:2000]
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = override.partition("=")[0]
         if key and "not in struct" in message + str(error.__cause__) and f"'{key}'" in message:
             known = dict(_leaves(base)) if base is not None else {}
             return f"{key}: no such option (found {override!r}); {_nearest(key, known)}"

@@ -1,21 +1,22 @@
 """Start-up of a training run: checks, processes, threads, seeds and trackers."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from omegaconf import DictConfig, OmegaConf
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from omegaconf import DictConfig
 
 from mpdiffuser import __version__
-from mpdiffuser.config import settings
+from mpdiffuser.config import flat, settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim
 from mpdiffuser.machine import git_commit
@@ -35,7 +36,11 @@ RANGES = {
     "occupancy": (0, 1),
     "seed": (0, 2**32 - 1),
     "threads": (1, 1024),
+    "processes": (1, 1024),
 }
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "mpdiffuser[wandb]"}  # name -> what pip installs
+# ways of training of accelerate that the trainer does not have; accelerate launch sets these variables
+UNKNOWN_TO_TRAINER = ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG")
 
 
 class Clock:
@@ -65,12 +70,22 @@ def start(cfg: DictConfig) -> Accelerator:
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     output = Path(cfg.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=not torch.accelerator.is_available(),  # several processes on a CPU need it to communicate
-        log_with=list(cfg.trackers) or None,
-        project_dir=output / "tensorboard",
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=not torch.accelerator.is_available(),  # several processes on a CPU need it to communicate
+            log_with=list(cfg.trackers) or None,
+            project_dir=output / "tensorboard",
+            # in place of values that accelerate finds in the environment
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+        )
+    except (ValueError, RuntimeError) as error:
+        found = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("ACCELERATE_")]
+        raise InputError(
+            f"accelerate cannot start ({error}); it was given mixed_precision={precision} and, in the environment, "
+            f"{', '.join(found) or 'nothing'}"
+        ) from error
     for part in cfg.train:
         if train_config(cfg, part).batch_size % accelerator.num_processes:
             raise InputError(
@@ -83,9 +98,63 @@ def start(cfg: DictConfig) -> Accelerator:
 
 
 def start_trackers(accelerator: Accelerator, cfg: DictConfig) -> None:
-    """Open the logs of the trackers. Call this after `check_folder`, since it writes into the run's folder."""
-    if cfg.trackers:
-        accelerator.init_trackers("mpdiffuser", {"configuration": OmegaConf.to_yaml(cfg)})
+    """Open the logs of the trackers. Call this after `check_folder`, since it writes into the run's folder.
+
+    Each tracker gets the configuration as a dict with one entry for each option, such as "task.name".
+
+    Raises:
+        InputError: if a tracker cannot start.
+    """
+    if not cfg.trackers:
+        return
+    options = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)  # tensorboard takes only these types
+        for key, value in flat(cfg).items()
+    }
+    try:
+        accelerator.init_trackers("mpdiffuser", options)
+    except Exception as error:  # each tracker has its own
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise InputError(
+            f"trackers: {', '.join(cfg.trackers)} cannot start ({reason}); set trackers=[tensorboard] or trackers=[]"
+        ) from error
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError for a tracker that is unknown, not installed, or without the key that it needs."""
+    for name in names:
+        if name not in TRACKERS:
+            raise InputError(f"trackers: must be of {', '.join(TRACKERS)}; found {[*names]}")
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"trackers: {name} is not installed: pip install '{TRACKERS[name]}'; or leave it out")
+    if "wandb" in names and os.environ.get("RANK", "0") == "0":
+        _log_in_to_wandb()
+
+
+def _log_in_to_wandb() -> None:
+    """Log in, unless wandb writes to files only. On a terminal without a key, wandb asks for one."""
+    try:
+        import wandb
+
+        ready = wandb.setup().settings.mode in ("offline", "dryrun", "disabled") or wandb.login()
+        reason = "" if ready else "no key on this machine"
+    except Exception as error:  # its versions have different ones
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if reason:
+        raise InputError(
+            f"trackers: wandb cannot log in ({reason}): run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline"
+        )
+
+
+def check_environment() -> None:
+    """Raise InputError for a variable of accelerate that asks for a way of training that the trainer does not have."""
+    for name in UNKNOWN_TO_TRAINER:
+        variable = f"ACCELERATE_{name}"
+        if os.environ.get(variable, "false").lower() not in ("false", "0", "no", "off", ""):
+            raise InputError(
+                f"{variable}={os.environ[variable]}: this program trains on one or several processes without it; unset "
+                "it, or choose none of these in `accelerate config`"
+            )
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -98,9 +167,10 @@ def check_training(cfg: DictConfig) -> None:
         )
     if cfg.mixed_precision not in ("auto", "no", "fp16", "bf16"):
         raise InputError(f"mixed_precision: must be auto, no, fp16 or bf16, found {cfg.mixed_precision!r}")
-    unknown = set(cfg.trackers) - {"tensorboard", "wandb"}
-    if unknown:
-        raise InputError(f"trackers: must be of tensorboard, wandb; found {sorted(unknown)}")
+    if cfg.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise InputError("mixed_precision: fp16 needs a GPU; on a CPU use no or bf16")
+    check_environment()
+    check_trackers(cfg.trackers)
     if Path(os.path.abspath(cfg.output_dir)).is_file():
         raise InputError(f"output_dir: {cfg.output_dir} is a file")
     check_samplers(cfg, cfg.horizon)

@@ -129,7 +129,7 @@ class Trainer:
             `config` and the model's configuration.
 
     Raises:
-        InputError: if the processes cannot divide the batch evenly.
+        InputError: if the processes cannot divide the batch evenly, or the accelerator accumulates gradients.
     """
 
     def __init__(
@@ -152,6 +152,11 @@ class Trainer:
         processes = accelerator.num_processes
         if config.batch_size % processes:
             raise InputError(f"{name}.batch_size: {config.batch_size} cannot be split among {processes} processes")
+        if accelerator.gradient_accumulation_steps != 1:
+            raise InputError(
+                f"accelerator: gradient_accumulation_steps must be 1, found {accelerator.gradient_accumulation_steps} "
+                "(see ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment); raise batch_size instead"
+            )
         self.share = config.batch_size // processes
         self.model.to(accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]

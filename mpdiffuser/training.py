@@ -33,11 +33,11 @@ from mpdiffuser.windows import split, step_rows
 COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
 ORIGIN = ("commit", "versions", "levels")  # entries of a pipeline's info that may differ between equal pipelines
 # Options that no model depends on. The first group selects the dataset; the identity has the dataset's checksum
-# instead. All other options, including new ones, are part of each model's identity.
+# instead. No model depends on the decoder. All other options, including new ones, are part of each model's identity.
 WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
-    "environment",
-    *("output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers", "debug", "debug_rules"),
+    *("environment", "decoder", "output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers"),
+    *("debug", "debug_rules"),
     *MAY_CHANGE,
 }
 

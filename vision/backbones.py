@@ -1,6 +1,7 @@
 """Backbones. A backbone maps one frame to a spatial feature map, since global pooling would remove positions.
 
 Names: `timm:NAME` (any timm model with feature maps), `torchvision:resnetNN`, `conv` (small, trained from scratch).
+Frames have any height and width. Where a timm model takes pictures of one size only, the frames are resized to it.
 """
 
 from pathlib import Path
@@ -10,12 +11,13 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 from mpdiffuser.errors import InputError
 
 DEFAULT = "timm:tf_efficientnet_lite0"
 RESNET_LAYERS = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
+SMALL = (64, 64)  # height and width, to find out whether a network takes other sizes than that of its training
 
 
 class Backbone(nn.Module):
@@ -23,11 +25,14 @@ class Backbone(nn.Module):
 
     Args:
         name: see the module.
-        stride: stride of the stage, in pixels of the frame for each cell of the feature map: 4, 8, 16 or 32.
+        stride: stride of the stage, in pixels of the picture for each cell of the feature map, such as 4, 8, 16 or 32.
         pool: average pooling reduces the feature map to pool x pool cells.
 
+    Attributes:
+        picture: the (height, width) of the network's input; None: that of the frames.
+
     Raises:
-        InputError: for an unknown name, or a stride that the network does not have.
+        InputError: for an unknown name, a stride that the network does not have, or a pool below 1.
     """
 
     mean: torch.Tensor
@@ -35,6 +40,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str = DEFAULT, stride: int = 16, pool: int = 4) -> None:
         super().__init__()
+        if pool < 1:
+            raise InputError(f"encoder.pool: must be at least 1, found {pool}")
+        self.name, self.stride = name, stride
         library, _, model = name.partition(":")
         mean: tuple[float, ...] = (0.485, 0.456, 0.406)
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -46,6 +54,8 @@ class Backbone(nn.Module):
             self.net, self.channels, mean, std = _small_conv(stride), 64, (0.5,) * 3, (0.5,) * 3
         else:
             raise InputError(f"encoder.backbone: must be timm:NAME, torchvision:resnetNN, or conv; found {name!r}")
+        self.picture = _fixed_size(model, self.net) if library == "timm" else None
+        self.channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
         self.pool = pool
         self.dim = self.channels * pool * pool
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -53,9 +63,58 @@ class Backbone(nn.Module):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, height, width, 3) uint8 -> features (B, channels * pool * pool)."""
+        return _pooled(self.maps(frames), self.pool).flatten(1)
+
+    def maps(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (B, height, width, 3) uint8 -> feature maps (B, channels, rows, columns)."""
         images = frames.permute(0, 3, 1, 2).to(self.std.dtype) / 255  # a view in channels-last memory order
+        if self.picture is not None and tuple(images.shape[-2:]) != self.picture:
+            images = interpolate(images, self.picture, mode="bilinear", align_corners=False)
         maps = self.net((images - self.mean) / self.std)
-        return _pooled(maps[0] if isinstance(maps, list) else maps, self.pool).flatten(1)
+        maps = maps[0] if isinstance(maps, list) else maps
+        return maps.permute(0, 3, 1, 2) if self.channels_last else maps
+
+    @torch.inference_mode()
+    def check_frames(self, height: int, width: int) -> None:
+        """Raise InputError unless the network takes frames of this size. If it gets them resized, print a note."""
+        frames = f"frames of {height} x {width}"
+        try:
+            maps = self.maps(torch.zeros(1, height, width, 3, dtype=torch.uint8, device=self.std.device))
+        except Exception as error:  # each network has its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(
+                f"encoder.backbone: {self.name} cannot take {frames} ({reason}); choose another backbone, or frames of "
+                "another size (task.size)"
+            ) from error
+        if maps.ndim != 4 or maps.shape[1] != self.channels:
+            raise InputError(
+                f"encoder.backbone: {self.name} gives no maps of {self.channels} channels, but {[*maps.shape]}; "
+                "choose another backbone"
+            )
+        rows, columns = maps.shape[-2:]
+        if self.pool > min(rows, columns):
+            raise InputError(
+                f"encoder.pool: must be at most {min(rows, columns)}, since {frames} have a feature map of {rows} x "
+                f"{columns} cells at encoder.stride={self.stride}; found {self.pool}; or take larger frames (task.size)"
+            )
+        if self.picture is not None and self.picture != (height, width):
+            print(f"note: {frames} are resized to {' x '.join(map(str, self.picture))}, the input size of {self.name}")
+
+
+def _fixed_size(model: str, net: nn.Module) -> tuple[int, int] | None:
+    """Return the (height, width) of a timm model's input; None: it takes other sizes."""
+    settings = timm.get_pretrained_cfg(model)
+    if settings is None or not settings.fixed_input_size:
+        return None
+    training = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, *SMALL, device=next(net.parameters()).device))
+    except Exception:  # each network has its own
+        return settings.input_size[1:]
+    finally:
+        net.train(training)
+    return None
 
 
 def _pooled(maps: torch.Tensor, cells: int) -> torch.Tensor:
@@ -77,12 +136,12 @@ def _timm(model: str, stride: int) -> tuple[nn.Module, int, tuple[float, ...], t
         )
     try:
         stages = timm.create_model(model, features_only=True).feature_info
-    except (RuntimeError, AttributeError, AssertionError) as error:
+    except Exception as error:  # each network has its own
         raise InputError(f"encoder.backbone: timm's {model!r} gives no feature maps ({error})") from error
     if stride not in stages.reduction():
         raise InputError(f"encoder.stride: {model} has strides {stages.reduction()}, found {stride}")
-    index = stages.reduction().index(stride)
-    net = timm.create_model(model, features_only=True, out_indices=(index,))
+    index = max(i for i, each in enumerate(stages.reduction()) if each == stride)  # the last of several
+    net = timm.create_model(model, features_only=True, out_indices=(stages.out_indices[index],))
     settings = timm.get_pretrained_cfg(model)
     if settings is None:
         return net, stages.channels()[index], (0.5,) * 3, (0.5,) * 3

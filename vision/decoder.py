@@ -14,49 +14,57 @@ from mpdiffuser.models.normalizer import Normalizer
 
 
 class Decoder(Model):
-    """A network that maps latents (B, d) to frames (B, size, size, 3).
+    """A network that maps latents (B, d) to frames (B, height, width, 3).
+
+    It draws a small grid and doubles it until it covers the frame. The rest of the grid is cut off.
 
     Args:
         latent_dim: d.
-        size: height and width of the frames, 4 times a power of two (8, 16, 32, ...).
-        width: number of channels of the last layer.
+        height, width: of the frames, in pixels.
+        channels: number of channels of the last layer, a multiple of 8.
 
     Raises:
-        InputError: for a size that is not allowed.
+        InputError: for a number that is not allowed.
     """
 
     @register_to_config
-    def __init__(self, latent_dim: int, size: int = 64, width: int = 8) -> None:
+    def __init__(self, latent_dim: int, height: int = 64, width: int = 64, channels: int = 8) -> None:
         super().__init__()
-        doublings = (size // 4).bit_length() - 1
-        if size != 4 * 2**doublings or doublings < 1:
-            raise InputError(f"decoder.size: must be 8, 16, 32, 64, ...; found {size}")
+        for name, side in (("height", height), ("width", width)):
+            if side < 1:
+                raise InputError(f"decoder.{name}: must be at least 1 pixel, found {side}")
+        if channels < 8 or channels % 8:
+            raise InputError(f"decoder.channels: must be a multiple of 8, found {channels}")
+        self.height, self.width = height, width
+        doublings = max(0, (min(height, width) // 4).bit_length() - 1)  # so that the first grid is 4 to 7 cells high
+        rows, columns = (-(-side // 2**doublings) for side in (height, width))
         self.latents = Normalizer(latent_dim)
-        channels = [width * 2**i for i in range(doublings, -1, -1)]
+        widths = [channels * 2**i for i in range(doublings, -1, -1)]
         self.enter = nn.Sequential(
             nn.Linear(latent_dim, 256),
             nn.SiLU(),
-            nn.Linear(256, channels[0] * 16),
-            nn.Unflatten(1, (channels[0], 4, 4)),
+            nn.Linear(256, widths[0] * rows * columns),
+            nn.Unflatten(1, (widths[0], rows, columns)),
         )
         layers: list[nn.Module] = []
-        for a, b in pairwise(channels):
+        for a, b in pairwise(widths):
             layers += [nn.GroupNorm(8, a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)]
-        self.grow = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], 3, 3, padding=1))
+        self.grow = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, d) -> pictures (B, 3, size, size), values about 0..1."""
-        return self.grow(self.enter(self.latents.normalize(latents))) + 0.5
+        """Latents (B, d) -> pictures (B, 3, height, width), values about 0..1."""
+        grid = self.grow(self.enter(self.latents.normalize(latents)))
+        return grid[..., : self.height, : self.width] + 0.5
 
     @torch.inference_mode()
     def frames(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, d) -> frames (B, size, size, 3) uint8."""
+        """Latents (B, d) -> frames (B, height, width, 3) uint8."""
         return (self(latents).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Return the loss of a batch of `Pictures`: latents (B, d), frames (B, size, size, 3) uint8.
+        """Return the loss of a batch of `Pictures`: latents (B, d), frames (B, height, width, 3) uint8.
 
         A pixel has a larger weight if it differs from the mean picture of the batch.
         """

@@ -34,7 +34,7 @@ class PixelEncoder(Model):
         proprioception: p, the number of measured values beside the pictures; 0: none.
 
     Raises:
-        InputError: for a history below 1, a latent_dim that leaves no learned entry, and as `Backbone`.
+        InputError: for a size below 1, a latent_dim that leaves no learned entry, and as `Backbone`.
     """
 
     sees_pixels = True
@@ -55,8 +55,10 @@ class PixelEncoder(Model):
         proprioception: int = 0,
     ) -> None:
         super().__init__()
-        if history < 1:
-            raise InputError(f"encoder.history: must be at least 1, found {history}")
+        sizes = {"latent_dim": latent_dim, "history": history, "projection": projection, "hidden": hidden}
+        for name, size in sizes.items():
+            if size < 1:
+                raise InputError(f"encoder.{name}: must be at least 1, found {size}")
         if latent_dim <= proprioception:
             raise InputError(f"encoder.latent_dim: must be above {proprioception}, found {latent_dim}")
         self.history, self.learned_dim = history, latent_dim - proprioception

@@ -1,4 +1,4 @@
-"""Train the encoder, compute the latents of all rows, and train the decoder."""
+"""Check and train the encoder, compute the latents of all rows, and train the decoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +22,45 @@ from vision.encoder import PixelEncoder, Representation
 from vision.states import with_latents
 
 
+def check_encoder(cfg: DictConfig, episodes: Episodes | None) -> None:
+    """Check that the encoder can be made and takes the frames, before data are collected.
+
+    Args:
+        cfg: the whole configuration.
+        episodes: the dataset; None: it will be collected, with frames of cfg.task.size.
+
+    Raises:
+        InputError: if it does not, or if the run's folder has the evaluation of a pipeline with another `decoder`.
+    """
+    shapes = [(cfg.task.size,) * 2] if episodes is None else _cameras(episodes)
+    options = settings(cfg.encoder)
+    pretrained, download = options.pop("pretrained"), options.pop("download")
+    encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
+    for height, width, *_ in shapes:
+        encoder.eval().frame_net.check_frames(height, width)
+    output = Path(cfg.output_dir)
+    if (output / "metrics.json").exists() and (output / "pipeline" / "decoder").is_dir() != cfg.decoder:
+        raise InputError(
+            f"decoder={cfg.decoder}: {output} holds a run with {not cfg.decoder}; choose another output_dir="
+        )
+
+
+def _cameras(episodes: Episodes) -> list[tuple[int, ...]]:
+    """Return the shapes of the pictures of each camera. Raise InputError if the dataset has none."""
+    shapes = [episodes[name].shape[1:] for name in inputs(episodes)[0]]
+    if not shapes:
+        raise InputError(f"{episodes.path}: holds no pictures; for states use train_state.py")
+    return shapes
+
+
 def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
     """Build the untrained encoder with its training heads, and load the pretrained weights of the backbone.
 
     Raises:
         InputError: if the dataset has no pictures, or the backbone's weights are not on this machine.
     """
+    _cameras(episodes)
     pictures, measured = inputs(episodes)
-    if not pictures:
-        raise InputError(f"{episodes.path}: holds no pictures; for states use train_state.py")
     options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1], "cameras": len(pictures)}
     options["proprioception"] = sum(episodes[name].shape[1] for name in measured)
     options["latent_dim"] += options["proprioception"]
@@ -58,7 +88,8 @@ def encoder_identities(cfg: DictConfig, data: str, representation: Representatio
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
     latents = {"data": data, "latents": {**options, "backbone_weights": weights}}
-    return {"representation": latents, "decoder": {**latents, "train_section": settings(cfg.train.decoder)}}
+    decoder = {"decoder": {**latents, "train_section": settings(cfg.train.decoder)}} if cfg.decoder else {}
+    return {"representation": latents, **decoder}
 
 
 def train_encoder(
@@ -68,8 +99,8 @@ def train_encoder(
     identities: Mapping[str, Any],
     accelerator: Accelerator,
     clock: Clock,
-) -> tuple[PixelEncoder, Decoder, Episodes]:
-    """Train the encoder and the decoder under cfg.output_dir.
+) -> tuple[PixelEncoder, Decoder | None, Episodes]:
+    """Train the encoder and, with cfg.decoder, the decoder under cfg.output_dir.
 
     Args:
         cfg: the whole configuration.
@@ -79,7 +110,7 @@ def train_encoder(
         accelerator, clock: of the run.
 
     Returns:
-        The encoder, the decoder, and the episodes with latents (M, d) as `observations`.
+        The encoder, the decoder or None, and the episodes with latents (M, d) as `observations`.
 
     Raises:
         InputError: if the folder has a run with another identity.
@@ -103,12 +134,12 @@ def train_encoder(
         with clock(name):
             return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
-    decoder = Decoder(
-        encoder.config["latent_dim"], episodes[inputs(episodes)[0][0]].shape[1]
-    )  # refuses sizes that it cannot draw
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
-    decoder.latents.fit(latents)
-    decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
+    decoder = None
+    if cfg.decoder:
+        decoder = Decoder(encoder.config["latent_dim"], *_cameras(episodes)[0][:2])
+        decoder.latents.fit(latents)
+        decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     return encoder, decoder, with_latents(episodes, latents)
