@@ -201,6 +201,8 @@ def run_methods(
                 environments.append(VectorEnv(whole_episodes(record), count, processes, observation))
             check_environments(environments[0], pipeline, states)
             actions = environments[0].single_action_space
+            if cfg.evaluation.probe_every and not states and not environments[0].can_peek:
+                print("note: plans are not compared with the simulator, since its state cannot be restored")
             for row, (method, setup) in left.items():
                 film = row == MPDiffuser.name and pipeline.decoder is not None
                 probe_every = cfg.evaluation.probe_every if method.plans_states else 0

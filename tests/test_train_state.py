@@ -264,6 +264,62 @@ def test_a_task_without_an_environment_is_trained(
     assert status == 2 and "environment is missing: it cannot be evaluated" in error
 
 
+LAKE = """
+import gymnasium, numpy as np
+class Lake(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9, 9, (WIDTH,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.np_random.normal(size=WIDTH), {}
+    def step(self, action):
+        self.time += 1
+        return self.np_random.normal(size=WIDTH), 1.0, False, self.time == 5, {}
+"""
+
+
+@pytest.fixture
+def lakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments with 4 and with 3 numbers, in modules of the current folder."""
+    for width in (4, 3):
+        (tmp_path / f"own_lake_{width}.py").write_text(f"WIDTH = {width}\n{LAKE}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("somewhere")  # sys.path is restored afterwards
+
+
+@pytest.mark.slow
+def test_ones_own_environment_of_a_task_without_one(data: Path, tmp_path: Path, run: Run, lakes: None) -> None:
+    options = ["task=d4rl/maze2d-umaze-v1", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
+    options += ["evaluation.methods=[random,mpdiffuser]"]
+    status, _, error = run(train_state, *options, "environment=own_lake_4:Lake")
+    assert status == 0, error
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [method["returns"] for method in metrics["methods"].values()] == [[5.0, 5.0]] * 2
+    pipeline = tmp_path / "out" / "pipeline"
+    info = MPDiffuserPipeline.from_pretrained(pipeline).config["info"]
+    assert info["environment"] == {"kind": "user", "factory": "own_lake_4:Lake"} and "decision_seconds" not in info
+    status, out, error = run(train_state, *options, "environment=own_lake_4:Lake")
+    assert status == 0 and "planner: trained already" in out and "Evaluation: reusing" in out
+    status, _, error = run(evaluate, f"pipeline={pipeline}")
+    assert status == 2 and "give environment=package.module:factory on the command line" in error
+
+
+def test_an_environment_that_does_not_fit_is_refused_before_a_training(
+    data: Path, tmp_path: Path, run: Run, lakes: None
+) -> None:
+    options = ["task=d4rl/maze2d-umaze-v1", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
+    for given, words in (
+        ("own_lake_3:Lake", "environment: observations (3,), but the data have (4,)"),
+        ("own_lake_2:Lake", "environment=own_lake_2:Lake: cannot import own_lake_2 (ModuleNotFoundError"),
+        ("Hopper-v4", "environment: actions (3,), but the data have (2,)"),
+        ("CartPole-v1", "environment 'CartPole-v1': actions must be real numbers"),
+    ):
+        status, _, error = run(train_state, *options, f"environment={given}")
+        assert status == 2 and error.startswith(f"error: {words}")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_expert_where_there_is_none(data: Path, tmp_path: Path, run: Run) -> None:
     options = ["task=d4rl/hopper-medium-v2", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
     status, _, error = run(train_state, *options, "evaluation.methods=[expert]")

@@ -169,12 +169,9 @@ def test_every_method_can_be_asked_for(method: str) -> None:
 
 @pytest.fixture
 def hopper_stand(tmp_path: Path) -> list[str]:
-    """Options for a task of the user's own file."""
-    (tmp_path / "own" / "task").mkdir(parents=True)
-    text = "name: hopper_stand\naction_repeat: 4\nsize: 64\ncamera: 0\n"
-    (tmp_path / "own" / "task" / "hopper_stand.yaml").write_text(text)
-    options = [f"--config-dir={tmp_path / 'own'}", "task=hopper_stand", "quality=random", "episodes=2"]
-    return [*options, "episode_seconds=0.8", f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
+    """Options for a task that no file of configs/task/ names."""
+    options = ["task=hopper_stand", "quality=random", "episodes=2", "episode_seconds=0.8"]
+    return [*options, f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
 
 
 @pytest.mark.slow
@@ -194,7 +191,56 @@ def test_the_expert_alone_is_an_error(hopper_stand: list[str], run: Run, tmp_pat
     status, _, error = run(*TINY, *hopper_stand, "evaluation.methods=[expert]")
     assert status == 2 and error.startswith("error: evaluation.methods: there is no expert") and error.count("\n") == 1
     assert "hopper_stand" in error
-    assert [path.name for path in tmp_path.iterdir()] == ["own"]  # nothing was collected or trained
+    assert not list(tmp_path.iterdir())  # nothing was collected or trained
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["task=finger_spin"], "quality='mixed': there is no expert of finger_spin; use quality=random"),
+        (["task=finger_spn", "quality=random"], "task='finger_spn': no such dm_control task; did you mean finger_spin"),
+        (["task=lqr_lqr_2_1", "quality=random"], "task='lqr_lqr_2_1' has no time limit of its own; give one"),
+        (["task=walker_walk", "task.action_repeat=3"], "action_repeat=3: the policies of walker_walk were made for 2"),
+        (["environment=Pendulum-v1"], "environment=Pendulum-v1: is for a dataset that exists; give dataset= too"),
+    ],
+)
+def test_what_cannot_be_collected_is_refused_at_once(options: list[str], words: str, run: Run, tmp_path: Path) -> None:
+    status, out, error = run(*TINY, *options, f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}")
+    assert (status, out) == (2, "") and error.startswith(f"error: {words}") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+SCREEN = """
+import gymnasium, numpy as np
+class Screen(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict({"frames": gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)})
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return {"frames": np.zeros((64, 64, 3), np.uint8)}, {}
+    def step(self, action):
+        self.time += 1
+        return {"frames": np.full((64, 64, 3), self.time, np.uint8)}, 1.0, self.time == 4, False, {}
+"""
+
+
+@pytest.mark.slow
+def test_pictures_of_ones_own_environment(
+    dataset: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_screen.py").write_text(SCREEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("somewhere")  # sys.path is restored afterwards
+    options = [f"dataset={dataset}", f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
+    status, _, error = run(*CLONING, *options, "environment=own_screen:Screen")
+    assert status == 0, error
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {name: method["returns"] for name, method in metrics["methods"].items()} == {
+        "random": [4.0],
+        "cloning": [4.0],
+    }
+    status, _, error = run(*CLONING, *options, "environment=own_screen:Scren")
+    assert status == 2 and "own_screen has no Scren; nearest: Screen" in error
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ class Stub:
         self.record, self.num_envs, self.observation = record, num_envs, observation
         self.single_action_space = gymnasium.spaces.Box(-1, 1, (2,))
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,))
-        self.decision_seconds = 0.04
+        self.decision_seconds, self.can_peek = 0.04, True
 
     def close(self) -> None:
         """Nothing is open."""

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
-from envs.gym_env import GymEnv
-from evaluation.check import check_evaluation, require_models
+from evaluation.check import check_evaluation, require_models, with_environment
+from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 
@@ -58,14 +59,18 @@ def test_models_that_a_folder_does_not_hold(stage: SimpleNamespace) -> None:
         ({"observation": {"shape": [3], "dtype": "uint8"}}, r"dtype float32, but .* trained with uint8"),
         (
             {"environment": {"env_id": "x"}},
-            r"info\.environment\.kind: must be one of dm_control, gymnasium, found None",
+            r"info\.environment\.kind: must be one of dm_control, gymnasium, user, found None",
         ),
         (
             {"environment": {"kind": "gymnasium", "env_id": "x", "command": "y"}},
             r"info\.environment: no field 'command'",
         ),
         ({"environment": {"kind": "dm_control", "task": "x"}}, r"info\.environment\.action_repeat: is missing"),
-        ({"environment": None}, r"the pipeline's info: environment is missing: it cannot be evaluated"),
+        ({"environment": None}, r"the pipeline's info: environment is missing: it cannot be evaluated; give env"),
+        (
+            {"environment": {"kind": "user", "factory": "own_crane:make"}},
+            r"info\.environment: is the user's own, 'own_crane:make'; .* give environment=package\.module:factory",
+        ),
         ({"data": None}, r"the pipeline's info: data is missing"),
     ],
 )
@@ -78,7 +83,11 @@ def test_what_does_not_fit_the_record(stage: SimpleNamespace, info: dict[str, An
 
 @pytest.mark.parametrize(
     ("low", "high", "dimension", "words"),
-    [(-2, 1, 2, "low -2.0, .* -1.0"), (-1, 3, 2, "high 3.0, .* 1.0"), (-1, 1, 3, r"actions \(3,\).*\(2,\)")],
+    [
+        (-0.5, 1, 2, r"actions\[0\] lies in \[-0\.5, 1\], but the pipeline was trained with \[-0\.\d+, 0\.\d+\]"),
+        (-1, 0.5, 2, r"actions\[0\] lies in \[-1, 0\.5\], but"),
+        (-1, 1, 3, r"actions \(3,\), but the pipeline was trained with \(2,\)"),
+    ],
 )
 def test_an_environment_with_other_actions(
     stage: SimpleNamespace, low: float, high: float, dimension: int, words: str
@@ -99,6 +108,50 @@ def test_another_back_end_is_only_noted(stage: SimpleNamespace, capsys: Any) -> 
     assert "note: rendering with " in capsys.readouterr().out and stage.asked == stage.methods
 
 
-def test_an_environment_that_names_a_module() -> None:
-    with pytest.raises(InputError, match=r"environment 'os:Hopper-v4': must be a name such as"):
-        GymEnv("os:Hopper-v4")
+PENDULUM = {"kind": "gymnasium", "env_id": "Pendulum-v1"}
+
+
+def swings(reach: float, columns: int = 3, **info: Any) -> Episodes:
+    """Three episodes with the shapes of Pendulum, whose largest action is `reach`."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "observations": random.normal(size=(12, columns)).astype(np.float32),
+        "actions": np.resize([0.1, -0.2, reach, 99.0], (12, 1)).astype(np.float32),  # the last rows are no steps
+        "rewards": np.ones(12, np.float32),
+        "terminations": np.zeros(12, bool),
+        "truncations": np.zeros(12, bool),
+    }
+    return Episodes(arrays, np.arange(4) * 4, info)
+
+
+def test_the_environment_of_the_data_is_checked_before_a_training(capsys: Any) -> None:
+    own = with_environment(swings(1.9, environment=PENDULUM, task="swing"), None)
+    given = with_environment(swings(1.9, task="swing", decision_seconds=0.05), "Pendulum-v1")
+    assert own.info == {"task": "swing", "environment": PENDULUM}
+    assert given.info == own.info | {"decision_seconds": 0.05}  # Pendulum does not tell its own
+    none = swings(9.0)
+    assert with_environment(none, None) is none and not capsys.readouterr().out
+    with_environment(swings(-1.0), "Pendulum-v1")
+    assert "note: the data's actions lie in [-1, 1], the environment's in Box(-2.0, 2.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("episodes", "given", "words"),
+    [
+        (swings(1.0, 4), "Pendulum-v1", r"environment: observations \(3,\), but the data have \(4,\)"),
+        (swings(2.1), "Pendulum-v1", r"actions\[0\] lies in \[-2, 2\], but the data have \[-0\.2, 2\.1\]; give"),
+        (swings(1.0, 11), "Hopper-v4", r"environment: actions \(3,\), but the data have \(1,\)"),
+        (
+            swings(1.0, 4, decision_seconds=0.1),
+            "InvertedPendulum-v5",
+            r"environment: decision_seconds 0\.04, but the data have 0\.1",
+        ),
+        (swings(1.0), "MountainCar-v0", r"environment 'MountainCar-v0': actions must be real numbers.*Discrete\(3\)"),
+        (swings(1.0), "no_such_module:make", r"environment=no_such_module:make: cannot import no_such_module"),
+        (swings(1.0, environment=PENDULUM | {"command": "ls"}), None, r"environment: no field 'command'"),
+        (swings(1.0, environment={"kind": "user", "factory": "os:abort"}), None, r"environment: is the user's own"),
+    ],
+)
+def test_an_environment_that_does_not_fit_the_data(episodes: Episodes, given: str | None, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        with_environment(episodes, given)

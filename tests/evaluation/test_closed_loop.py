@@ -18,7 +18,7 @@ class Noted(RandomPolicy):
     """Random actions, which depend on the seed; notes who asks, and fails after some."""
 
     def __init__(self, lasts: int = 10**6) -> None:
-        super().__init__(3)
+        super().__init__(np.full(3, -1), np.ones(3))
         self.lasts = lasts
         self.threads: set[int] = set()
 

@@ -61,4 +61,58 @@ def test_a_pipeline_without_an_environment(stage: SimpleNamespace, command: Call
     with pytest.raises(SystemExit) as caught:
         command(f"pipeline={stage.folder}")
     assert caught.value.code == 2 and not stage.asked
-    assert "environment is missing: it cannot be evaluated in an environment" in capsys.readouterr().err
+    assert "environment is missing: it cannot be evaluated; give environment=" in capsys.readouterr().err
+
+
+FERRY = """
+import gymnasium, numpy as np
+class Ferry(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict(
+        {"wind": gymnasium.spaces.Box(-9, 9, (1,)), "place": gymnasium.spaces.Box(-9, 9, (2,))}
+    )
+    action_space = gymnasium.spaces.Box(-3, 3, (2,))
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.seen(), {}
+    def seen(self):
+        return {"wind": self.np_random.normal(size=1), "place": np.zeros(2)}
+    def step(self, action):
+        self.time += 1
+        return self.seen(), float(np.abs(action).max()), False, self.time == 3, {"cost": 2.0}
+"""
+
+
+@pytest.mark.slow
+def test_an_environment_of_ones_own(
+    tmp_path: Path, make_folder, make_pipeline, command: Callable[..., None], capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no state that could be restored, so plans are not compared with it. A file alone never makes it."""
+    (tmp_path / "own_ferry.py").write_text(FERRY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("somewhere")  # sys.path is restored afterwards
+    stored = {"kind": "user", "factory": "own_ferry:Ferry"}
+    info = {"task": "ferry", "data": "abc", "environment": stored}
+    folder = make_folder(tmp_path / "pipeline", pipeline=make_pipeline(info=info, sampler={"steps": 2}))
+    options = [f"pipeline={folder}", "evaluation.episodes=2", "evaluation.probe_every=1", "processes=1"]
+    options += ["evaluation.methods=[random,mpdiffuser]", "evaluation.parallel_controllers=1"]
+    ferry = "environment=own_ferry:Ferry"
+    command(*options, ferry)
+    assert "note: plans are not compared with the simulator" in capsys.readouterr().out
+    file = tmp_path / "evaluation" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    assert metrics["settings"]["environment"] == "own_ferry:Ferry"
+    for method in metrics["methods"].values():
+        assert method["lengths"] == [3, 3] and method["costs"] == [6.0, 6.0] and "feasibility" not in method
+    assert max(metrics["methods"]["random"]["returns"]) > 3  # of the environment's range, not of [-1, 1]
+    command(*options, ferry, f"repeat={file}")
+    for words, given in (
+        ("info.environment: is the user's own, 'own_ferry:Ferry'; code that a file names is never run", []),
+        (f"{file}: of environment=own_ferry:Ferry, found Hopper-v4", [f"repeat={file}", "environment=Hopper-v4"]),
+        ("environment: actions (3,), but the pipeline", ["environment=Hopper-v4", f"output_dir={tmp_path / 'other'}"]),
+        ("metrics.json: of another evaluation (settings.environment: ", ["environment=Hopper-v4"]),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            command(*options, *given)
+        assert words in capsys.readouterr().err

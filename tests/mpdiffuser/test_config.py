@@ -83,7 +83,27 @@ def test_whole_numbers_are_numbers() -> None:
     assert load("vision", ["sampler.guidance=2"]).sampler.guidance == 2
 
 
-@pytest.mark.parametrize("group", ["task", "encoder", "planner"])
+def test_a_task_without_a_file_is_dm_controls(tmp_path: Path) -> None:
+    task = load("vision", ["task=fish_swim", "task.action_repeat=2"]).task
+    assert dict(task) == {"name": "fish_swim", "action_repeat": 2, "size": 64, "camera": 0}
+    assert load("collect", ["task=quadruped_walk"]).task.action_repeat == 4
+    assert load("collect", ["task=dm_control/walker_walk"]).task.action_repeat == 4
+    assert load("collect", ["task=walker_walk"]).task.action_repeat == 2  # of its own file
+    mine = own(tmp_path, MINE, "task/fish_swim.yaml")
+    assert load("vision", ["task=fish_swim"], mine).task.size == 84
+    with pytest.raises(InputError, match=r"Could not override 'task'"):
+        load("evaluate", ["pipeline=somewhere", "task=fish_swim"])
+
+
+@pytest.mark.parametrize("given", ["Pendulum-v1", "ALE/Pong-v5", "package.module:factory"])
+def test_an_environment_is_a_text(given: str) -> None:
+    assert load("state", [f"environment={given}"]).environment == given
+    assert load("evaluate", ["pipeline=somewhere"]).environment is None
+    with pytest.raises(InputError, match=r"environment: must be null or a text, found 5"):
+        load("vision", ["environment=5"])
+
+
+@pytest.mark.parametrize("group", ["encoder", "planner"])
 def test_an_unknown_member_lists_the_available(group: str) -> None:
     with pytest.raises(InputError) as caught:
         load("vision", [f"{group}=nonsense"])
