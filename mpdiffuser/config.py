@@ -281,7 +281,7 @@ def _dataset_name(usual: str, *, _root_: DictConfig) -> str:
     found = _root_.get("dataset")
     if not found:
         return usual
-    first = found if isinstance(found, str) else str(found[0])
+    first = str(found[0] if isinstance(found, ListConfig) else found)
     name = re.sub(r"[^\w.-]", "_", first.rstrip("/").rpartition("/")[2]).removesuffix(".npz").removesuffix(".hdf5")
     return name or usual
 

@@ -42,7 +42,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         schedule: the noise schedule of the diffusion models.
         decoder: maps latents to frames; None: no decoder.
         sampler_defaults: fields of `SamplerConfig`. A controller without settings uses these.
-        info: record of the training data (task, environment, observation, ...); JSON.
+        info: facts of the training data (task, environment, record, ...); JSON.
         format_version: version of the folder's format. `from_pretrained` raises InputError for another version.
     """
 
@@ -158,10 +158,20 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         if not self.sees_pixels:
             return self.encoder.features
+        engine = resolved(engine, self.device).removesuffix("_bf16")
         try:
-            return self.network("frame_net", resolved(engine, self.device).removesuffix("_bf16"))
+            nets = {shape: self.network(name, engine) for name, shape in self._frame_nets().items()}
         except InputError:
             return self.encoder.features
+        return lambda frames: nets[tuple(frames.shape[1:])](frames)
+
+    def _frame_nets(self) -> dict[str, tuple[int, ...]]:
+        """Return the name of the `frame_net` for each shape of pictures; engines compile it for one shape."""
+        assert self.record is not None
+        shapes = {self.record.observations[name].shape for name in self.record.names(PICTURE)}
+        if len(shapes) == 1:
+            return {"frame_net": shapes.pop()}
+        return {f"frame_net_{shape[0]}x{shape[1]}": shape for shape in sorted(shapes)}
 
     @property
     def sees_pixels(self) -> bool:
@@ -177,7 +187,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         model, example = self.networks()[name]
         cache = self.__dict__.setdefault("_engines", {})
         if cache.get((name, engine), (None,))[0] is not model:
-            if name == "frame_net":
+            if name.startswith("frame_net"):
                 run = compiled(model, engine, example)
             else:
                 x, levels, *rest = example
@@ -189,16 +199,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def networks(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
         """Return name -> (network, example inputs) of all networks that engines compute.
 
-        These are the planner, the dynamics model and the encoder's frame_net, if the pipeline has them. The inputs are
-        those of the forward pass, a batch of 2.
+        These are the planner, the dynamics model and the encoder's frame_net, if the pipeline has them. If its cameras
+        differ in size, there is a frame_net_HEIGHTxWIDTH for each size. The inputs are those of the forward pass, a
+        batch of 2.
         """
         denoisers = {name: getattr(self, name) for name in ("planner", "dynamics")}
         found = {name: (model, model.example()) for name, model in denoisers.items() if model is not None}
         if self.sees_pixels:
-            assert self.record is not None
-            shapes = [self.record.observations[name].shape for name in self.record.names(PICTURE)]
-            frames = torch.zeros(2, *shapes[0], dtype=torch.uint8)
-            found["frame_net"] = (self.encoder.frame_net, (frames,))
+            for name, shape in self._frame_nets().items():
+                found[name] = (self.encoder.frame_net, (torch.zeros(2, *shape, dtype=torch.uint8),))
         return found
 
     def target(

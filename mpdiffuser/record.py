@@ -22,6 +22,7 @@ KINDS = {  # what an observation is -> dtype and number of dimensions of its arr
     TRUE_STATE: ("float32", 2),  # of the simulator, (M, o); from pixels it is a training target that no policy sees
 }
 LARGEST = 2**14  # entries of a vector, and pixels a side
+FARTHEST = float(np.finfo(np.float32).max)  # bound of an action
 DECLARED, SEEN = "declared", "seen"
 TOLERANCE = 1e-5  # of the range: actions beyond the bounds by less are rounding errors
 
@@ -44,7 +45,7 @@ class Observation:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise InputError(f"record: kind: must be one of {', '.join(KINDS)}, found {self.kind!r}")
         whole = all(type(n) is int and 0 < n <= LARGEST for n in self.shape)
         if len(self.shape) != KINDS[self.kind][1] - 1 or not whole:
@@ -86,7 +87,9 @@ class Actions:
             raise InputError(f"record: actions.bounds: must be {DECLARED} or {SEEN}, found {self.bounds!r}")
         if not self.low or len(self.low) != len(self.high) or len(self.names) not in (0, len(self.low)):
             raise InputError(f"record: actions: low, high and names must have one length, found {self}")
-        numbers = all(type(n) in (int, float) and abs(n) < np.inf for n in (*self.low, *self.high))
+        if not all(isinstance(name, str) for name in self.names):
+            raise InputError(f"record: actions.names: must be texts, found {self.names}")
+        numbers = all(type(n) in (int, float) and abs(n) <= FARTHEST for n in (*self.low, *self.high))
         if not numbers or any(low > high for low, high in zip(self.low, self.high)):
             raise InputError(f"record: actions: bounds must be finite and low at most high, found {self}")
 
@@ -269,15 +272,29 @@ class Record:
         """
         try:
             observations = {
-                str(name): Observation(each["kind"], tuple(each["shape"]), tuple(each.get("names", ())))
-                for name, each in value["observations"].items()
+                name: Observation(each["kind"], _items(each, "shape"), _items(each, "names"))
+                for name, each in _object(value, "observations").items()
             }
-            actions = {key: tuple(each) if isinstance(each, list) else each for key, each in value["actions"].items()}
-            return cls(observations, Actions(**actions))  # type: ignore[arg-type]
+            actions = _object(value, "actions")
+            lists = {key: _items(actions, key) for key in ("low", "high", "names")}
+            return cls(observations, Actions(**actions | lists))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: not a record of a dataset ({type(error).__name__}: {error})"[:300]) from error
+
+
+def _items(parent: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    found = parent[key] if key != "names" else parent.get(key, [])
+    if not isinstance(found, list):
+        raise InputError(f"{key}: must be a list, found {found!r}"[:200])
+    return tuple(found)
+
+
+def _object(parent: Mapping[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(parent[key], dict):
+        raise InputError(f"{key}: must be an object, found {parent[key]!r}"[:200])
+    return parent[key]
 
 
 def _plain(value: Observation | Actions) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, read_json, write_manifest
-from mpdiffuser.record import Record
+from mpdiffuser.record import PICTURE, Record
 from mpdiffuser.sampler import SamplerConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -42,8 +42,11 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
 OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
 FORMAT_VERSION = 6  # version of the format of a pipeline folder
 SAME = (
-    "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim",
-    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim",
+    "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim "
+    "record.latent_dim",
+    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim record.action_dim",
+    "encoder.cameras record.cameras",
+    "encoder.proprioception record.proprioception",
     "planner.horizon dynamics.horizon",
     "planner.condition_dim condition.dim",
 )
@@ -72,7 +75,12 @@ def check_pipeline(folder: Path) -> None:
         raise InputError(
             f"{folder / name}: {'missing' if name in files else 'not a file of a pipeline; remove it'}; {REMEDY}"
         )
-    _check_agreement(folder, {name: check_component(folder / name, kind) for name, kind in classes.items()})
+    configs = {name: check_component(folder / name, kind) for name, kind in classes.items()}
+    if record := read_json(folder / "model_index.json")["info"].get("record"):
+        configs["record"] = _sizes(
+            Record.from_json(record, f"{folder}: info.record"), classes["encoder"][1], configs["encoder"]
+        )
+    _check_agreement(folder, configs)
 
 
 def load_model(folder: Path, kind: type[Any], dims: Mapping[str, int]) -> Any:
@@ -150,7 +158,22 @@ def _check_info(file: Path, info: Any) -> None:
         if not isinstance(info.get(key, ""), str):
             raise InputError(f"{file}: info.{key} must be a text, found {str(info[key])[:80]}")
     if "record" in info:
-        Record.from_json(info["record"], f"{file}: info.record")
+        record = Record.from_json(info["record"], f"{file}: info.record")
+        if not record.observations:
+            raise InputError(f"{file}: info.record: observations: must not be empty; {REMEDY}")
+
+
+def _sizes(record: Record, encoder: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that the record demands of the components; `encoder` is a class and `config` its arguments."""
+    pictures, m = record.names(PICTURE), len(record.actions.low)
+    size = sum(each.shape[0] for name, each in record.observations.items() if name not in pictures)
+    sizes = {"action_dim": m, "latent_dim": config.get("latent_dim")}
+    if encoder == "PixelEncoder":
+        return sizes | {"cameras": len(pictures), "proprioception": size}
+    if encoder == "IdentityEncoder":
+        history = config.get("history", 1)
+        return sizes | {"latent_dim": history * size + (history - 1) * m}
+    return sizes
 
 
 def _check_agreement(folder: Path, configs: dict[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from mpdiffuser import engines
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 
 if TYPE_CHECKING:
     from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -35,7 +36,10 @@ def episodes_of(
     frame_size: int = 0,
     seed: int = 0,
 ) -> Episodes:
-    """Episodes of random numbers with `lengths` steps; those in `terminated` terminate, others are truncated."""
+    """Episodes of random numbers with `lengths` steps; those in `terminated` terminate, others are truncated.
+
+    `observations` are true states, and the actions' declared bounds are -1 and 1.
+    """
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths) + 1)])
     rows = int(offsets[-1])
@@ -55,7 +59,10 @@ def episodes_of(
             if key in arrays:
                 arrays[key][end - 1] = 0
         arrays["terminations" if e in terminated else "truncations"][end - 2] = True
-    return Episodes(arrays, offsets)
+    observations = {"observations": Observation(TRUE_STATE, (latent_dim,))}
+    if frame_size:
+        observations["frames"] = Observation(PICTURE, (frame_size, frame_size, 3))
+    return Episodes(arrays, offsets, record=Record(observations, Actions.unit(action_dim)))
 
 
 def randomized(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torch.nn.Module:

@@ -103,12 +103,13 @@ def test_an_environment_is_a_text(given: str) -> None:
         load("vision", ["environment=5"])
 
 
-@pytest.mark.parametrize("group", ["encoder", "planner"])
-def test_an_unknown_member_lists_the_available(group: str) -> None:
+@pytest.mark.parametrize(("group", "name"), [("task", "no-task"), ("encoder", "nonsense"), ("planner", "nonsense")])
+def test_an_unknown_member_lists_the_available(group: str, name: str) -> None:
+    """A word is a task of dm_control, which checks it later."""
     with pytest.raises(InputError) as caught:
-        load("vision", [f"{group}=nonsense"])
+        load("vision", [f"{group}={name}"])
     message = str(caught.value)
-    assert "nonsense" in message
+    assert name in message
     assert all(file.stem in message for file in (CONFIGS / group).glob("*.yaml"))
     assert "\n" not in message
 

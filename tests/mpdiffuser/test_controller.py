@@ -16,11 +16,13 @@ from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Plan
+from mpdiffuser.record import PROPRIOCEPTION, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
 from vision.encoder import IdentityEncoder
 
 D, M, H = 3, 2, 8
 CONFIG = SamplerConfig(steps=4, candidates=3, rank_temperature=0)
+JOINTS = {"record": Record({"joints": Observation(PROPRIOCEPTION, (D,))}, Actions.unit(M)).to_json()}
 
 
 @pytest.fixture
@@ -248,7 +250,9 @@ def test_a_planning_failure_is_told(pipeline: MPDiffuserPipeline, monkeypatch) -
 
 @pytest.mark.parametrize("safe", [[0.1], [0.1, 0.2, 0.3]])
 def test_a_safe_action_that_is_none(pipeline: MPDiffuserPipeline, safe: list[float]) -> None:
-    with pytest.raises(InputError, match=r"sampler\.safe_action: must be 2 numbers in -1\.\.1, found"):
+    with pytest.raises(
+        InputError, match=r"sampler\.safe_action: must be 2 numbers within \[-1\.0, -1\.0\] and \[1\.0, 1\.0\], found"
+    ):
         Controller(pipeline, replace(CONFIG, safe_action=safe))
 
 
@@ -256,27 +260,44 @@ def test_a_safe_action_that_is_none(pipeline: MPDiffuserPipeline, safe: list[flo
     ("observations", "words"),
     [
         (np.zeros((1, D), np.float32), r"must be one for each of the 2 seeds of reset, found 1"),
-        (np.zeros((2, D + 1), np.float32), r"float32 of shape \(3,\), found float32 of shape \(4,\)"),
-        (np.zeros((2, 64, 64, 3), np.uint8), r"float32 of shape \(3,\), found uint8 of shape \(64, 64, 3\)"),
-        (np.zeros((2, D), np.int64), r"trained on float32 .* found int64"),
+        (np.zeros((2, D + 1), np.float32), r"takes joints float32 \(B, 3\), found joints float32 \(2, 4\)"),
+        (np.zeros((2, 64, 64, 3), np.uint8), r"takes joints float32 \(B, 3\), found joints uint8 \(2, 64, 64, 3\)"),
+        (np.zeros((2, D), bool), r"takes joints float32 \(B, 3\), found joints bool \(2, 3\)"),
+        ({"states": np.zeros((2, D))}, r"must be a dict of joints float32 \(B, 3\), found \['states'\]"),
     ],
 )
 def test_observations_of_another_kind(pipeline: MPDiffuserPipeline, observations: np.ndarray, words: str) -> None:
-    pipeline.register_to_config(info={"observation": {"shape": [D], "dtype": "float32"}})
+    pipeline.register_to_config(info=JOINTS)
     controller = Controller(pipeline, CONFIG)
     controller.reset([0, 1])
-    controller.act(np.zeros((2, D)))  # float64 is float enough
+    for dtype in (np.float64, np.int64):  # numbers are numbers
+        controller.act(np.zeros((2, D), dtype))
     with pytest.raises(InputError, match=words):
         controller.act(observations)
 
 
-def test_a_network_acts_on_the_latents(randomize) -> None:
+def test_one_robot_or_a_batch_an_array_or_a_dict(pipeline: MPDiffuserPipeline, randomize) -> None:
+    """All give the same action; without the batch axis the action has none either."""
+    pipeline.register_to_config(info=JOINTS)
+    observation = latents_of(1).numpy()
+    for make in (Controller, lambda given: NetworkPolicy(given, randomize(CloningPolicy(D, M, hidden=16)))):
+        found = []
+        for given in (observation, observation[0], {"joints": observation}, {"joints": observation[0]}):
+            policy = make(pipeline)
+            policy.reset([7])
+            found.append(policy.act(given))
+        assert [action.shape for action in found] == [(1, M), (M,), (1, M), (M,)]
+        for action in found:
+            np.testing.assert_array_equal(action.ravel(), found[0].ravel())
+
+
+def test_a_network_acts_on_the_latents(pipeline: MPDiffuserPipeline, randomize) -> None:
     policy = randomize(CloningPolicy(D, M, hidden=16))
-    controller = NetworkPolicy(IdentityEncoder(D, M), policy)
+    controller = NetworkPolicy(pipeline, policy)
     controller.reset([0, 1])
     observations = latents_of(2).numpy()
     with torch.no_grad():
-        np.testing.assert_allclose(controller.act(observations), policy(torch.from_numpy(observations)))
+        np.testing.assert_allclose(controller.act(observations), policy(torch.from_numpy(observations)).clamp(-1, 1))
 
 
 SAVED = {"solver": "ddpm", "steps": 5, "candidates": 2, "guidance": 1.5, "chunk": 2, "safe_action": [0.25, -0.5]}
@@ -352,8 +373,8 @@ def test_plan_errors_by_a_plain_loop(pipeline: MPDiffuserPipeline) -> None:
     np.testing.assert_array_equal(controller.upcoming_latents(), plan.executed_latents[0])
 
 
-def test_a_policy_that_does_not_plan_has_no_plans(randomize) -> None:
-    policy = NetworkPolicy(IdentityEncoder(D, M), randomize(CloningPolicy(D, M, hidden=16)))
+def test_a_policy_that_does_not_plan_has_no_plans(pipeline: MPDiffuserPipeline, randomize) -> None:
+    policy = NetworkPolicy(pipeline, randomize(CloningPolicy(D, M, hidden=16)))
     policy.reset([0])
     assert policy.plan is None and not policy.planned_now and policy.planning_facts() == {}
     assert policy.upcoming_latents().size == policy.plan_errors(lambda actions: actions, 8).size == 0
@@ -363,8 +384,6 @@ def test_a_policy_that_does_not_plan_has_no_plans(randomize) -> None:
 class Counting(IdentityEncoder):
     """An encoder whose latent is the sum of its features and ten times the sum of its actions, over a history of 3."""
 
-    history = 3
-
     def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         assert features.shape[1] == 3 and actions.shape[1] == 2
         return features.sum(1) + 10 * actions.sum((1, 2))[:, None]
@@ -372,7 +391,7 @@ class Counting(IdentityEncoder):
 
 def test_the_history_by_a_plain_loop() -> None:
     """The first observation stands for the missing past, with actions of 0. Looking ahead changes nothing."""
-    history = LatentHistory(Counting(1, 1))
+    history = LatentHistory(Counting(1, 1, history=3))
     observations, actions = [[1.0], [2.0], [4.0], [8.0]], [[0.1], [0.2], [0.3], [0.4]]
     expected = [3.0, 1 + 1 + 2 + 10 * 0.1, 1 + 2 + 4 + 10 * 0.3, 2 + 4 + 8 + 10 * 0.5]
     for _ in range(2):

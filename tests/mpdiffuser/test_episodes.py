@@ -92,7 +92,7 @@ def test_refuses_what_is_not_episodes():
         (lambda path: (path / "meta.json").write_text("[]"), "must hold a JSON object, found a list"),
         (lambda path: (path / "meta.json").write_text('{"format": "lerobot"}'), "'format' must be"),
         (lambda path: edit(path, version=99), "version 99 found, this program reads version 3"),
-        (lambda path: edit(path, version=1), "version 1 found, .* reads version 2; collect or convert the data again"),
+        (lambda path: edit(path, version=1), "version 1 found, .* reads version 3; collect or convert the data again"),
         (lambda path: (path / "actions.npy").unlink(), "actions.npy: missing"),
         (lambda path: (path / "actions.npy").write_bytes(b""), "actions.npy: truncated"),
         (lambda path: (path / "actions.npy").write_bytes(b"not an array"), "actions.npy: truncated or not"),

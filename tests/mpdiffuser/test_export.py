@@ -9,13 +9,14 @@ import torch
 from mpdiffuser.errors import InputError
 from mpdiffuser.export import export
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import PICTURE, Actions, Observation, Record
 from vision.encoder import PixelEncoder
 
 
 @pytest.fixture
 def folder(make_pipeline, tmp_path: Path) -> Path:
     encoder = PixelEncoder("conv", 8, 2, 2, 3, 2)
-    info = {"observation": {"shape": [16, 16, 3], "dtype": "uint8"}}
+    info = {"record": Record({"frames": Observation(PICTURE, (16, 16, 3))}, Actions.unit(2)).to_json()}
     made = make_pipeline(encoder=encoder.eval(), info=info)
     made.save_pretrained(tmp_path / "pipeline")
     return tmp_path / "pipeline"

@@ -18,6 +18,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import TRUE_STATE, Actions, Observation, Record
 from mpdiffuser.safe_loading import FORMAT_VERSION, load_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -80,6 +81,12 @@ def reshaped(folder: Path) -> None:
     save_file({key: torch.zeros(5) for key in load_file(file)}, file)
 
 
+def recorded(state_dim: int, action_dim: int) -> dict[str, Any]:
+    """Info with the record of states and actions of these dimensions."""
+    observations = {"observations": Observation(TRUE_STATE, (state_dim,))} if state_dim else {}
+    return {"record": Record(observations, Actions.unit(action_dim)).to_json()}
+
+
 HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
     (pickled, r"diffusion_pytorch_model\.bin: not a file of a pipeline; remove it"),
     (pickle_named_safetensors, r"planner/diffusion_pytorch_model\.safetensors: not a safetensors file"),
@@ -97,7 +104,10 @@ HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: edit(f / "model_index.json", encoder=["../../x", "X"]), r"encoder: must be vision.encoder IdentityEnc"),
     (lambda f: edit(f / "model_index.json", _class_name=["pipeline", "X"]), r"_class_name must be MPDiffuserPipeline"),
     (lambda f: edit(f / "model_index.json", info=[1]), r"info must be an object"),
-    (lambda f: edit(f / "model_index.json", info={"observation": {"shape": 3}}), r"info\.observation must have"),
+    (lambda f: edit(f / "model_index.json", info={"record": {"shape": 3}}), r"info\.record: not a record of a dataset"),
+    (lambda f: edit(f / "model_index.json", info=recorded(0, 2)), r"info\.record: observations: must not be empty"),
+    (lambda f: edit(f / "model_index.json", info=recorded(3, 3)), r"do not fit each other.*record\.action_dim': 3"),
+    (lambda f: edit(f / "model_index.json", info=recorded(4, 2)), r"do not fit each other.*record\.latent_dim': 4"),
     (custom_component, r"planner: must be mpdiffuser\S+ Planner, found"),
     (lambda f: program(f, "pipeline.py"), r"pipeline\.py: not a file of a pipeline; remove it"),
     (
@@ -144,7 +154,7 @@ HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: edit(f / "model_index.json", info={"cost_limits": [float("inf")]}), r"info\.cost_limits must be"),
     (lambda f: edit(f / "model_index.json", info={"back_end": 3}), r"info\.back_end must be a text"),
     (lambda f: edit(f / "model_index.json", sampler_defaults={"run": "x"}), r"sampler_defaults: .*'run'"),
-    (lambda f: edit(f / "model_index.json", sampler_defaults={"safe_action": [9.0]}), r"sampler\.safe_action: must be"),
+    (lambda f: edit(f / "model_index.json", sampler_defaults={"safe_action": ["9"]}), r"sampler\.safe_action: must be"),
 ]
 
 
@@ -176,7 +186,7 @@ def test_an_older_folder_can_be_taken_on_trust(folder: Path) -> None:
     assert MPDiffuserPipeline.from_pretrained(folder).planner.config["horizon"] == 8
 
 
-@pytest.mark.parametrize("found", [None, 2, 4, 6, "3", "x" * 5000])
+@pytest.mark.parametrize("found", [None, 2, 5, 7, "6", "x" * 5000])
 def test_a_folder_of_another_format(folder: Path, found: Any) -> None:
     """What was found, what this program reads, and what to do."""
     file = folder / "model_index.json"
@@ -184,7 +194,7 @@ def test_a_folder_of_another_format(folder: Path, found: Any) -> None:
     edit(file, format_version=found)
     write_manifest(folder)
     words = (
-        rf"model_index\.json: format_version {str(found)[:80]} found, this program reads 5; train the pipeline again"
+        rf"model_index\.json: format_version {str(found)[:80]} found, this program reads 6; train the pipeline again"
     )
     with pytest.raises(InputError, match=words) as caught:
         MPDiffuserPipeline.from_pretrained(folder)
@@ -196,7 +206,7 @@ def test_a_folder_of_before_there_were_formats(folder: Path) -> None:
     del index["format_version"]
     (folder / "model_index.json").write_text(json.dumps(index))
     write_manifest(folder)
-    with pytest.raises(InputError, match=r"format_version None found, this program reads 5"):
+    with pytest.raises(InputError, match=r"format_version None found, this program reads 6"):
         MPDiffuserPipeline.from_pretrained(folder)
 
 

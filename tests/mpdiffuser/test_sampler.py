@@ -462,9 +462,8 @@ def test_plans_stay_within_the_data(planner: Planner, dynamics: Dynamics, compos
         ({"guidance_interval": [0, 1, 1]}, r"sampler\.guidance_interval: .*found \[0, 1, 1\]"),
         ({"chunk": 0}, r"sampler\.chunk: must be at least 1, found 0"),
         ({"chunk": -1}, r"sampler\.chunk: must be at least 1, found -1"),
-        ({"safe_action": [0.0, 1.5]}, r"sampler\.safe_action: must be numbers in -1\.\.1, found \[0\.0, 1\.5\]"),
-        ({"safe_action": [float("nan")]}, r"sampler\.safe_action: must be numbers in -1\.\.1, found \[nan\]"),
-        ({"safe_action": ["a"]}, r"sampler\.safe_action: must be numbers in -1\.\.1, found \['a'\]"),
+        ({"safe_action": [float("nan")]}, r"sampler\.safe_action: must be finite numbers, found \[nan\]"),
+        ({"safe_action": ["a"]}, r"sampler\.safe_action: must be finite numbers, found \['a'\]"),
         ({"guidance_interval": ["a", 1]}, r"sampler\.guidance_interval: .*found \['a', 1\]"),
     ],
 )

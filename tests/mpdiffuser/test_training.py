@@ -93,7 +93,7 @@ def test_every_option_is_common_without_effect_or_of_a_section(state, vision) ->
     named = {section.partition(".")[0] for recipe in recipes for section in recipe.sections}
     for cfg in (state, vision):
         sections = {key for key, value in cfg.items() if isinstance(value, DictConfig)}
-        assert sections == named | {"train", "sampler", "evaluation", "task"} | ({"encoder"} & set(cfg))
+        assert sections == named | {"train", "sampler", "evaluation", "task", "keys"} | ({"encoder"} & set(cfg))
         assert set(common_options(cfg)) == set(cfg) - sections - WITHOUT_EFFECT
 
 

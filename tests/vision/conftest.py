@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 from mpdiffuser.trainer import TrainConfig, Trainer
 from vision.encoder import PixelEncoder
 
@@ -24,7 +25,7 @@ def small() -> dict[str, Any]:
 
 @pytest.fixture
 def episodes(make_episodes: Callable[..., Episodes]) -> Episodes:
-    """Three episodes with frames of 32 pixels."""
+    """Three episodes with frames of 32 pixels, and true states."""
     return make_episodes([6, 4, 5], frame_size=SIZE)
 
 
@@ -72,6 +73,7 @@ def make_pointer_episodes() -> Callable[..., Episodes]:
             ends[(e + 1) * (steps + 1) - 2] = True
         arrays = {"observations": states, "frames": frames, "actions": actions, "rewards": -states.sum(1) / 10}
         arrays |= {"terminations": np.zeros(rows, bool), "truncations": ends}
-        return Episodes(arrays, np.arange(count + 1) * (steps + 1))
+        seen = {"frames": Observation(PICTURE, (SIZE, SIZE, 3)), "observations": Observation(TRUE_STATE, (2,))}
+        return Episodes(arrays, np.arange(count + 1) * (steps + 1), record=Record(seen, Actions.unit(2)))
 
     return make

@@ -114,7 +114,7 @@ def test_a_frozen_backbone_stays_as_it_is(small, fit, episodes: Episodes, tmp_pa
     representation = Representation(settings, 3)
     before = {key: value.clone() for key, value in representation.encoder.frame_net.state_dict().items()}
     head = representation.encoder.head[0].weight.detach().clone()
-    trained = fit(representation, FrameSteps(episodes, np.arange(3), 2, None), tmp_path, steps=3)
+    trained = fit(representation, FrameSteps(episodes, np.arange(3), 2, None, True), tmp_path, steps=3)
     after = trained.encoder.frame_net.state_dict()
     assert any("running_mean" in key for key in before)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
@@ -125,7 +125,7 @@ def test_fine_tuning_moves_the_weights_and_not_the_statistics(small, fit, episod
     settings = {**small, "backbone": "torchvision:resnet18", "history": 1, "trainable": True}
     representation = Representation(settings, 3)
     before = {key: value.clone() for key, value in representation.encoder.frame_net.state_dict().items()}
-    trained = fit(representation, FrameSteps(episodes, np.arange(3), 1, None), tmp_path, steps=2)
+    trained = fit(representation, FrameSteps(episodes, np.arange(3), 1, None, True), tmp_path, steps=2)
     for key, value in trained.encoder.frame_net.state_dict().items():
         assert torch.equal(value, before[key]) == ("running" in key or "num_batches" in key)
 
@@ -137,7 +137,7 @@ def test_a_small_net_learns_from_frames(small, fit, make_pointer_episodes, tmp_p
     torch.manual_seed(0)
     settings = {**small, "pool": 4, "history": 1, "trainable": True}
     representation = Representation(settings, 2, hidden=32, shift=1)
-    transitions = FrameSteps(data, np.arange(6), 1, None)
+    transitions = FrameSteps(data, np.arange(6), 1, None, True)
     batch = transitions.batch(torch.arange(len(transitions)))
     random = {"shift": torch.zeros(len(transitions), 2, dtype=torch.long), "noise": torch.zeros(len(transitions), 2, 4)}
     losses = [representation.loss(batch, random, None)["state"].item()]

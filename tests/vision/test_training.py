@@ -12,6 +12,7 @@ from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock
+from mpdiffuser.record import PICTURE
 from vision.data import encode
 from vision.training import build_representation, encoder_identities, train_encoder
 
@@ -58,12 +59,12 @@ def test_true_states_are_a_target_where_they_may_be(episodes: Episodes, tmp_path
     assert known.state is not None and known.state.out_features == 3 and known.inverse is None
     unknown = build_representation(configuration(tmp_path, "true_states=false"), episodes)
     assert unknown.state is None and unknown.inverse is not None
-    del episodes.arrays["observations"]
+    episodes.record = episodes.record.only(PICTURE)
     assert build_representation(configuration(tmp_path), episodes).state is None
 
 
 def test_episodes_without_frames(make_episodes: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no frames; for states use train_state\.py"):
+    with pytest.raises(InputError, match=r"holds no pictures; for states use train_state\.py"):
         build_representation(configuration(tmp_path), make_episodes([4, 4]))
 
 
