@@ -26,6 +26,7 @@ from mpdiffuser.engines import ENGINES, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import PICTURE, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
 from vision.encoder import IdentityEncoder, PixelEncoder
 
@@ -49,8 +50,8 @@ def pixels_pipeline() -> MPDiffuserPipeline:
     encoder = PixelEncoder(**{k: v for k, v in settings(cfg.encoder).items() if k not in ("pretrained", "download")})
     sizes = {"latent_dim": encoder.config["latent_dim"], "action_dim": 1, "horizon": cfg.horizon}
     planner, dynamics = Planner(**sizes, **settings(cfg.planner)), Dynamics(**sizes, **settings(cfg.dynamics))
-    info = {"observation": {"shape": [cfg.task.size, cfg.task.size, 3], "dtype": "uint8"}}
-    return untrained(encoder, planner, dynamics, info, settings(cfg.sampler))
+    record = Record({"frames": Observation(PICTURE, (cfg.task.size, cfg.task.size, 3))}, Actions.unit(1))
+    return untrained(encoder, planner, dynamics, {"record": record.to_json()}, settings(cfg.sampler))
 
 
 def level_work(pipeline: MPDiffuserPipeline, guidance: float) -> float:

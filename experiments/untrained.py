@@ -11,6 +11,7 @@ from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 from mpdiffuser.schedule import NoiseSchedule
 from vision.encoder import IdentityEncoder
 
@@ -47,7 +48,8 @@ def small_pipeline() -> MPDiffuserPipeline:
     """A pipeline on states as small as can be: latents of 3, actions of 2, plans of 2 levels and 2 candidates."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(latent_dim=3, action_dim=2, horizon=8, width=8, multipliers=(1, 2), embedding=16)
-    info = {"task": "none", "data": "none", "observation": {"shape": [3], "dtype": "float32"}}
+    record = Record({"observations": Observation(TRUE_STATE, (3,))}, Actions.unit(2))
+    info = {"task": "none", "data": "none", "record": record.to_json()}
     models = (IdentityEncoder(3, 2), Planner(**sizes), Dynamics(**sizes))
     return untrained(*models, info, {"steps": 2, "candidates": 2}, hidden=16, levels=20)
 
@@ -72,4 +74,7 @@ def random_episodes(
     arrays["truncations"][offsets[1:] - 2] = True
     if frame_size:
         arrays["frames"] = random.integers(0, 256, (rows, frame_size, frame_size, 3), np.uint8)
-    return Episodes(arrays, offsets)
+    observations = {"observations": Observation(TRUE_STATE, (observation_dim,))}
+    if frame_size:
+        observations["frames"] = Observation(PICTURE, (frame_size, frame_size, 3))
+    return Episodes(arrays, offsets, record=Record(observations, Actions.unit(action_dim)))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_manifest
+from mpdiffuser.record import PICTURE, Actions, Observation, Record
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
@@ -111,7 +112,9 @@ def test_a_recorded_evaluation_is_repeated_digit_for_digit(trained: Path, tmp_pa
 
 def test_the_pipeline_tells_its_origin(trained: Path) -> None:
     info = json.loads((trained / "out" / "pipeline" / "model_index.json").read_text())["info"]
-    assert info["observation"] == {"shape": [64, 64, 3], "dtype": "uint8"}
+    assert Record.from_json(info["record"], "") == Record(
+        {"frames": Observation(PICTURE, (64, 64, 3))}, Actions.unit(1)
+    )
     assert info["seed"] == 0 and info["versions"]["torch"] and info["environment"]["rendering"] == "fast"
     assert info["data"] == Episodes.load(next((trained / "data").glob("cartpole*"))).checksum()
 

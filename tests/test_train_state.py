@@ -97,7 +97,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     assert (trained / "report.html").exists() and (trained / "config.yaml").exists()
     info = MPDiffuserPipeline.from_pretrained(trained / "pipeline").config["info"]
     assert info["environment"] == {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None}
-    assert info["observation"] == {"shape": [11], "dtype": "float32"}
+    assert info["record"]["observations"]["observations"]["shape"] == [11]
     assert info["decision_seconds"] == pytest.approx(0.008)
     assert info["task"] == "hopper-medium-v2" and info["suite"] == "d4rl" and info["seed"] == 0
     assert {"mpdiffuser", "torch", "python"} <= set(info["versions"])

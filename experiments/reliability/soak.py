@@ -16,7 +16,9 @@ import torch
 
 from experiments.untrained import small_pipeline
 from mpdiffuser.controller import Controller
+from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import PICTURE, Record
 
 MANY = 1000  # environments of the one large batch
 BATCHES = (1, 4, 16, 64)
@@ -24,27 +26,31 @@ EVERY = 10.0  # seconds between two measurements
 WARM_UP = 0.2  # share of the time before the first measurement: pools and caches fill
 
 
-def observations(record: dict[str, Any], batch: int, random: np.random.Generator) -> np.ndarray:
-    """Random observations (batch, ...) of the record's shape and type; one in a hundred states is not finite."""
-    shape = (batch, *record["shape"])
-    if record["dtype"] == "uint8":
-        return random.integers(0, 256, shape, np.uint8)
-    values = random.normal(size=shape).astype(np.float32)
-    values[random.random(batch) < 0.01] = np.nan
-    return values
+def observations(record: Record, batch: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random observations (batch, ...) as the record says; one in a hundred states is not finite."""
+    found = {}
+    for name, each in record.observations.items():
+        shape = (batch, *each.shape)
+        if each.kind == PICTURE:
+            found[name] = random.integers(0, 256, shape, np.uint8)
+        else:
+            found[name] = random.normal(size=shape).astype(np.float32)
+            found[name][random.random(batch) < 0.01] = np.nan
+    return found
 
 
-def check(actions: np.ndarray, batch: int) -> None:
-    """Raises RuntimeError unless all actions are finite and within bounds."""
-    if len(actions) != batch or not np.isfinite(actions).all() or np.abs(actions).max() > 1:
+def check(record: Record, actions: np.ndarray, batch: int) -> None:
+    """Raises RuntimeError unless all actions are finite and within the record's bounds."""
+    within = len(actions) == batch and np.isfinite(actions).all()
+    if not within or (record.actions.scale().clip(actions) != actions).any():
         raise RuntimeError(f"actions of {batch} environments: found {actions}")
 
 
-def many(controller: Controller, record: dict[str, Any]) -> dict[str, float]:
+def many(controller: Controller, record: Record) -> dict[str, float]:
     """One decision for MANY environments: its seconds, and how much its peak memory exceeds the memory before."""
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
     controller.reset(range(MANY))
-    check(controller.act(observations(record, MANY, np.random.default_rng(0))), MANY)
+    check(record, controller.act(observations(record, MANY, np.random.default_rng(0))), MANY)
     grown = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # Linux counts it in kB
     return {"environments": MANY, "seconds": round(time.perf_counter() - began, 2), "peak_mb": round(grown / 1e6)}
 
@@ -60,7 +66,9 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
         Counts, and the medians of memory, descriptors and time in the first and the second half.
     """
     pipeline = MPDiffuserPipeline.from_pretrained(Path(folder)) if folder else small_pipeline()
-    record = pipeline.config["info"].get("observation") or {"shape": [64, 64, 3], "dtype": "uint8"}
+    record = pipeline.record
+    if record is None:
+        raise InputError(f"{folder}: info.record is missing: its observations are not known")
     config = pipeline.sampler_defaults
     controller = Controller(pipeline, replace(config, warm_start=config.levels // 2))
     random, process = np.random.default_rng(seed), psutil.Process()
@@ -74,7 +82,7 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
         controller.reset(random.integers(2**31, size=batch).tolist())
         totals["resets"] += 1
         for _ in range(random.integers(1, 50)):
-            check(controller.act(observations(record, batch, random)), batch)
+            check(record, controller.act(observations(record, batch, random)), batch)
             totals["decisions"] += 1
             totals["environment decisions"] += batch
         totals["fallbacks"] += controller.fallbacks
@@ -83,7 +91,7 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
     return {"minutes": minutes, **totals, "large batch": large, "threads": torch.get_num_threads(), **_drift(samples)}
 
 
-def _decision_ms(controller: Controller, record: dict[str, Any], repeats: int = 20) -> float:
+def _decision_ms(controller: Controller, record: Record, repeats: int = 20) -> float:
     """Median milliseconds of processor time of a decision for 4 environments; wall time would depend on other
     programs."""
     controller.reset(range(4))

@@ -16,12 +16,13 @@ from evaluation.closed_loop import Outcome
 from mpdiffuser.config import load
 from mpdiffuser.files import write_manifest
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import TRUE_STATE, Actions, Observation, Record
 
 METHODS = ["random", "cloning", "planner", "mpdiffuser"]
 INFO = {
     "task": "none",
     "data": "abc",
-    "observation": {"shape": [3], "dtype": "float32"},
+    "record": Record({"observations": Observation(TRUE_STATE, (3,))}, Actions.unit(2)).to_json(),
     "environment": {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None},
 }
 

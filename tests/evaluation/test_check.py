@@ -11,6 +11,7 @@ from evaluation.check import check_evaluation, require_models, with_environment
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
+from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 
 pytestmark = pytest.mark.slow  # evaluates in simulators
 
@@ -51,12 +52,17 @@ def test_models_that_a_folder_does_not_hold(stage: SimpleNamespace) -> None:
     assert not stage.asked
 
 
+def seen(kind: str, *shape: int) -> dict[str, Any]:
+    """An entry of a pipeline's info: the record of one observation."""
+    return {"record": Record({"observations": Observation(kind, shape)}, Actions.unit(2)).to_json()}
+
+
 @pytest.mark.parametrize(
     ("info", "words"),
     [
         ({"decision_seconds": 0.02}, r"environment: decision_seconds 0\.04, but .* trained with 0\.02"),
-        ({"observation": {"shape": [4], "dtype": "float32"}}, r"observations \(3,\), but .* trained with \(4,\)"),
-        ({"observation": {"shape": [3], "dtype": "uint8"}}, r"dtype float32, but .* trained with uint8"),
+        (seen(TRUE_STATE, 4), r"observations \(\(3,\), 'float32'\), but .* trained with \(\(4,\), 'float32'\)"),
+        (seen(PICTURE, 8, 8, 3), r"observations \(\(3,\), 'float32'\), but .* with \(\(8, 8, 3\), 'uint8'\)"),
         (
             {"environment": {"env_id": "x"}},
             r"info\.environment\.kind: must be one of dm_control, gymnasium, user, found None",
@@ -84,7 +90,7 @@ def test_what_does_not_fit_the_record(stage: SimpleNamespace, info: dict[str, An
 @pytest.mark.parametrize(
     ("low", "high", "dimension", "words"),
     [
-        (-0.5, 1, 2, r"actions\[0\] lies in \[-0\.5, 1\], but the pipeline was trained with \[-0\.\d+, 0\.\d+\]"),
+        (-0.5, 1, 2, r"actions\[0\] lies in \[-0\.5, 1\], but the pipeline was trained with \[-1, 1\]"),
         (-1, 0.5, 2, r"actions\[0\] lies in \[-1, 0\.5\], but"),
         (-1, 1, 3, r"actions \(3,\), but the pipeline was trained with \(2,\)"),
     ],
