@@ -279,7 +279,7 @@ class Record:
             lists = {key: _items(actions, key) for key in ("low", "high", "names")}
             return cls(observations, Actions(**actions | lists))
         except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+            raise InputError(f"{where}: {error}"[:400]) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: not a record of a dataset ({type(error).__name__}: {error})"[:300]) from error
 
