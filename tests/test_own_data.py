@@ -86,7 +86,7 @@ def test_declared_bounds_are_kept_or_the_data_are_refused(tmp_path: Path, run: R
     file, output = arm(tmp_path / "arm.npz", **ends), tmp_path / "out"
     words = [f"dataset={file}", f"output_dir={output}", *TINY]
     with pytest.raises(
-        InputError, match=r"arm.npz: .* beyond the declared bounds; action 0 lies in .* out_of_bounds=clip"
+        InputError, match=r"arm.npz: .* beyond the declared bounds; action 0 .* out_of_bounds=clip"
     ):
         run(train_state, *words)
     assert not (output / "planner").exists()
@@ -146,7 +146,7 @@ def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
     output = tmp_path / "out"
     words = [f"dataset={tmp_path / 'robot'}", f"output_dir={output}", f"data_root={tmp_path / 'data'}"]
     run(train_vision, *words, *TINY, *PIXELS)
-    assert imageio.imread(output / "held_out.png").shape == (2 * 4 * 40, 4 * 56, 3)  # steps 0, 2 and 4 of 8 fit
+    assert imageio.imread(output / "held_out.png").shape == (2 * 4 * 40, 3 * 56, 3)  # steps 0, 2 and 4 of 8 fit
     pipeline = MPDiffuserPipeline.from_pretrained(output / "pipeline")
     assert pipeline.latents.config["dim"] == 16 + 3
     controller = Controller(pipeline)
@@ -155,7 +155,7 @@ def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
     action = controller.act(seen | {"joints": np.zeros(3, np.float32)})
     assert action.shape == (2,) and (np.abs(action) <= 10).all()
     with pytest.raises(
-        InputError, match=r"observations: must be a dict of top uint8 \(B, 40, 56, 3\), .*joints float32"
+        InputError, match=r"must be a dict of top uint8 \(B, 40, 56, 3\), .*joints float32"
     ):
         controller.act(seen["top"])
     with pytest.raises(InputError, match=r"found \['top', 'wrist'\]"):
@@ -166,8 +166,8 @@ def test_pictures_alone_are_for_the_other_command(tmp_path: Path, run: Run) -> N
     file = tmp_path / "film.npz"
     frames = np.zeros((ROWS, 32, 32, 3), np.uint8)
     np.savez(file, frames=frames, actions=np.zeros((ROWS, 2)), truncations=ENDS)
-    with pytest.raises(InputError, match="holds only pictures; for pictures use train_vision.py"):
+    with pytest.raises(InputError, match=r"holds only pictures; for pictures use train_vision\.py"):
         run(train_state, f"dataset={file}", f"output_dir={tmp_path / 'out'}", *TINY)
     words = [f"dataset={arm(tmp_path / 'arm.npz')}", f"output_dir={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}"]
-    with pytest.raises(InputError, match="holds no pictures; for states use train_state.py"):
+    with pytest.raises(InputError, match=r"holds no pictures; for states use train_state\.py"):
         run(train_vision, *words, *TINY, *PIXELS)
