@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,55 @@ def test_a_task_without_an_expert(hopper_stand: list[str], run: Run, tmp_path: P
 def test_a_task_from_states(run: Run) -> None:
     status, _, error = run("task=d4rl/hopper-medium-v2")
     assert status == 2 and "task=d4rl/hopper-medium-v2: a task from states, for train_state.py" in error
+
+
+# what is refused before data are collected
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("task.size=9", "encoder.pool: must be at most"),
+        ("task.camera=2", "task.camera=2: this model has cameras 0 to 1"),
+        ("collect_seed=-1", "collect_seed=-1: must be a whole number"),
+        ("episode_seconds=0", "episode_seconds=0.0: must be a positive"),
+        ("task.action_repeat=3", "task.action_repeat=3: the policies of cartpole_swingup were made for 4"),
+        ("encoder.backbone=timm:crossvit_tiny_240", "encoder.stride: crossvit_tiny_240 has strides"),
+        ("encoder.projection=0", "encoder.projection: must be at least 1, found 0"),
+        ("evaluation.first_seed=4294967296", "evaluation.first_seed: must be at most"),
+        ("sampler.chunk=8", "sampler.chunk: must lie in 1..7 (below the horizon), found 8"),
+        ("seed=1,2", "seed: must be one value, found 'seed=1,2'"),
+    ],
+)
+def test_options_that_cannot_be(option: str, words: str, run: Run, tmp_path: Path) -> None:
+    more = ["encoder.pool=2"] if option.startswith("task.size") else []
+    folders = [f"data_root={tmp_path / 'data'}", f"output_dir={tmp_path / 'out'}"]
+    status, _, error = run(*TINY, *folders, *more, option)
+    assert (status, error[: len(words) + 7]) == (2, f"error: {words}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="egl is Linux's")
+def test_rendering_that_does_not_work(dataset: Path, run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is told before anything is trained, although the dataset has all frames already."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "77")
+    options = [f"dataset={dataset}", f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
+    status, _, error = run(*CLONING, *options)
+    assert status == 2 and error.startswith("error: MUJOCO_GL='egl', MUJOCO_EGL_DEVICE_ID='77': no rendering")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_without_a_decoder(dataset: Path, tmp_path: Path, run: Run) -> None:
+    """Its folder and its data lie under names that Hydra would read as something else."""
+    output = tmp_path / "lr=0.01, [a]"
+    options = [f"dataset={dataset}", f"data_root={tmp_path / 'x=1'}", f"output_dir={output}", "decoder=false"]
+    status, out, error = run(*TINY, *options, "evaluation.methods=[mpdiffuser]")
+    assert status == 0, error
+    assert MPDiffuserPipeline.from_pretrained(output / "pipeline").decoder is None
+    assert not (output / "decoder").exists() and not (output / "video.mp4").exists() and "Video:" not in out
+    assert "<video" not in (output / "report.html").read_text()
+    before = contents(output)
+    status, _, error = run(*TINY, *options[:-1], "evaluation.methods=[mpdiffuser]")
+    assert status == 2 and error.startswith("error: decoder=True:") and contents(output) == before

@@ -134,12 +134,11 @@ def train_encoder(
         with clock(name):
             return Trainer(name, model, data, validation, *where, identity=identities[name]).train()
 
+    decoder = Decoder(encoder.config["latent_dim"], *_cameras(episodes)[0][:2]) if cfg.decoder else None
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
         latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
-    decoder = None
-    if cfg.decoder:
-        decoder = Decoder(encoder.config["latent_dim"], *_cameras(episodes)[0][:2])
+    if decoder is not None:
         decoder.latents.fit(latents)
         decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     return encoder, decoder, with_latents(episodes, latents)

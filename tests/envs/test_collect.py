@@ -14,6 +14,7 @@ import pytest
 import envs.collect as collect_module
 from envs import experts, make
 from envs.collect import DISTURBANCES, DISTURBED, Actor, choose_actions, collect, plan_policies
+from envs.collect_command import main
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 
@@ -338,3 +339,22 @@ def test_command_refuses_in_one_line(argument, words):
     done = run_command(argument)
     assert done.returncode == 2 and words in done.stderr and argument.partition("=")[2] in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("task.size=0", "error: task.size=0: must be between 1 and"),
+        ("task.camera=5", "error: task.camera=5: this model has cameras 0 to 1"),
+        ("task.action_repeat=0", "error: task.action_repeat=0: must be"),
+        ("episode_seconds=-1", "error: episode_seconds=-1.0: must be a positive number of seconds"),
+        ("task.name=cartpole_swing", "error: task.name='cartpole_swing': no such dm_control task"),
+        ("seed=-2", "error: seed=-2: must be a whole number"),
+    ],
+)
+def test_command_names_the_option(argument, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["collect.py", "episodes=1", argument, f"data_root={tmp_path / 'a=b'}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(words)
+    assert list(tmp_path.iterdir()) == []

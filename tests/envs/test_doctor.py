@@ -47,3 +47,15 @@ def test_the_odd_picture_out_is_an_error():
     outcomes = {"a": {"frame": frame}, "b": {"frame": frame + 60}, "c": {"frame": frame + 5}}
     doctor.compare(outcomes)
     assert "error" in outcomes["b"] and "error" not in outcomes["a"] and "error" not in outcomes["c"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="egl is Linux's")
+def test_the_doctor_sees_the_variables_of_the_user(monkeypatch):
+    """PYOPENGL_PLATFORM breaks the back-end that is used; it is not that of the others."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "osmesa")
+    error = doctor.examine("egl")["error"]
+    assert "PYOPENGL_PLATFORM" in error
+    assert doctor._fix("egl", error).startswith("unset PYOPENGL_PLATFORM, or set another value; else (Debian): apt-get")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    assert "PYOPENGL_PLATFORM" not in doctor.examine("osmesa").get("error", "")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from envs import rendering
+from envs import gl, rendering
 from envs.rendering import Renderer
 from envs.simulator import DMControlEnv
 from mpdiffuser.errors import InputError
@@ -154,6 +154,8 @@ def test_names_the_back_end():
             {"MUJOCO_GL": "glfw"}, marks=pytest.mark.skipif("DISPLAY" in os.environ, reason="glfw works here")
         ),
         {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"},
+        {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "gpu"},
+        {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"},
         {"MUJOCO_GL": "nonsense"},
     ],
 )
@@ -167,3 +169,25 @@ def test_without_a_back_end_states_work_and_frames_name_the_doctor(variables):
     assert run.returncode == 1 and run.stdout.strip() == "(5,)"
     assert f"InputError: MUJOCO_GL={variables['MUJOCO_GL']!r}" in run.stderr
     assert "python -m envs.doctor" in run.stderr.splitlines()[-1]
+    last = run.stderr.splitlines()[-1]
+    for name in set(variables) & {"MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM"}:
+        assert name in last and variables[name] in last
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="egl is Linux's")
+@pytest.mark.parametrize("cards", ["99", "99,0", "-1", "", "GPU-8932f937", "0"])
+def test_cards_that_egl_does_not_list_change_nothing(cards):
+    """The frames are those without CUDA_VISIBLE_DEVICES, and the variables stay as the user has set them."""
+    code = (
+        "import hashlib, os; from envs.simulator import DMControlEnv; e = DMControlEnv(observation='frames', size=32);"
+        "frame = e.reset(seed=0)[0]; print(hashlib.sha256(frame.tobytes()).hexdigest());"
+        "print('MUJOCO_EGL_DEVICE_ID' in os.environ, os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    )
+    left = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", gl.DEVICE)}
+    left |= {"MUJOCO_GL": "egl", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = [
+        subprocess.run([sys.executable, "-c", code], env=left | more, capture_output=True, text=True, timeout=120)
+        for more in ({}, {"CUDA_VISIBLE_DEVICES": cards})
+    ]
+    plain, told = (run.stdout.splitlines() for run in found)
+    assert plain[0] == told[0] and told[1] == f"False {cards}", found[1].stderr

@@ -1,5 +1,6 @@
 """What an evaluation refuses before any episode."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from evaluation.check import check_evaluation, require_models, with_environment
+from evaluation.check import check_evaluation, check_simulator, require_models, with_environment
+from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow  # evaluates in simulators
         ("evaluation.methods=[mpdiffuser,magic]", r"evaluation\.methods: must be of random, cloning.*magic"),
         ("evaluation.episodes=0", r"evaluation\.episodes: must be at least 1, found 0"),
         ("evaluation.first_seed=-1", r"evaluation\.first_seed: must be at least 0, found -1"),
+        ("evaluation.first_seed=4294967290", r"evaluation\.first_seed: must be at most 42949672\d\d, found 4294967290"),
         ("evaluation.probe_every=-1", r"evaluation\.probe_every: must be at least 0, found -1"),
         ("evaluation.parallel_controllers=0", r"evaluation\.parallel_controllers: must be at least 1, found 0"),
         ("evaluation.safety_probability=1", r"evaluation\.safety_probability: .* below 1, found 1"),
@@ -161,3 +164,35 @@ def test_the_environment_of_the_data_is_checked_before_a_training(capsys: Any) -
 def test_an_environment_that_does_not_fit_the_data(episodes: Episodes, given: str | None, words: str) -> None:
     with pytest.raises(InputError, match=words):
         with_environment(episodes, given)
+
+
+REACHER = {
+    "kind": "dm_control",
+    "task": "reacher_hard",
+    "action_repeat": 4,
+    "size": 20,
+    "camera": 0,
+    "rendering": "fast",
+}
+
+
+def test_a_simulator_that_works() -> None:
+    check_simulator(load("vision", []), REACHER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"camera": 7}, "camera=7: this model has cameras 0 to 1"), ({"task": "reacher_mild"}, "no such dm_control task")],
+)
+def test_a_simulator_that_cannot_be_made(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_simulator(load("vision", []), REACHER | changes)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="egl is Linux's")
+def test_rendering_is_needed_only_by_methods_that_see_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "first")
+    with pytest.raises(InputError, match=r"MUJOCO_GL='egl', MUJOCO_EGL_DEVICE_ID='first': no rendering"):
+        check_simulator(load("vision", ["method=iql"]), REACHER)
+    check_simulator(load("vision", ["evaluation.methods=[random]"]), REACHER)

@@ -84,3 +84,18 @@ def test_refused(tmp_path: Path, change: dict, message: str) -> None:
     usual = {"frames": pictures(2), "imagined": pictures(2, 1), "steps_ahead": (0,), "captions": None, "fps": 25}
     with pytest.raises(InputError, match=message):
         write_video(tmp_path / "video.mp4", **(usual | change))
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 10), (9, 27)])
+def test_pictures_keep_their_shape(tmp_path: Path, height: int, width: int) -> None:
+    """A frame that is half as wide as high is drawn so, and decoded pictures of other sizes are as large as frames."""
+    frames = np.full((2, height, width, 3), 250, np.uint8)
+    frames[:, :, : width // 2] = COLORS[0]
+    imagined = np.full((2, 1, 16, 16, 3), 250, np.uint8)
+    video, _ = read(write_video(tmp_path / "video.mp4", frames, imagined, (2,), None, 10))
+    high, wide = (round(PANEL * side / max(height, width)) for side in (height, width))
+    assert video.shape[1] - (LINE + high + MARGIN) in (0, 1)
+    assert video.shape[2] - (2 * MARGIN + 2 * wide + WIDE_GAP) in (0, 1)
+    for x, expected in ((MARGIN + wide // 4, COLORS[0]), (MARGIN + 3 * wide // 4, 250), (-MARGIN - wide // 2, 250)):
+        for y in (LINE + 4, LINE + high - 4):
+            np.testing.assert_allclose(video[0, y, x].astype(int), expected, atol=12)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from mpdiffuser.config import _check_type, _debug_overrides, configured, load, settings
+from mpdiffuser.config import _check_type, _debug_overrides, configured, flat, load, settings
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS, recipes_of
 from mpdiffuser.models.denoisers import Dynamics, Planner
@@ -336,3 +336,64 @@ def test_a_rule_changes_the_options_that_match() -> None:
     config = OmegaConf.create({"a": {"x": {"steps": 1}, "y": {"steps": 2}}, "steps": 3, "b": {"steps": 4}})
     config.debug_rules = ["a.*.steps=7", "nothing.*=1", "steps=5"]
     assert list(_debug_overrides(config)) == ["a.x.steps=7", "a.y.steps=7", "steps=5"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "lr=0.01/a=b",
+        "with space, comma",
+        "[1]{2}(3)<4>",
+        "it's",
+        "'a' \"b\" c",
+        "back\\\\slash\\\\",
+        "2024",
+        "true",
+        "#a;b&c|d",
+        "é/ü",
+        "a: b",
+        "a'",
+    ],
+)
+@pytest.mark.parametrize(("name", "option"), [("vision", "output_dir"), ("vision", "dataset"), ("state", "data_dir")])
+def test_a_path_is_taken_as_the_shell_gives_it(name: str, option: str, value: str) -> None:
+    assert load(name, [f"{option}={value}"])[option] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("collect", "data_root"), ("evaluate", "pipeline"), ("export", "pipeline")]
+)
+def test_paths_of_the_other_commands(name: str, option: str) -> None:
+    assert load(name, [f"{option}=a=1,b"])[option] == "a=1,b"
+
+
+def test_paths_with_hydras_quotes_references_and_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    options = ["output_dir='a=b'", "dataset=null", "data_root=~/x=1"]
+    cfg = load("vision", options)
+    assert (cfg.output_dir, cfg.dataset, cfg.data_root) == ("a=b", None, "/somewhere/x=1")
+    assert load("vision", ["output_dir=x=1/${run}"]).output_dir == "x=1/cartpole_swingup-mixed"
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("-m", "-m: no such flag; several runs need a loop of the shell, such as: for s in 0 1 2"),
+        ("--multirun", "--multirun: no such flag; several runs need a loop"),
+        ("horizon=8,16", "horizon: must be one value, found 'horizon=8,16'; a list is .*; several runs need a loop"),
+        ("train.planner.steps=range(1,3)", r"train\.planner\.steps: must be one value"),
+        ("--config-name=mine", "--config-name=mine: no such flag; there are --config-dir=FOLDER and --help"),
+        ("horizon", "'horizon': must be name=value"),
+        ("task.name=a=b", r"task\.name: cannot read 'task\.name=a=b' .*quote .* twice: \"task\.name='TEXT'\""),
+    ],
+)
+def test_words_of_hydra_that_are_no_options(word: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load("vision", [word])
+
+
+def test_a_flat_configuration() -> None:
+    found = flat(load("state", ["seed=4", "task=dsrl/OfflineHalfCheetahVelocityGymnasium-v1"]))
+    assert found["seed"] == 4 and found["task.name"] == "OfflineHalfCheetahVelocityGymnasium-v1"
+    assert found["evaluation.methods"] == ["random", "cloning", "planner", "mpdiffuser"] and found["discount"] is None
+    assert not any(isinstance(value, dict) for value in found.values())

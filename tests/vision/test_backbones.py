@@ -169,3 +169,68 @@ def test_pictures_are_standardised_in_the_right_channel_order() -> None:
     picture[..., 0] = 255
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0 - 0.406) / 0.225]
     torch.testing.assert_close(backbone(picture)[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "size"),
+    [("swin_s3_tiny_224", 16, 224), ("deit_tiny_patch16_224", 16, 224), ("coat_lite_tiny", 8, 224)],
+)
+def test_frames_are_resized_for_a_network_of_one_input_size(name: str, stride: int, size: int, capsys) -> None:
+    """The features are those of the whole network, for a frame that is as large as its cells allow."""
+    backbone = Backbone(f"timm:{name}", stride, 2).eval()
+    assert backbone.picture == (size, size)
+    backbone.check_frames(40, 56)
+    assert (
+        f"note: frames of 40 x 56 are resized to {size} x {size}, the input size of timm:{name}"
+        in capsys.readouterr().out
+    )
+    batch = frames(2, 56)[:, :40]
+    assert backbone(batch).shape == (2, backbone.dim)
+    large = frames(1, size)
+    backbone.check_frames(size, size)
+    assert not capsys.readouterr().out
+    config = timm.get_pretrained_cfg(name)
+    with torch.no_grad():
+        maps = backbone.net(images(large, config.mean, config.std))[0]
+        maps = maps.permute(0, 3, 1, 2) if maps.shape[-1] == backbone.channels else maps
+        assert maps.shape[1:] == (backbone.channels, size // stride, size // stride)
+        torch.testing.assert_close(backbone(large), pooled(maps, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mambaout_kobe", "swinv2_cr_tiny_ns_224"])
+def test_maps_with_the_channels_last(name: str) -> None:
+    backbone = Backbone(f"timm:{name}", 32, 1).eval()
+    maps = backbone.maps(frames())
+    assert backbone.channels_last == (backbone.net.output_fmt.value == "NHWC")
+    assert maps.shape[:2] == (2, backbone.channels)
+    torch.testing.assert_close(backbone(frames()), maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_gives_the_features_of_its_last_block() -> None:
+    backbone = Backbone("timm:deit_tiny_patch16_224", 16, 2)
+    assert backbone.net.out_indices == (11,) or list(backbone.net.out_indices) == [11]
+
+
+@pytest.mark.parametrize(("height", "width"), [(84, 84), (48, 80), (33, 70)])
+@pytest.mark.parametrize("name", ["conv", "torchvision:resnet18", DEFAULT])
+def test_frames_of_any_height_and_width(name: str, height: int, width: int) -> None:
+    backbone = Backbone(name, 16, 2).eval()
+    backbone.check_frames(height, width)
+    assert backbone.maps(frames(1, 96)[:, :height, :width]).shape[-2:] == (-(-height // 16), -(-width // 16))
+
+
+def test_a_network_that_cannot_take_the_frames() -> None:
+    backbone = Backbone("timm:dla46_c", 16, 2).eval()
+    backbone.check_frames(96, 64)
+    with pytest.raises(
+        InputError, match=r"encoder\.backbone: timm:dla46_c cannot take frames of 50 x 64 \(.*task\.size"
+    ):
+        backbone.check_frames(50, 64)
+
+
+def test_more_cells_than_the_map_has() -> None:
+    Backbone("conv", 16, 3).check_frames(48, 64)
+    with pytest.raises(
+        InputError, match=r"encoder\.pool: must be at most 3, since frames of 48 x 64 .* 3 x 4 .*found 4"
+    ):
+        Backbone("conv", 16, 4).check_frames(48, 64)

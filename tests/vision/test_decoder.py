@@ -10,26 +10,39 @@ from mpdiffuser.errors import InputError
 from vision.data import Pictures
 from vision.decoder import Decoder
 
-SIZE = 32
 
-
-@pytest.mark.parametrize("size", [8, 32, 64])
-def test_decoder_draws_frames(size: int) -> None:
-    decoder = Decoder(4, size).eval()
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 64), (100, 100), (48, 80), (33, 20), (3, 9), (1, 1)])
+def test_decoder_draws_frames_of_any_size(height: int, width: int) -> None:
+    decoder = Decoder(4, height, width).eval()
     frames = decoder.frames(10 * torch.randn(3, 4))
-    assert frames.shape == (3, size, size, 3) and frames.dtype == torch.uint8
+    assert frames.shape == (3, height, width, 3) and frames.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("size", [0, 4, 7, 24, 63, 65, 100])
-def test_sizes_that_cannot_be_drawn(size: int) -> None:
-    with pytest.raises(InputError, match=rf"decoder\.size: must be 8, 16, 32, 64.*found {size}"):
-        Decoder(4, size)
+def test_powers_of_two_have_a_grid_of_4_x_4_cells() -> None:
+    shapes = [tuple(p.shape) for name, p in Decoder(3).named_parameters() if "latents" not in name]
+    assert shapes[:4] == [(256, 3), (256,), (2048, 256), (2048,)]
+    assert [s[:2] for s in shapes if len(s) == 4] == [(128, 64), (64, 32), (32, 16), (16, 8), (3, 8)]
 
 
-def test_decoder_learns_pictures(fit, make_pointer_episodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"height": 0}, r"decoder\.height: must be at least 1 pixel, found 0"),
+        ({"width": -3}, r"decoder\.width: must be at least 1 pixel, found -3"),
+        ({"channels": 12}, r"decoder\.channels: must be a multiple of 8, found 12"),
+    ],
+)
+def test_sizes_that_cannot_be_drawn(sizes: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Decoder(4, **sizes)
+
+
+@pytest.mark.parametrize("cut", [(0, 0), (5, 2)])  # frames of 32 x 32, and of 27 x 30
+def test_decoder_learns_pictures(fit, make_pointer_episodes, tmp_path: Path, cut: tuple[int, int]) -> None:
     data = make_pointer_episodes(count=3)
+    data.arrays["frames"] = data["frames"][:, cut[0] :, cut[1] :]
     torch.manual_seed(0)
-    decoder = Decoder(2, SIZE, width=8)
+    decoder = Decoder(2, *data["frames"].shape[1:3])
     decoder.latents.fit(data["observations"])
     pictures = Pictures(data, np.array([0, 2]), data["observations"])
     assert len(pictures) == 26
@@ -47,7 +60,7 @@ def test_decoder_learns_pictures(fit, make_pointer_episodes, tmp_path: Path) -> 
 
 
 def test_decoder_saving(tmp_path: Path) -> None:
-    decoder = Decoder(3, 16).eval()
+    decoder = Decoder(3, 16, 20).eval()
     decoder.latents.fit(np.random.default_rng(0).normal(5, 2, (30, 3)))
     decoder.save_pretrained(tmp_path)
     latents = torch.randn(2, 3)

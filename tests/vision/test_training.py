@@ -14,7 +14,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock
 from mpdiffuser.record import PICTURE
 from vision.data import encode
-from vision.training import build_representation, encoder_identities, train_encoder
+from vision.training import build_representation, check_encoder, encoder_identities, train_encoder
 
 TINY = ["encoder=conv", "encoder.pool=2", "encoder.latent_dim=4", "encoder.history=2", "encoder.projection=16"]
 TINY += ["encoder.hidden=16", "trackers=[]"]
@@ -138,3 +138,59 @@ def test_a_folder_of_another_run(episodes: Episodes, tmp_path: Path) -> None:
     stages = encoder_identities(cfg, "checksum", representation)
     with pytest.raises(InputError, match=r"validation: 0\.1 there, 0\.5 now"):
         train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), Clock())
+
+
+def test_no_decoder_on_frames_of_two_sides(episodes: Episodes, tmp_path: Path) -> None:
+    """And the latents are those of a run with a decoder."""
+    episodes.arrays["frames"] = episodes["frames"][:, :, :21]
+    latents = {}
+    for word in ("true", "false"):
+        cfg = configuration(tmp_path / word, f"decoder={word}")
+        representation = build_representation(cfg, episodes)
+        stages = encoder_identities(cfg, "checksum", representation)
+        assert ("decoder" in stages) == (word == "true")
+        encoded = train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), Clock())
+        latents[word] = encoded[2]["observations"]
+        if word == "true":
+            assert encoded[1].frames(torch.from_numpy(latents[word][:2])).shape == (2, 32, 21, 3)
+        else:
+            assert encoded[1] is None and not (tmp_path / word / "out" / "decoder").exists()
+    np.testing.assert_array_equal(latents["true"], latents["false"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["encoder.pool=5", "task.size=32"],
+            r"encoder\.pool: must be at most 4, since frames of 32 x 32 have .* 4 x 4 cells",
+        ),
+        (["task.size=7"], r"encoder\.pool: must be at most 1, since frames of 7 x 7 .*task\.size"),
+        (["encoder.pool=0"], r"encoder\.pool: must be at least 1, found 0"),
+        (["encoder.latent_dim=0"], r"encoder\.latent_dim: must be at least 1, found 0"),
+        (["encoder.hidden=-1"], r"encoder\.hidden: must be at least 1, found -1"),
+        (["encoder.backbone=timm:nothing_of_this_name"], r"encoder\.backbone: timm has no model"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_refused(tmp_path: Path, options: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_encoder(configuration(tmp_path, *options), None)
+
+
+def test_the_frames_of_a_dataset_count_and_not_the_tasks_size(episodes: Episodes, tmp_path: Path) -> None:
+    cfg = configuration(tmp_path, "task.size=7", "encoder.pool=3")
+    check_encoder(cfg, episodes)
+    episodes.arrays["frames"] = episodes["frames"][:, :16]
+    with pytest.raises(InputError, match=r"encoder\.pool: must be at most 2, since frames of 16 x 32 .* 2 x 4 cells"):
+        check_encoder(cfg, episodes)
+    del episodes.arrays["frames"]
+    with pytest.raises(InputError, match=r"holds no frames; for states use train_state\.py"):
+        check_encoder(cfg, episodes)
+
+
+def test_a_finished_run_keeps_its_decoder(episodes: Episodes, tmp_path: Path) -> None:
+    (tmp_path / "out" / "pipeline" / "decoder").mkdir(parents=True)
+    (tmp_path / "out" / "metrics.json").write_text("{}")
+    check_encoder(configuration(tmp_path), episodes)
+    with pytest.raises(InputError, match=r"decoder=False: .*out holds a run with True; choose another output_dir="):
+        check_encoder(configuration(tmp_path, "decoder=false"), episodes)
