@@ -224,12 +224,16 @@ class Record:
     """What a dataset holds.
 
     Args:
-        observations: name of the array -> what it is.
+        observations: name of the array -> what it is, in the order of the names.
         actions: their bounds and names.
     """
 
     observations: Mapping[str, Observation]
     actions: Actions
+
+    def __post_init__(self) -> None:
+        # one order everywhere, also after JSON with sorted keys: encoders join their inputs in this order
+        object.__setattr__(self, "observations", dict(sorted(self.observations.items())))
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], lasts: np.ndarray) -> Self:

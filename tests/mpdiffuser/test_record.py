@@ -179,8 +179,8 @@ def test_observations_of_many_robots_and_of_one() -> None:
         found, single = read_observations({"hand": CAMERA[batch], "joints": JOINTS[batch].tolist()}, 1, SEES)
         assert single == alone and found["hand"].shape == (1, 8, 12, 3) and found["joints"].shape == (1, 2)
     joints = ARM.only(PROPRIOCEPTION)
-    for given in (JOINTS, {"joints": JOINTS}, JOINTS.astype(np.float64), JOINTS.astype(np.int32), JOINTS.tolist()):
-        found, single = read_observations(given, 4, joints)
+    for seen in (JOINTS, {"joints": JOINTS}, JOINTS.astype(np.float64), JOINTS.astype(np.int32), JOINTS.tolist()):
+        found, single = read_observations(seen, 4, joints)
         assert not single and found["joints"].shape == (4, 2)
     unknown, single = read_observations(CAMERA, 4, None)
     assert unknown is CAMERA and not single
@@ -212,3 +212,12 @@ def test_observations_that_do_not_fit(given: Any, count: int, words: str) -> Non
 def test_the_number_of_observations_of_an_unknown_kind() -> None:
     with pytest.raises(InputError, match=r"must be one for each of the 3 seeds of reset, found 4"):
         read_observations(CAMERA, 3, None)
+
+
+def test_observations_have_one_order() -> None:
+    """Encoders join their inputs in the record's order, and a pipeline's JSON sorts its keys."""
+    cameras = {name: Observation(PICTURE, (8, 12, 3)) for name in ("wrist", "arm")}
+    record = Record(cameras, Actions.unit(2))
+    assert record.names(PICTURE) == ["arm", "wrist"]
+    text = json.dumps(record.to_json(), sort_keys=True)
+    assert Record.from_json(json.loads(text), "text").names(PICTURE) == record.names(PICTURE)
