@@ -144,7 +144,7 @@ def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
     output = tmp_path / "out"
     words = [f"dataset={tmp_path / 'robot'}", f"output_dir={output}", f"data_root={tmp_path / 'data'}"]
     run(train_vision, *words, *TINY, *PIXELS)
-    assert imageio.imread(output / "held_out.png").shape == (2 * 4 * 40, 3 * 56, 3)  # steps 0, 2 and 4 of 8 fit
+    assert imageio.imread(output / "held_out.png").shape == (2 * 4 * 32, 3 * 32, 3)  # side, 0, 2 and 4 steps ahead
     pipeline = MPDiffuserPipeline.from_pretrained(output / "pipeline")
     assert pipeline.latents.config["dim"] == 16 + 3
     controller = Controller(pipeline)
