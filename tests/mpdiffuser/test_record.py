@@ -179,8 +179,8 @@ def test_observations_of_many_robots_and_of_one() -> None:
         found, single = read_observations({"hand": CAMERA[batch], "joints": JOINTS[batch].tolist()}, 1, SEES)
         assert single == alone and found["hand"].shape == (1, 8, 12, 3) and found["joints"].shape == (1, 2)
     joints = ARM.only(PROPRIOCEPTION)
-    for given in (JOINTS, {"joints": JOINTS}, JOINTS.astype(np.float64), JOINTS.astype(np.int32), JOINTS.tolist()):
-        found, single = read_observations(given, 4, joints)
+    for one in (JOINTS, {"joints": JOINTS}, JOINTS.astype(np.float64), JOINTS.astype(np.int32), JOINTS.tolist()):
+        found, single = read_observations(one, 4, joints)
         assert not single and found["joints"].shape == (4, 2)
     unknown, single = read_observations(CAMERA, 4, None)
     assert unknown is CAMERA and not single
