@@ -85,9 +85,7 @@ def test_declared_bounds_are_kept_or_the_data_are_refused(tmp_path: Path, run: R
     ends = {"action_low": np.full(7, 30.0), "action_high": np.full(7, 50.0)}
     file, output = arm(tmp_path / "arm.npz", **ends), tmp_path / "out"
     words = [f"dataset={file}", f"output_dir={output}", *TINY]
-    with pytest.raises(
-        InputError, match=r"arm.npz: .* beyond the declared bounds; action 0 .* out_of_bounds=clip"
-    ):
+    with pytest.raises(InputError, match=r"arm.npz: .* beyond the declared bounds; action 0 .* out_of_bounds=clip"):
         run(train_state, *words)
     assert not (output / "planner").exists()
     assert "out_of_bounds=clip" in run(train_state, *words, "out_of_bounds=clip")
@@ -154,9 +152,7 @@ def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
     seen = {name: np.zeros(shape, np.uint8) for name, shape in shapes.items()}
     action = controller.act(seen | {"joints": np.zeros(3, np.float32)})
     assert action.shape == (2,) and (np.abs(action) <= 10).all()
-    with pytest.raises(
-        InputError, match=r"must be a dict of top uint8 \(B, 40, 56, 3\), .*joints float32"
-    ):
+    with pytest.raises(InputError, match=r"must be a dict of top uint8 \(B, 40, 56, 3\), .*joints float32"):
         controller.act(seen["top"])
     with pytest.raises(InputError, match=r"found \['top', 'wrist'\]"):
         controller.act(seen)
