@@ -56,6 +56,26 @@ def read_minari(source: str | Path) -> Episodes:
             raise InputError(f"Minari dataset {str(source)!r}: not in {root}; expected an id, or a dataset's folder")
     about, note = _about(folder / "data/metadata.json")
     file = folder / "data/main_data.hdf5"
+    parts, left_out, notes = _read_episodes(file, about, own=note is not None)
+    offsets = np.append(0, np.cumsum([len(part["rewards"]) for part in parts]))
+    steps = int(offsets[-1]) - len(parts)
+    if about.get("total_steps", steps) != steps:
+        raise InputError(f"{file}: must have {about['total_steps']!r} steps (metadata.json), found {steps}")
+    check_memory(file, "episodes", sum(values.nbytes for part in parts for values in part.values()))
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    info = {"source": f"Minari {source}", "missing": [], "left_out": left_out} if note is None else note
+    result = Episodes(joined, offsets, info | ({"notes": list(notes.values())} if notes else {}), folder)
+    if RECORD_KEY in about:
+        where = f"{folder / 'data/metadata.json'}: {RECORD_KEY}"
+        return replace(result, record=Record.from_json(about[RECORD_KEY], where))
+    bounds = _bounds(folder / "data/metadata.json", about.get("action_space"), joined["actions"].shape[1])
+    return result if bounds is None else replace(result, record=result.record.with_actions(bounds))
+
+
+def _read_episodes(
+    file: Path, about: dict[str, Any], own: bool
+) -> tuple[list[dict[str, np.ndarray]], dict[str, str], dict[str, str]]:
+    """The arrays of each episode, what of them is left out -> why, and notes."""
     left_out: dict[str, str] = {}
     notes: dict[str, str] = {}
     with open_arrays(file, nested=True) as entries:
@@ -71,27 +91,15 @@ def read_minari(source: str | Path) -> Episodes:
             )
         parts = []
         for name in wanted:
-            episode_ = _Episode(file, name, episodes[name], about, own=note is not None)
-            parts.append(episode_.arrays())
-            left_out |= episode_.left_out
-            notes |= episode_.notes
+            one = _Episode(file, name, episodes[name], about, own=own)
+            parts.append(one.arrays())
+            left_out |= one.left_out
+            notes |= one.notes
     for name, part in zip(wanted, parts):
         shapes = [{key: (values.shape[1:], values.dtype) for key, values in one.items()} for one in (parts[0], part)]
         if shapes[0] != shapes[1]:
             raise InputError(f"{file}: {name}: must hold {shapes[0]} as episode_0 does, found {shapes[1]}")
-    offsets = np.append(0, np.cumsum([len(part["rewards"]) for part in parts]))
-    steps = int(offsets[-1]) - len(parts)
-    if about.get("total_steps", steps) != steps:
-        raise InputError(f"{file}: must have {about['total_steps']!r} steps (metadata.json), found {steps}")
-    check_memory(file, "episodes", sum(values.nbytes for part in parts for values in part.values()))
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    info = {"source": f"Minari {source}", "missing": [], "left_out": left_out} if note is None else note
-    result = Episodes(joined, offsets, info | ({"notes": list(notes.values())} if notes else {}), folder)
-    if RECORD_KEY in about:
-        where = f"{folder / 'data/metadata.json'}: {RECORD_KEY}"
-        return replace(result, record=Record.from_json(about[RECORD_KEY], where))
-    bounds = _bounds(folder / "data/metadata.json", about.get("action_space"), joined["actions"].shape[1])
-    return result if bounds is None else replace(result, record=result.record.with_actions(bounds))
+    return parts, left_out, notes
 
 
 def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
