@@ -9,7 +9,8 @@ import torch
 
 from mpdiffuser.controller import LatentHistory
 from mpdiffuser.episodes import Episodes
-from vision.data import FrameSteps, cached_features, encode, encode_frames, history_actions, history_rows
+from mpdiffuser.record import PICTURE, PROPRIOCEPTION, TRUE_STATE, Actions, Observation, Record
+from vision.data import FrameSteps, cached_features, encode, encode_frames, history_actions, history_rows, inputs
 from vision.encoder import PixelEncoder
 
 SIZE = 32
@@ -53,6 +54,57 @@ def test_acting_sees_what_training_saw(make_encoder, episodes: Episodes, tmp_pat
             np.testing.assert_allclose(latent, trained_on[row], rtol=0, atol=2e-3)
     spread = trained_on.std(0).min()
     assert spread > 0.02  # so that the tolerance means something
+
+
+@pytest.fixture
+def robot(episodes: Episodes) -> Episodes:
+    """Two cameras of different size, measured joints, and true states that a policy does not see."""
+    random, rows = np.random.default_rng(4), len(episodes["actions"])
+    arrays = episodes.arrays | {
+        "wrist": random.integers(0, 256, (rows, 16, 24, 3), np.uint8),
+        "joints": random.normal([5, -3], [2, 0.1], (rows, 2)).astype(np.float32),
+    }
+    seen = {
+        "joints": Observation(PROPRIOCEPTION, (2,)),
+        "frames": Observation(PICTURE, (SIZE, SIZE, 3)),
+        "observations": Observation(TRUE_STATE, (3,)),
+        "wrist": Observation(PICTURE, (16, 24, 3)),
+    }
+    return Episodes(arrays, episodes.offsets, record=Record(seen, Actions((-2.0, -2.0), (2.0, 6.0))))
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_acting_with_two_cameras_and_joints_sees_what_training_saw(
+    make_encoder, robot: Episodes, tmp_path: Path, history: int
+) -> None:
+    """The joints are the last entries of the latent, standardised. Actions come in the data's units."""
+    encoder = make_encoder(history, cameras=2, proprioception=2, latent_dim=6)
+    assert inputs(robot) == (["frames", "wrist"], ["joints"])
+    features = cached_features(encoder, robot, tmp_path, batch=4)
+    encoder.standard.fit(features[:])
+    trained_on = encode(encoder, robot, features, batch=5)
+    np.testing.assert_allclose(trained_on, encode_frames(encoder, robot), rtol=0, atol=1e-3)
+    joints = robot["joints"]
+    np.testing.assert_allclose(trained_on[:, 4:], (joints - joints.mean(0)) / joints.std(0), rtol=2e-3, atol=2e-3)
+    sees = robot.record.only(PICTURE, PROPRIOCEPTION)
+    stream = LatentHistory(encoder, record=sees, scale=robot.record.actions.scale())
+    scale = np.float32([2, 4])
+    for e in range(len(robot)):
+        stream.reset()
+        for row in range(robot.rows(e).start, robot.rows(e).stop):
+            latent = stream({name: robot[name][row][None] for name in sorted(sees.observations, reverse=True)})
+            stream.record_actions(robot["actions"][row][None] * scale + np.float32([0, 2]))
+            np.testing.assert_allclose(latent[0], trained_on[row], rtol=0, atol=3e-3)
+    assert trained_on.std(0).min() > 0.02
+
+
+def test_steps_with_two_cameras_and_joints(robot: Episodes) -> None:
+    batch = FrameSteps(robot, np.arange(3), 2, None, True).batch(torch.tensor([3]))
+    rows = [2, 3, 4]
+    assert set(batch) == {"frames_0", "frames_1", "measured", "actions", "rewards", "states"}
+    for key, name in (("frames_0", "frames"), ("frames_1", "wrist"), ("measured", "joints")):
+        np.testing.assert_array_equal(batch[key][0], robot[name][rows])
+    assert batch["states"].shape == (1, 3)  # the joints are no target
 
 
 def counted(encoder: PixelEncoder) -> list[int]:
