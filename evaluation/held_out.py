@@ -126,7 +126,7 @@ class HeldOut:
             return None
         returns = to_go(episodes["rewards"], episodes, ranker.config["discount"])[self.starts]
         values = ranker.values(self.latents[:, 0].numpy())
-        parts = np.array_split(np.argsort(values), QUANTILES)
+        parts = np.array_split(np.argsort(values), min(QUANTILES, len(values)))
         varies = returns.std() > 0 and values.std() > 0
         return {
             "correlation": _rounded(np.corrcoef(values, returns)[0, 1]) if varies else None,

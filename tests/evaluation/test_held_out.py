@@ -1,0 +1,160 @@
+"""Errors on held-out episodes, by plain loops."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+
+from evaluation.held_out import HeldOut, measure, table, write_held_out
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.methods.cloning import CloningPolicy
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import DECLARED, TRUE_STATE, Actions, Observation, Record
+from mpdiffuser.windows import split_indices, to_go
+from vision.decoder import Decoder
+
+H = 8
+LENGTHS = [12, 9, 4, 11]
+DEGREES = Actions((10.0, -4.0), (70.0, 4.0), DECLARED, ("hip", "knee"))
+CENTER, HALF = np.array([40.0, 0.0]), np.array([30.0, 4.0])
+SAMPLER = {"steps": 2, "candidates": 2}
+
+
+@pytest.fixture
+def pipeline(make_pipeline: Any) -> MPDiffuserPipeline:
+    record = Record({"observations": Observation(TRUE_STATE, (3,))}, DEGREES)
+    return make_pipeline(info={"task": "none", "data": "abc", "record": record.to_json()}, sampler=SAMPLER)
+
+
+@pytest.fixture
+def episodes(make_episodes: Any) -> Episodes:
+    """Latent episodes with actions in [-1, 1]."""
+    return make_episodes(LENGTHS)
+
+
+def starts_of(episodes: Episodes) -> list[tuple[int, int]]:
+    """(episode, row) of all windows with H rows."""
+    ends = zip(episodes.offsets[:-1], episodes.offsets[1:])
+    return [(e, row) for e, (first, end) in enumerate(ends) for row in range(first, end - H + 1)]
+
+
+def in_degrees(unit: Any) -> np.ndarray:
+    return CENTER + HALF * np.asarray(unit, np.float64)
+
+
+def test_errors_of_actions_by_a_plain_loop(
+    pipeline: MPDiffuserPipeline, episodes: Episodes, randomize: Any, tmp_path: Path
+) -> None:
+    """Of repeating the last action, of the mean action, and of cloning; `each` in degrees, `mean` in [-1, 1]."""
+    cloning = randomize(CloningPolicy(3, 2, hidden=8))
+    cloning.save_pretrained(tmp_path / "cloning")
+    _, found, _ = measure(pipeline, episodes, tmp_path)
+    starts, actions = starts_of(episodes), episodes["actions"]
+    assert found["windows"] == len(starts) == 6 + 3 + 5 and found["episodes"] == 4 and found["names"] == ["hip", "knee"]
+    guesses: dict[str, list[np.ndarray]] = {"repeat the last action": [], "mean action": [], "cloning": []}
+    for e, row in starts:
+        first = row == episodes.offsets[e]
+        guesses["repeat the last action"].append(np.zeros(2) if first else actions[row - 1])
+        guesses["mean action"].append(pipeline.actions.mean.detach().numpy())
+        with torch.no_grad():
+            guesses["cloning"].append(cloning(torch.from_numpy(episodes["observations"][row][None]))[0].numpy())
+    for name, guess in guesses.items():
+        gaps = [in_degrees(each) - in_degrees(actions[row]) for each, (_, row) in zip(guess, starts)]
+        each = [np.mean([gap[i] ** 2 for gap in gaps]) ** 0.5 for i in range(2)]
+        np.testing.assert_allclose(found["actions"][name]["each"], each, rtol=1e-3)
+        assert found["actions"][name]["mean"] == pytest.approx(np.mean([(gap / HALF) ** 2 for gap in gaps]), rel=1e-3)
+        assert found["actions"][name]["standard_error"] > 0
+    assert set(found["actions"]) == {*guesses, "planner", "mpdiffuser"}
+
+
+def test_errors_of_states_by_a_plain_loop(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
+    """Of a state that stays: in variances of the training data, means over dimensions."""
+    _, found, _ = measure(pipeline, episodes, tmp_path)
+    states, std = episodes["observations"], pipeline.latents.std.detach().numpy()
+    assert list(found["states"]["stay"]) == ["1", "2", "4"]
+    for k, error in found["states"]["stay"].items():
+        gaps = [((states[row] - states[row + int(k)]) / std) ** 2 for _, row in starts_of(episodes)]
+        assert error["mean"] == pytest.approx(np.mean(gaps), rel=1e-3)
+    assert set(found["states"]) == {"stay", "planner", "mpdiffuser", "dynamics, given the logged actions"}
+
+
+def test_plans_are_compared_with_what_came(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
+    """Without a difference the errors are zero. The given actions are those of the log, in degrees."""
+    windows, found, planned = measure(pipeline, episodes, tmp_path)
+    for row, (_, start) in enumerate(starts_of(episodes)):
+        np.testing.assert_array_equal(windows.latents[row], episodes["observations"][start : start + H])
+        np.testing.assert_array_equal(windows.actions[row], episodes["actions"][start : start + H])
+    np.testing.assert_allclose(planned[:, 0], windows.latents[:, 0], atol=1e-4)
+    assert all(error["mean"] == 0 for error in windows.state_error(windows.latents.numpy()).values())
+    logged = in_degrees(windows.actions).astype(np.float32)
+    assert windows.action_error(logged[:, 0])["mean"] == pytest.approx(0, abs=1e-10)
+    _, actions = windows.plans(pipeline.sampler_defaults, given=True)
+    np.testing.assert_allclose(actions, logged, atol=2e-4)
+    assert found["states"]["mpdiffuser"] == windows.state_error(planned)
+
+
+def test_the_ranker_beside_logged_returns(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
+    found = HeldOut(pipeline, episodes, tmp_path).ranker()
+    rows = [row for _, row in starts_of(episodes)]
+    returns = to_go(episodes["rewards"], episodes, pipeline.ranker.config["discount"])[rows]
+    values = pipeline.ranker.values(episodes["observations"][rows])
+    assert found is not None and found["correlation"] == pytest.approx(np.corrcoef(values, returns)[0, 1], rel=1e-3)
+    order = np.argsort(values)
+    assert found["value"][0] == pytest.approx(values[order[:3]].mean(), rel=1e-3)
+    assert found["return"][-1] == pytest.approx(returns[order[-2:]].mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("missing", ["dynamics", "ranker"])
+def test_what_a_pipeline_does_not_hold(make_pipeline: Any, episodes: Episodes, tmp_path: Path, missing: str) -> None:
+    more = {"composition": "planner"} if missing == "dynamics" else {}
+    pipeline = make_pipeline(sampler=SAMPLER | more, **{missing: None})
+    _, found, _ = measure(pipeline, episodes, tmp_path)
+    assert ("mpdiffuser" in found["actions"]) == (missing != "dynamics")
+    assert (found["ranker"] is None) == (missing == "ranker") and "cloning" not in found["actions"]
+    assert "in the data's units" in table(found)
+
+
+def test_short_episodes_have_windows_too(pipeline: MPDiffuserPipeline, make_episodes: Any, tmp_path: Path) -> None:
+    """The longest of them, where none has the horizon's length; the last row stands for what would come."""
+    windows, found, _ = measure(pipeline, make_episodes([3, 5, 5]), tmp_path)
+    assert windows.rows.tolist() == [[4, 5, 6, 7, 8, 9, 9, 9], [10, 11, 12, 13, 14, 15, 15, 15]]
+    assert found["windows"] == 2
+
+
+def test_the_files_of_a_run(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
+    """The held-out episodes of the training alone; pictures of what came above those of the plan."""
+    torch.manual_seed(0)
+    pipeline.register_modules(decoder=Decoder(3, 8, 12).eval())
+    cfg: Any = SimpleNamespace(validation=0.5, seed=4)
+    rows = len(episodes["actions"])
+    frames = np.broadcast_to(np.arange(rows, dtype=np.uint8)[:, None, None, None], (rows, 8, 12, 3))
+    found = write_held_out(cfg, pipeline, episodes, tmp_path, frames)
+    held_out = split_indices(4, 0.5, 4)[1]
+    starts = [(e, row) for e, row in starts_of(episodes) if e in held_out]
+    assert json.loads((tmp_path / "held_out.json").read_text()) == found
+    assert (found["episodes"], found["windows"]) == (2, len(starts))
+    for line in ("Held out: 2 episodes", "hip, knee, in the data's units", "repeat the last action", "+4: "):
+        assert line in table(found)
+    picture = imageio.imread(tmp_path / "held_out.png")
+    chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, 4).astype(int)]
+    steps = [0, 2, 4]
+    assert picture.shape == (2 * 4 * 8, 3 * 12, 3)
+    _, _, planned = measure(pipeline, episodes.select(held_out), tmp_path)
+    for line, (_, row) in enumerate(chosen):
+        came, drawn = picture[16 * line : 16 * line + 8], picture[16 * line + 8 : 16 * line + 16]
+        assert [int(came[0, 12 * i, 0]) for i in range(3)] == [row + k for k in steps]
+        assert all((came[:, 12 * i : 12 * i + 12] == row + k).all() for i, k in enumerate(steps))
+        plan = torch.from_numpy(planned[starts.index(chosen[line])][steps])
+        imagined = np.concatenate(list(pipeline.decoder.frames(plan).numpy()), 1)
+        assert np.abs(imagined.astype(int) - drawn).max() <= 1
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_without_pictures_there_is_no_picture(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
+    write_held_out(SimpleNamespace(validation=0.5, seed=4), pipeline, episodes, tmp_path)  # type: ignore[arg-type]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["held_out.json"]
