@@ -39,9 +39,8 @@ def episodes(make_episodes: Any) -> Episodes:
 
 def starts_of(episodes: Episodes) -> list[tuple[int, int]]:
     """(episode, row) of all windows with H rows."""
-    return [
-        (e, row) for e in range(len(episodes)) for row in range(episodes.offsets[e], episodes.offsets[e + 1] - H + 1)
-    ]
+    ends = zip(episodes.offsets[:-1], episodes.offsets[1:])
+    return [(e, row) for e, (first, end) in enumerate(ends) for row in range(first, end - H + 1)]
 
 
 def in_degrees(unit: Any) -> np.ndarray:

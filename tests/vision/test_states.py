@@ -29,7 +29,7 @@ def vectors(make_episodes: Any) -> Episodes:
 
 
 def by_a_loop(episodes: Episodes, history: int) -> np.ndarray:
-    """Latents (M, d): the states, oldest first, then the actions between them."""
+    """Latents (M, d): the states by name, oldest first, then the actions between them."""
     rows = []
     for e in range(len(episodes)):
         first, end = int(episodes.offsets[e]), int(episodes.offsets[e + 1])
@@ -37,7 +37,7 @@ def by_a_loop(episodes: Episodes, history: int) -> np.ndarray:
             parts = []
             for before in reversed(range(history)):
                 at = max(first, row - before)
-                parts += [episodes["touch"][at], episodes["observations"][at]]
+                parts += [episodes["observations"][at], episodes["touch"][at]]
             for before in reversed(range(1, history)):
                 started = row - before >= first
                 parts.append(episodes["actions"][row - before] if started else np.zeros(2, np.float32))
