@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from envs.collect import check_collection, collect, option_names
 from envs.datasets import import_datasets
 from envs.record import dm_control_record
-from evaluation.check import check_evaluation, check_simulator, with_environment
+from evaluation.check import check_evaluation, check_simulator, observed, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from evaluation.held_out import table, write_held_out
@@ -35,6 +35,7 @@ from mpdiffuser.training import (
 from vision.data import inputs
 from vision.training import build_representation, check_encoder, encoder_identities, train_encoder
 
+SEEN = (PICTURE, PROPRIOCEPTION)  # kinds of observations that the pipeline gets
 # entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
 
@@ -46,7 +47,7 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     info["data"] = episodes.checksum()
-    info["record"] = episodes.record.only(PICTURE, PROPRIOCEPTION).with_actions(bounds).to_json()
+    info["record"] = episodes.record.only(*SEEN).with_actions(bounds).to_json()
     check_samplers(cfg, cfg.horizon, bounds)
     representation = build_representation(cfg, episodes)
     encoder_stages = encoder_identities(cfg, info["data"], representation)
@@ -72,7 +73,7 @@ def main(cfg: DictConfig) -> None:
     episodes = None
     if cfg.dataset:
         imported = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"]))
-        episodes = with_environment(imported, cfg.environment, PICTURE, PROPRIOCEPTION)
+        episodes = with_environment(imported, cfg.environment, *SEEN)
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
     chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
     if episodes is None:
@@ -82,7 +83,7 @@ def main(cfg: DictConfig) -> None:
     prepare(cfg, simulated, output)
     check_encoder(cfg, episodes)
     if simulated is not None and cfg.evaluation.methods:
-        check_simulator(cfg, simulated)
+        check_simulator(cfg, simulated, observed(episodes.record.only(*SEEN)) if episodes else "frames")
     accelerator = start(cfg)
     if episodes is None:
         with clock("collect"), accelerator.main_process_first():

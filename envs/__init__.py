@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from envs.observations import Observed
     from envs.protocol import Environment
 
 # triton, which torch loads late, crashes the process if Mesa's LLVM was loaded before its own
@@ -22,13 +23,13 @@ if sys.platform.startswith("linux"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def make(record: Mapping[str, Any], observation: str = "states") -> "Environment":
+def make(record: Mapping[str, Any], observation: "Observed" = "states") -> "Environment":
     """The environment that a record describes.
 
     Args:
         record: what a dataset and a pipeline keep as info["environment"], or what `environment_of` returned;
             envs/record.py lists the fields.
-        observation: "states", "frames" or "both".
+        observation: "states", "frames", "both", or names of observations of a gymnasium environment.
 
     Raises:
         InputError: if a field is unknown, missing, of the wrong type, or names something that does not exist; if this

@@ -16,7 +16,7 @@ from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.observations import Observation, stack
+from envs.observations import Observation, Observed, stack
 from envs.physics import get_state
 from mpdiffuser.errors import InputError
 
@@ -24,7 +24,7 @@ OBSERVATIONS = ("frames", "states", "both")
 WHOLE = ""  # name of an observation that is no Dict
 
 
-def make_registered(env_id: str, speed_limit: float | None = None, observation: str = "states") -> "GymEnv":
+def make_registered(env_id: str, speed_limit: float | None = None, observation: Observed = "states") -> "GymEnv":
     """An environment that is registered with gymnasium.
 
     Args:
@@ -51,7 +51,7 @@ def make_registered(env_id: str, speed_limit: float | None = None, observation: 
     return GymEnv(env, where, observation)
 
 
-def make_own(factory: str, observation: str = "states") -> "GymEnv":
+def make_own(factory: str, observation: Observed = "states") -> "GymEnv":
     """The environment that the user's factory returns.
 
     Args:
@@ -84,12 +84,14 @@ def make_own(factory: str, observation: str = "states") -> "GymEnv":
 
 
 class GymEnv(gymnasium.Wrapper):
-    """A gymnasium environment, observed by its states (o,) float32, by its pictures (height, width, 3) uint8, or both.
+    """A gymnasium environment, observed by its states (o,) float32, its picture (height, width, 3) uint8, or by names.
 
     The picture is the environment's observation, or the entry `frames` of a Dict. The states are the environment's
     observation (a Box of one dimension), or all entries of a Dict that are no pictures, flattened in its order; without
-    such entries they are (0,). Actions are a Box of one dimension, in the environment's own units and bounds, and are
-    clipped to it. A step costs `info["cost"]` of the environment, or 0.
+    such entries they are (0,). Of names, each is an entry of the Dict: a picture, or flattened.
+
+    Actions are a Box of one dimension, in the environment's own units and bounds, and are clipped to it. A step costs
+    `info["cost"]` of the environment, or 0.
 
     Where the environment has a method `peek(actions)`, it must return its K observations after each of the actions
     (K, m) and leave the environment as it was. Evaluation then compares plans with them.
@@ -97,15 +99,15 @@ class GymEnv(gymnasium.Wrapper):
     Args:
         env: the environment.
         where: its name in messages.
-        observation: "frames", "states" or "both".
+        observation: "frames", "states", "both", or the names of observations, which then come as a dict.
 
     Raises:
         InputError: for other spaces, or an observation that the environment does not give.
     """
 
-    def __init__(self, env: gymnasium.Env, where: str, observation: str = "states") -> None:
+    def __init__(self, env: gymnasium.Env, where: str, observation: Observed = "states") -> None:
         super().__init__(env)
-        if observation not in OBSERVATIONS:
+        if isinstance(observation, str) and observation not in OBSERVATIONS:
             raise InputError(f"observation={observation!r}: unknown; choose one of {', '.join(OBSERVATIONS)}")
         self.where, self.observation = where, observation
         self.can_peek = callable(getattr(env, "peek", None))
@@ -113,24 +115,37 @@ class GymEnv(gymnasium.Wrapper):
         if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
             raise InputError(f"{where}: actions must be real numbers, a Box of one dimension; found {space}")
         self.action_space = spaces.Box(space.low, space.high, dtype=space.dtype)  # type: ignore[arg-type]
-        seen = env.observation_space
-        self._whole = not isinstance(seen, spaces.Dict)  # the observation has no named entries
+        self._parts = self._chosen(env.observation_space)
+        kinds = {name: self._space(keys) for name, keys in self._parts.items()}
+        self._alone = isinstance(observation, str) and observation != "both"
+        self.observation_space = next(iter(kinds.values())) if self._alone else spaces.Dict(kinds)
+
+    def _chosen(self, seen: spaces.Space) -> dict[str, list[str]]:
+        """Name of each observation -> the entries of the environment's observation that it is made of."""
+        self._whole = not isinstance(seen, spaces.Dict)  # the environment's observation has no entries
         self._entries: dict[str, spaces.Space] = {WHOLE: seen} if self._whole else dict(seen.spaces)  # type: ignore[attr-defined]
-        self._picture = WHOLE if self._whole else "frames"
-        self._states = [key for key, entry in self._entries.items() if not _is_picture(entry)]
-        kinds: dict[str, spaces.Space] = {}
-        if observation != "states":
-            if not _is_picture(self._entries.get(self._picture)):
-                raise InputError(f"{where}: gives no pictures: no Box (height, width, 3) uint8 named frames in {seen}")
-            kinds["frames"] = self._entries[self._picture]
-        if observation != "frames":
-            flat = [spaces.flatten_space(self._entries[key]) for key in self._states]
-            known = all(isinstance(part, spaces.Box) for part in flat)
-            if not known or (self._states == [WHOLE] and len(seen.shape or ()) != 1):
-                raise InputError(f"{where}: observations must be a Box of one dimension, or a Dict; found {seen}")
-            size = sum(spaces.flatdim(self._entries[key]) for key in self._states)
-            kinds["states"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.observation_space = spaces.Dict(kinds) if observation == "both" else kinds[observation]
+        if not isinstance(self.observation, str):
+            parts = {name: [WHOLE if self._whole and len(self.observation) == 1 else name] for name in self.observation}
+            missing = [name for name, keys in parts.items() if keys[0] not in self._entries]
+            if missing:
+                raise InputError(f"{self.where}: gives no observation {missing[0]}; it gives {seen}")
+            return parts
+        picture = WHOLE if self._whole else "frames"
+        if self.observation != "states" and not _is_picture(self._entries.get(picture)):
+            raise InputError(f"{self.where}: gives no pictures: no Box (height, width, 3) uint8 named frames in {seen}")
+        parts = {"frames": [picture], "states": [key for key, part in self._entries.items() if not _is_picture(part)]}
+        return parts if self.observation == "both" else {self.observation: parts[self.observation]}
+
+    def _space(self, keys: list[str]) -> spaces.Space:
+        """The space of an observation that is made of these entries."""
+        parts = [self._entries[key] for key in keys]
+        if len(parts) == 1 and _is_picture(parts[0]):
+            return parts[0]
+        matrix = keys == [WHOLE] and len(parts[0].shape or ()) != 1
+        if matrix or not all(isinstance(spaces.flatten_space(part), spaces.Box) for part in parts):
+            found = self.env.observation_space
+            raise InputError(f"{self.where}: observations must be a Box of one dimension, or a Dict; found {found}")
+        return spaces.Box(-np.inf, np.inf, (sum(map(spaces.flatdim, parts)),), np.float32)
 
     @property
     def decision_seconds(self) -> float | None:
@@ -169,13 +184,14 @@ class GymEnv(gymnasium.Wrapper):
 
     def _observe(self, observation: Any) -> Observation:
         entries = {WHOLE: observation} if self._whole else observation
-        seen = {}
-        if self.observation != "states":
-            seen["frames"] = np.asarray(entries[self._picture])
-        if self.observation != "frames":
-            flat = [spaces.flatten(self._entries[key], entries[key]) for key in self._states]
-            seen["states"] = np.concatenate([np.zeros(0), *flat]).astype(np.float32)
-        return seen if self.observation == "both" else seen[self.observation]
+        seen = {name: self._joined(entries, keys) for name, keys in self._parts.items()}
+        return next(iter(seen.values())) if self._alone else seen
+
+    def _joined(self, entries: dict[str, Any], keys: list[str]) -> np.ndarray:
+        if len(keys) == 1 and _is_picture(self._entries[keys[0]]):
+            return np.asarray(entries[keys[0]])
+        flat = [spaces.flatten(self._entries[key], entries[key]) for key in keys]
+        return np.concatenate([np.zeros(0), *flat]).astype(np.float32)
 
 
 class MujocoEnv(GymEnv):
@@ -187,7 +203,7 @@ class MujocoEnv(GymEnv):
             any other step 0, as in Safety-Gymnasium's velocity tasks. None: no step costs anything.
     """
 
-    def __init__(self, env: gymnasium.Env, where: str, observation: str, speed_limit: float | None) -> None:
+    def __init__(self, env: gymnasium.Env, where: str, observation: Observed, speed_limit: float | None) -> None:
         super().__init__(env, where, observation)
         self.can_peek = True
         self.model, self.data = self.unwrapped.model, self.unwrapped.data  # type: ignore[attr-defined]

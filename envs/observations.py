@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Observation = np.ndarray | dict[str, np.ndarray]
+Observed = str | tuple[str, ...]  # what an environment is asked for: "frames", "states", "both", or names
 
 
 def stack(observations: Sequence[Observation]) -> Observation:
@@ -19,3 +20,17 @@ def concatenate(batches: Sequence[Observation]) -> Observation:
     if isinstance(batches[0], dict):
         return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}  # type: ignore[index]
     return np.concatenate(batches)  # type: ignore[arg-type]
+
+
+def first(observations: Observation) -> Observation:
+    """The first of observations (N, ...), (1, ...)."""
+    if isinstance(observations, dict):
+        return {key: values[:1] for key, values in observations.items()}
+    return observations[:1]
+
+
+def picture(observations: Observation) -> np.ndarray:
+    """The pictures (N, height, width, 3) among observations (N, ...); of several cameras those of the first."""
+    if isinstance(observations, dict):
+        return next(values for values in observations.values() if values.dtype == np.uint8)
+    return observations

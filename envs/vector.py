@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from envs.observations import Observation, concatenate
+from envs.observations import Observation, Observed, concatenate
 from envs.record import check_record
 from mpdiffuser.errors import InputError
 from mpdiffuser.machine import available_cores
@@ -40,7 +40,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # noqa: RUF012
 
     def __init__(
-        self, record: Mapping[str, Any], num_envs: int, processes: int | None = None, observation: str = "states"
+        self, record: Mapping[str, Any], num_envs: int, processes: int | None = None, observation: Observed = "states"
     ) -> None:
         self._workers: list[_Worker] = []
         check_record(record)

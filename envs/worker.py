@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import envs
-from envs.observations import Observation, stack
+from envs.observations import Observation, Observed, stack
 from envs.protocol import Environment
 
 
@@ -26,7 +26,7 @@ class Host:
         record, observation: see `envs.make`.
     """
 
-    def __init__(self, count: int, record: Mapping[str, Any], observation: str) -> None:
+    def __init__(self, count: int, record: Mapping[str, Any], observation: Observed) -> None:
         self.envs: list[Environment] = [envs.make(record, observation) for _ in range(count)]
         self.last: list[tuple[Observation, float, bool, bool, dict]] = [None] * count  # type: ignore[list-item]
 

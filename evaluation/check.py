@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 import envs
+from envs.observations import Observed
 from envs.protocol import Environments
 from envs.record import check_record, environment_of, whole_episodes
 from envs.rendering import back_end
@@ -18,7 +19,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import PICTURE, Record
+from mpdiffuser.record import Record
 from mpdiffuser.safe_loading import check_component
 
 
@@ -40,15 +41,23 @@ def check_evaluation(cfg: DictConfig) -> None:
         )
 
 
-def check_simulator(cfg: DictConfig, environment: Mapping[str, Any]) -> None:
+def observed(record: Record | None) -> Observed:
+    """Return what an environment is asked for (`envs.make`), so that it gives the observations of a record."""
+    names = tuple(record.observations) if record else ("observations",)
+    usual: dict[tuple[str, ...], Observed] = {("observations",): "states", ("frames",): "frames"}
+    return usual.get(names, names)
+
+
+def check_simulator(cfg: DictConfig, environment: Mapping[str, Any], observation: Observed = "frames") -> None:
     """Raise InputError unless the environment can be made and gives what the methods see. It runs in another process.
 
     Args:
         cfg: the whole configuration; its pipeline sees pixels.
         environment: record of the environment.
+        observation: what the pipeline sees; see `observed`.
     """
     states = all(METHODS[name].sees_states for name in cfg.evaluation.methods)
-    vector = VectorEnv(whole_episodes(environment), 1, 1, "states" if states else "frames")
+    vector = VectorEnv(whole_episodes(environment), 1, 1, "states" if states else observation)
     try:
         vector.reset(seed=[cfg.evaluation.first_seed])
     finally:
@@ -81,9 +90,8 @@ def check_info(info: Mapping[str, Any], given: str | None = None) -> Mapping[str
         InputError: unless the info has the entries that evaluation needs.
     """
     record = environment_of(given, info.get("environment"))
-    missing = [key for key in ("task", "data") if key not in info]
-    if missing:
-        raise InputError(f"the pipeline's info: {missing[0]} is missing: it cannot be evaluated in an environment")
+    if "data" not in info:
+        raise InputError("the pipeline's info: data is missing: it cannot be evaluated in an environment")
     if record is None:
         raise InputError(
             "the pipeline's info: environment is missing: it cannot be evaluated; give environment=, a gymnasium id or "
@@ -112,9 +120,10 @@ def with_environment(episodes: Episodes, given: str | None, *kinds: str) -> Epis
     record = environment_of(given, episodes.info.get("environment"))
     if record is None:
         return episodes
-    env = envs.make(record, "frames" if PICTURE in kinds else "states")
+    data = episodes.record.only(*kinds)
+    env = envs.make(record, observed(data))
     try:
-        seconds, data = env.decision_seconds, episodes.record.only(*kinds)
+        seconds = env.decision_seconds
         _check_spaces(env, data, episodes.info.get("decision_seconds"), "the data have")
     finally:
         env.close()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.observations import Observation, first, picture
 from envs.protocol import Environments
 from evaluation.statistics import summary
 from mpdiffuser.console import progress
@@ -175,7 +176,7 @@ def _episodes(
             bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
     outcome.facts = policy.planning_facts()
     outcome.seconds = time.perf_counter() - began
-    return outcome, observations[:1]
+    return outcome, first(observations)
 
 
 def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcome: Outcome) -> None:
@@ -185,9 +186,9 @@ def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcom
         outcome.distances.setdefault(k, []).extend(errors[alive, k - 1].tolist())
 
 
-def _scene(policy: Policy, observations: np.ndarray, return_so_far: float) -> dict[str, Any]:
+def _scene(policy: Policy, observations: Observation, return_so_far: float) -> dict[str, Any]:
     """Return one scene of the film. Its `plan` is the rest of the plan, (K, d), empty without a plan."""
-    return {"return": float(return_so_far), "frame": observations[0].copy(), "plan": policy.upcoming_latents()}
+    return {"return": float(return_so_far), "frame": picture(observations)[0].copy(), "plan": policy.upcoming_latents()}
 
 
 def _single_latency(policy: Policy, observation: Any, repeats: int = 30) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from evaluation.check import check_info, check_simulator
+from evaluation.check import check_info, check_simulator, observed
 from evaluation.compare import compare, prepare, use_saved_settings
 from evaluation.record import changed_results, load_record
 from evaluation.report import write_report
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     use_saved_settings(cfg, pipeline)
     prepare(cfg, environment, output)
     if pipeline.sees_pixels:
-        check_simulator(cfg, environment)
+        check_simulator(cfg, environment, observed(pipeline.record))
     torch.set_num_threads(cfg.threads)
     claim(output, "wait for it, or choose another output_dir=")
     metrics = compare(cfg, folder, output, pipeline=pipeline)

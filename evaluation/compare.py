@@ -19,7 +19,7 @@ from envs.experts import load_policy
 from envs.experts import tasks as tasks_with_experts
 from envs.record import check_record, environment_of, whole_episodes
 from envs.vector import VectorEnv
-from evaluation.check import check_environments, check_evaluation, check_info, require_models
+from evaluation.check import check_environments, check_evaluation, check_info, observed, require_models
 from evaluation.closed_loop import Outcome, evaluate
 from evaluation.record import PartialResults, evaluation_settings, folder_fingerprint, parallel_controllers
 from evaluation.statistics import standard_error, summary
@@ -137,7 +137,7 @@ def compare(
         partial = PartialResults(output / "metrics.partial.json", identity)
         results = run_methods(cfg, pipeline, folder, output, seeds, partial)
     metrics = {
-        "task": info["task"],
+        "task": info.get("task", folder.absolute().parent.name),
         **{key: info[key] for key in ("suite", "stand_in") if key in info},
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -192,7 +192,7 @@ def run_methods(
         left = {row: pair for row, pair in rows.items() if pair[0].sees_states == states and row not in partial.methods}
         if not left:
             continue
-        observation = "frames" if pipeline.sees_pixels and not states else "states"
+        observation = "states" if states else observed(pipeline.record)
         counts = [len(part) for part in np.array_split(seeds, parallel_controllers(cfg))]
         processes = max(1, (cfg.processes or available_cores()) // len(counts))
         environments: list[VectorEnv] = []

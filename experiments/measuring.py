@@ -12,7 +12,7 @@ from typing import Any
 
 from envs.record import whole_episodes
 from envs.vector import VectorEnv
-from evaluation.check import check_info
+from evaluation.check import check_info, observed
 from evaluation.closed_loop import evaluate
 from mpdiffuser.controller import Policy
 from mpdiffuser.errors import InputError
@@ -42,8 +42,8 @@ def describe(info: Mapping[str, Any]) -> str:
 
 def make_environments(pipeline: MPDiffuserPipeline, count: int) -> VectorEnv:
     """`count` environments of the pipeline's task, with the observations that it was trained on."""
-    observation = "frames" if pipeline.sees_pixels else "states"
-    return VectorEnv(whole_episodes(pipeline.config["info"]["environment"]), count, observation=observation)
+    environment = whole_episodes(pipeline.config["info"]["environment"])
+    return VectorEnv(environment, count, observation=observed(pipeline.record))
 
 
 def closed_loop(

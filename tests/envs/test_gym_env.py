@@ -131,6 +131,24 @@ def test_states_and_pictures_of_a_dict_come_in_its_order() -> None:
         assert GymEnv(Gauge(space), "gauge", observation).observation_space.shape == shape
 
 
+def test_observations_by_their_names() -> None:
+    space = spaces.Dict(
+        {"top": PICTURE, "joints": spaces.Box(-1, 1, (2, 2)), "wrist": PICTURE, "gear": spaces.Discrete(3)}
+    )
+    env = GymEnv(Gauge(space), "gauge", ("wrist", "joints"))
+    found, _ = env.reset(seed=3)
+    seen = env.unwrapped.seen  # type: ignore[attr-defined]
+    assert list(found) == ["wrist", "joints"] and env.observation_space.contains(found)
+    np.testing.assert_array_equal(found["wrist"], seen["wrist"])  # type: ignore[call-overload]
+    np.testing.assert_array_equal(found["joints"], seen["joints"].ravel())  # type: ignore[call-overload]
+    with pytest.raises(InputError, match=r"gauge: gives no observation hand; it gives Dict"):
+        GymEnv(Gauge(space), "gauge", ("wrist", "hand"))
+    single = spaces.Box(-1, 1, (3,))
+    assert list(GymEnv(Gauge(single), "gauge", ("joints",)).reset(seed=0)[0]) == ["joints"]  # there is but one
+    with pytest.raises(InputError, match=r"gauge: gives no observation joints; it gives Box"):
+        GymEnv(Gauge(single), "gauge", ("joints", "top"))
+
+
 def test_pictures_alone() -> None:
     for space in (PICTURE, spaces.Dict({"frames": PICTURE})):
         env = GymEnv(Gauge(space), "gauge", "frames")

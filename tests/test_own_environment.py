@@ -1,0 +1,122 @@
+"""Training on a user's own recordings, evaluated in gymnasium's or the user's own environment, in its own units."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import evaluate
+import train_state
+import train_vision
+from mpdiffuser.pipeline import MPDiffuserPipeline
+
+TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3", "evaluation.episodes=2"]
+TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning")]
+PIXELS = ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "encoder.pretrained=false"]
+PIXELS += ["train.representation.steps=4", "train.decoder.steps=2"]
+EPISODES, STEPS = 6, 12
+ROWS = EPISODES * (STEPS + 1)
+BENCH = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+class Bench(gymnasium.Env):
+    observation_space = spaces.Dict({
+        "front": spaces.Box(0, 255, (32, 48, 3), np.uint8),
+        "wrist": spaces.Box(0, 255, (32, 32, 3), np.uint8),
+        "observations": spaces.Box(-np.inf, np.inf, (4,)),
+        "clock": spaces.Box(0, 99, (1,)),
+    })
+    action_space = spaces.Box(20, 70, (2,))
+    decision_seconds = 0.1
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.seen(), {}
+    def seen(self):
+        joints = self.np_random.normal(size=4).astype(np.float32)
+        sizes = {"front": (32, 48, 3), "wrist": (32, 32, 3)}
+        pictures = {name: np.full(size, self.time, np.uint8) for name, size in sizes.items()}
+        return pictures | {"observations": joints, "clock": np.full(1, self.time)}
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.time += 1
+        return self.seen(), float(action.mean()), False, self.time == 5, {}
+    def peek(self, actions):
+        return [self.seen() for _ in actions]
+def without_wrist():
+    bench = Bench()
+    bench.observation_space = spaces.Dict({k: v for k, v in Bench.observation_space.items() if k != "wrist"})
+    return bench
+"""
+
+
+def recording(file: Path, low: float, high: float, actions: int, **observations: np.ndarray) -> str:
+    """The option dataset= of a file of random actions between low and high, and rewards."""
+    random = np.random.default_rng(0)
+    arrays = {"actions": random.uniform(low, high, (ROWS, actions)), "rewards": random.normal(size=ROWS)}
+    ends = np.arange(ROWS) % (STEPS + 1) == STEPS
+    np.savez(file, truncations=ends, **arrays, **observations)  # type: ignore[arg-type]
+    return f"dataset={file}"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Run a program in a folder with the module own_bench: exit status, standard output, standard error."""
+    (tmp_path / "own_bench.py").write_text(BENCH)
+    monkeypatch.setattr("mpdiffuser.engines.FASTEST", ())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("somewhere")  # sys.path is restored afterwards
+
+    def run_main(module: Any, *options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["program.py", *options])
+        status = 0
+        try:
+            module.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return run_main
+
+
+@pytest.mark.slow
+def test_pendulum_in_its_own_units(tmp_path: Path, run: Any) -> None:
+    """Its torque lies within 2."""
+    data = recording(tmp_path / "swings.npz", -2, 2, 1, observations=np.random.default_rng(1).normal(size=(ROWS, 3)))
+    options = [data, *TINY, f"output_dir={tmp_path / 'out'}", "evaluation.methods=[random,cloning]"]
+    status, _, error = run(train_state, *options, "environment=Pendulum-v1")
+    assert status == 0, error
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert all(method["lengths"] == [200, 200] for method in metrics["methods"].values()) and metrics["task"] == "out"
+    status, _, error = run(evaluate, f"pipeline={tmp_path / 'out' / 'pipeline'}", "evaluation.methods=[random]")
+    assert status == 0, error  # the pipeline knows a registered environment
+    status, _, error = run(train_state, *options, "environment=MountainCarContinuous-v0")
+    assert status == 2 and "error: environment: observations" in error
+    wide = recording(tmp_path / "wide.npz", -3, 3, 1, observations=np.zeros((ROWS, 3)))
+    status, _, error = run(train_state, wide, *options[1:], "environment=Pendulum-v1")
+    assert status == 2 and "environment: actions[0] lies in [-2, 2], but the data have [-2.9" in error
+
+
+@pytest.mark.slow
+def test_cameras_and_joints_of_ones_own_environment(tmp_path: Path, run: Any) -> None:
+    random = np.random.default_rng(2)
+    shapes = {"front": (32, 48, 3), "wrist": (32, 32, 3)}
+    pictures = {name: random.integers(0, 255, (ROWS, *shape), np.uint8) for name, shape in shapes.items()}
+    data = recording(tmp_path / "bench.npz", 30, 60, 2, observations=random.normal(size=(ROWS, 4)), **pictures)
+    output = tmp_path / "out"
+    options = [data, *TINY, *PIXELS, f"output_dir={output}", f"data_root={tmp_path / 'data'}"]
+    options += ["evaluation.probe_every=2", "evaluation.methods=[random,mpdiffuser]"]
+    status, _, error = run(train_vision, *options, "environment=own_bench:without_wrist")
+    assert status == 2 and "environment=own_bench:without_wrist: gives no observation wrist" in error
+    assert not output.exists()
+    status, _, error = run(train_vision, *options, "environment=own_bench:Bench")
+    assert status == 0, error
+    methods = json.loads((output / "metrics.json").read_text())["methods"]
+    assert all(method["lengths"] == [5, 5] for method in methods.values())
+    assert all(30 * 5 <= value <= 60 * 5 for value in methods["mpdiffuser"]["returns"])
+    assert "1" in methods["mpdiffuser"]["feasibility"]  # by the environment's own peek
+    assert (output / "video.mp4").exists()
+    info = MPDiffuserPipeline.from_pretrained(output / "pipeline").config["info"]
+    assert info["environment"]["factory"] == "own_bench:Bench" and info["decision_seconds"] == 0.1
