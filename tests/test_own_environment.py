@@ -10,6 +10,7 @@ import pytest
 import evaluate
 import train_state
 import train_vision
+from mpdiffuser.episodes import Episodes
 from mpdiffuser.pipeline import MPDiffuserPipeline
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3", "evaluation.episodes=2"]
@@ -52,13 +53,18 @@ def without_wrist():
 """
 
 
-def recording(file: Path, low: float, high: float, actions: int, **observations: np.ndarray) -> str:
-    """The option dataset= of a file of random actions between low and high, and rewards."""
+def recording(folder: Path, reach: tuple[float, float], actions: int, **observations: np.ndarray) -> str:
+    """The option dataset= of a folder with observations, random actions within reach, and rewards."""
     random = np.random.default_rng(0)
-    arrays = {"actions": random.uniform(low, high, (ROWS, actions)), "rewards": random.normal(size=ROWS)}
-    ends = np.arange(ROWS) % (STEPS + 1) == STEPS
-    np.savez(file, truncations=ends, **arrays, **observations)  # type: ignore[arg-type]
-    return f"dataset={file}"
+    arrays = observations | {"rewards": random.normal(size=ROWS).astype(np.float32)}
+    arrays["actions"] = random.uniform(*reach, (ROWS, actions)).astype(np.float32)
+    arrays |= {"terminations": np.zeros(ROWS, bool), "truncations": np.arange(ROWS) % (STEPS + 1) == STEPS - 1}
+    Episodes(arrays, np.arange(EPISODES + 1) * (STEPS + 1)).save(folder)
+    return f"dataset={folder}"
+
+
+def numbers(width: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(ROWS, width)).astype(np.float32)
 
 
 @pytest.fixture
@@ -84,7 +90,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.mark.slow
 def test_pendulum_in_its_own_units(tmp_path: Path, run: Any) -> None:
     """Its torque lies within 2."""
-    data = recording(tmp_path / "swings.npz", -2, 2, 1, observations=np.random.default_rng(1).normal(size=(ROWS, 3)))
+    data = recording(tmp_path / "swings", (-2, 2), 1, observations=numbers(3))
     options = [data, *TINY, f"output_dir={tmp_path / 'out'}", "evaluation.methods=[random,cloning]"]
     status, _, error = run(train_state, *options, "environment=Pendulum-v1")
     assert status == 0, error
@@ -94,7 +100,7 @@ def test_pendulum_in_its_own_units(tmp_path: Path, run: Any) -> None:
     assert status == 0, error  # the pipeline knows a registered environment
     status, _, error = run(train_state, *options, "environment=MountainCarContinuous-v0")
     assert status == 2 and "error: environment: observations" in error
-    wide = recording(tmp_path / "wide.npz", -3, 3, 1, observations=np.zeros((ROWS, 3)))
+    wide = recording(tmp_path / "wide", (-3, 3), 1, observations=numbers(3))
     status, _, error = run(train_state, wide, *options[1:], "environment=Pendulum-v1")
     assert status == 2 and "environment: actions[0] lies in [-2, 2], but the data have [-2.9" in error
 
@@ -104,7 +110,7 @@ def test_cameras_and_joints_of_ones_own_environment(tmp_path: Path, run: Any) ->
     random = np.random.default_rng(2)
     shapes = {"front": (32, 48, 3), "wrist": (32, 32, 3)}
     pictures = {name: random.integers(0, 255, (ROWS, *shape), np.uint8) for name, shape in shapes.items()}
-    data = recording(tmp_path / "bench.npz", 30, 60, 2, observations=random.normal(size=(ROWS, 4)), **pictures)
+    data = recording(tmp_path / "bench", (30, 60), 2, observations=numbers(4), **pictures)
     output = tmp_path / "out"
     options = [data, *TINY, *PIXELS, f"output_dir={output}", f"data_root={tmp_path / 'data'}"]
     options += ["evaluation.probe_every=2", "evaluation.methods=[random,mpdiffuser]"]
