@@ -171,8 +171,9 @@ def _check_spaces(environment: Any, data: Record, seconds: float | None, phrase:
     if len(wanted) == 1 and "" in spaces:
         spaces = dict.fromkeys(wanted, seen)
     for name, each in wanted.items():
-        found[name] = (spaces[name].shape, str(spaces[name].dtype)) if name in spaces else f"not among {list(spaces)}"
-        expected[name] = (each.shape, each.dtype)
+        space = spaces.get(name)
+        found[name] = f"not among {list(spaces)}" if space is None else f"{space.dtype} {space.shape}"
+        expected[name] = f"{each.dtype} {each.shape}"
     for key, value in expected.items():
         if found[key] != value:
             raise InputError(f"environment: {key} {found[key]}, but {phrase} {value}")

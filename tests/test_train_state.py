@@ -310,7 +310,7 @@ def test_an_environment_that_does_not_fit_is_refused_before_a_training(
 ) -> None:
     options = ["task=d4rl/maze2d-umaze-v1", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
     for given, words in (
-        ("own_lake_3:Lake", "environment: observations (3,), but the data have (4,)"),
+        ("own_lake_3:Lake", "environment: observations float32 (3,), but the data have float32 (4,)"),
         ("own_lake_2:Lake", "environment=own_lake_2:Lake: cannot import own_lake_2 (ModuleNotFoundError"),
         ("Hopper-v4", "environment: actions (3,), but the data have (2,)"),
         ("CartPole-v1", "environment 'CartPole-v1': actions must be real numbers"),

@@ -199,9 +199,9 @@ def test_the_expert_alone_is_an_error(hopper_stand: list[str], run: Run, tmp_pat
     ("options", "words"),
     [
         (["task=finger_spin"], "quality='mixed': there is no expert of finger_spin; use quality=random"),
-        (["task=finger_spn", "quality=random"], "task='finger_spn': no such dm_control task; did you mean finger_spin"),
-        (["task=lqr_lqr_2_1", "quality=random"], "task='lqr_lqr_2_1' has no time limit of its own; give one"),
-        (["task=walker_walk", "task.action_repeat=3"], "action_repeat=3: the policies of walker_walk were made for 2"),
+        (["task=finger_spn", "quality=random"], "task.name='finger_spn': no such dm_control task; did you mean finger"),
+        (["task=lqr_lqr_2_1", "quality=random"], "task.name='lqr_lqr_2_1' has no time limit of its own; give one"),
+        (["task=walker_walk", "task.action_repeat=3"], "task.action_repeat=3: the policies of walker_walk were"),
         (["environment=Pendulum-v1"], "environment=Pendulum-v1: is for a dataset that exists; give dataset= too"),
     ],
 )

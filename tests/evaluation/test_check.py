@@ -64,8 +64,8 @@ def seen(kind: str, *shape: int) -> dict[str, Any]:
     ("info", "words"),
     [
         ({"decision_seconds": 0.02}, r"environment: decision_seconds 0\.04, but .* trained with 0\.02"),
-        (seen(TRUE_STATE, 4), r"observations \(\(3,\), 'float32'\), but .* trained with \(\(4,\), 'float32'\)"),
-        (seen(PICTURE, 8, 8, 3), r"observations \(\(3,\), 'float32'\), but .* with \(\(8, 8, 3\), 'uint8'\)"),
+        (seen(TRUE_STATE, 4), r"observations float32 \(3,\), but .* trained with float32 \(4,\)"),
+        (seen(PICTURE, 8, 8, 3), r"observations float32 \(3,\), but .* trained with uint8 \(8, 8, 3\)"),
         (
             {"environment": {"env_id": "x"}},
             r"info\.environment\.kind: must be one of dm_control, gymnasium, user, found None",
