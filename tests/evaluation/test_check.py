@@ -21,7 +21,6 @@ pytestmark = pytest.mark.slow  # evaluates in simulators
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("evaluation.methods=[]", r"evaluation\.methods: must be of random, cloning.*found \[\]"),
         ("evaluation.methods=[mpdiffuser,magic]", r"evaluation\.methods: must be of random, cloning.*magic"),
         ("evaluation.episodes=0", r"evaluation\.episodes: must be at least 1, found 0"),
         ("evaluation.first_seed=-1", r"evaluation\.first_seed: must be at least 0, found -1"),
