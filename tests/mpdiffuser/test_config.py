@@ -395,5 +395,6 @@ def test_words_of_hydra_that_are_no_options(word: str, words: str) -> None:
 def test_a_flat_configuration() -> None:
     found = flat(load("state", ["seed=4", "task=dsrl/OfflineHalfCheetahVelocityGymnasium-v1"]))
     assert found["seed"] == 4 and found["task.name"] == "OfflineHalfCheetahVelocityGymnasium-v1"
-    assert found["evaluation.methods"] == ["random", "cloning", "planner", "mpdiffuser"] and found["discount"] is None
+    methods = ["random", "cloning", "planner", "mpdiffuser", "expert"]
+    assert found["evaluation.methods"] == methods and found["discount"] is None
     assert not any(isinstance(value, dict) for value in found.values())
