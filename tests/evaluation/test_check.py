@@ -13,7 +13,7 @@ from mpdiffuser.config import load
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
-from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
+from mpdiffuser.record import PROPRIOCEPTION
 
 pytestmark = pytest.mark.slow  # evaluates in simulators
 
@@ -54,17 +54,10 @@ def test_models_that_a_folder_does_not_hold(stage: SimpleNamespace) -> None:
     assert not stage.asked
 
 
-def seen(kind: str, *shape: int) -> dict[str, Any]:
-    """An entry of a pipeline's info: the record of one observation."""
-    return {"record": Record({"observations": Observation(kind, shape)}, Actions.unit(2)).to_json()}
-
-
 @pytest.mark.parametrize(
     ("info", "words"),
     [
         ({"decision_seconds": 0.02}, r"environment: decision_seconds 0\.04, but .* trained with 0\.02"),
-        (seen(TRUE_STATE, 4), r"observations float32 \(3,\), but .* trained with float32 \(4,\)"),
-        (seen(PICTURE, 8, 8, 3), r"observations float32 \(3,\), but .* trained with uint8 \(8, 8, 3\)"),
         (
             {"environment": {"env_id": "x"}},
             r"info\.environment\.kind: must be one of dm_control, gymnasium, user, found None",
@@ -110,6 +103,28 @@ def test_an_environment_with_other_actions(
         stage.compare(stage.configuration())
 
 
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (gymnasium.spaces.Box(-1, 1, (4,)), r"observations float32 \(4,\), but .* trained with float32 \(3,\)"),
+        (gymnasium.spaces.Box(-1, 1, (3,), np.float64), r"observations float64 \(3,\), but .* float32 \(3,\)"),
+        (gymnasium.spaces.Dict({"hand": gymnasium.spaces.Box(-1, 1, (3,))}), r"observations not among \['hand'\]"),
+    ],
+)
+def test_an_environment_with_other_observations(
+    stage: SimpleNamespace, space: gymnasium.spaces.Space, words: str
+) -> None:
+    class Other(stage.Stub):  # type: ignore[name-defined, misc]
+        def __init__(self, *inputs: Any, **options: Any) -> None:
+            super().__init__(*inputs, **options)
+            self.single_observation_space = space
+
+    stage.Stub = Other
+    with pytest.raises(InputError, match=rf"environment: {words}"):
+        stage.compare(stage.configuration("evaluation.methods=[cloning]"))
+    assert not stage.asked
+
+
 def test_another_back_end_is_only_noted(stage: SimpleNamespace, capsys: Any) -> None:
     stage.edit_info(stage.folder, back_end="magic: of another machine")
     stage.compare(stage.configuration())
@@ -146,7 +161,7 @@ def test_the_environment_of_the_data_is_checked_before_a_training(capsys: Any) -
 @pytest.mark.parametrize(
     ("episodes", "given", "words"),
     [
-        (swings(1.0, 4), "Pendulum-v1", r"environment: observations \(3,\), but the data have \(4,\)"),
+        (swings(1.0, 4), "Pendulum-v1", r"environment: observations float32 \(3,\), but the data have float32 \(4,\)"),
         (swings(2.1), "Pendulum-v1", r"actions\[0\] lies in \[-2, 2\], but the data have \[-0\.2, 2\.1\]; give"),
         (swings(1.0, 11), "Hopper-v4", r"environment: actions \(3,\), but the data have \(1,\)"),
         (
@@ -162,7 +177,7 @@ def test_the_environment_of_the_data_is_checked_before_a_training(capsys: Any) -
 )
 def test_an_environment_that_does_not_fit_the_data(episodes: Episodes, given: str | None, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        with_environment(episodes, given)
+        with_environment(episodes, given, PROPRIOCEPTION)
 
 
 REACHER = {

@@ -24,11 +24,11 @@ def test_uniform_actions_of_each_seed() -> None:
 
 def test_their_range_is_the_environments_or_else_the_datas(setup_of) -> None:
     setup = setup_of("random")
-    data = setup.pipeline.action_scale
+    data = setup.pipeline.action_bounds
     space = SimpleNamespace(low=np.array([5.0, -np.inf]), high=np.array([7.0, np.inf]))
     for given, low, high in (
         (None, data.low, data.high),
-        (space, [5.0, data.low[1].item()], [7.0, data.high[1].item()]),
+        (space, [5.0, data.low[1]], [7.0, data.high[1]]),
     ):
         policy = RandomActions.policy(replace(setup, action_space=given))
         policy.reset([0])
