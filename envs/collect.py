@@ -26,6 +26,7 @@ import numpy as np
 from envs.doctor import versions
 from envs.experts import ladder, load_policy, policy_names, tasks
 from envs.record import check_record
+from envs.rendering import check_camera
 from envs.simulator import DMControlEnv
 from envs.vector import VectorEnv
 from mpdiffuser.console import progress
@@ -99,6 +100,7 @@ def check_collection(
         if not isinstance(value, int) or value < least:
             raise InputError(f"{option}={value!r}: must be a whole number of at least {least}")
     env = _environment(environment, quality)
+    check_camera(env.model, env.camera)
     record = {name: value for name, value in environment.items() if value is not None}
     info = {"task": env.task, "quality": quality, "episodes": episodes, "seed": seed, "environment": record}
     info |= {"disturbance_rates": list(DISTURBANCES), "disturbance_decisions": list(DISTURBED)}

@@ -112,7 +112,8 @@ class DMControlEnv(gymnasium.Env):
         self.render_mode = "rgb_array"
         self._env = load_suite(task, time_limit)
         self.physics, self._task = self._env.physics, self._env.task
-        check_camera(self.model, camera)
+        if observation != "states":
+            check_camera(self.model, camera)
         self._substeps = round(self._env.control_timestep() / self.physics.timestep())
         self.step_limit = float(self._env._step_limit)  # control steps; dm_control has no public name for it
         self.time_limit = self.step_limit * self._env.control_timestep()  # seconds

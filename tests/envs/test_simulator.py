@@ -14,8 +14,8 @@ from mpdiffuser.errors import InputError
 from dm_control import suite  # isort: skip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "task"
-OFFLINE = {"d4rl", "dsrl"}  # their tasks have files in place of a simulator
-TASKS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - OFFLINE)
+OTHERS = {"d4rl", "dsrl", "dm_control"}  # suites, whose tasks the user names
+TASKS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - OTHERS)
 
 
 def random_actions(env, count, seed=0):
