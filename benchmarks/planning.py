@@ -94,7 +94,9 @@ def level(
 def act(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> dict[str, Any]:
     """A row: from a frame to an action."""
     controller = Controller(pipeline, config)
-    frames = np.random.default_rng(0).integers(0, 256, (1, *pipeline.config["info"]["observation"]["shape"]), np.uint8)
+    assert pipeline.record is not None
+    (camera,) = pipeline.record.observations.values()
+    frames = np.random.default_rng(0).integers(0, 256, (1, *camera.shape), np.uint8)
     encoder, frame = pipeline.frame_encoder(config.engine), torch.from_numpy(frames)
     with torch.inference_mode():
         encode = timed(lambda: encoder(frame), repeats)
