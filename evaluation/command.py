@@ -24,6 +24,10 @@ def main(cfg: DictConfig) -> None:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    if pipeline.takes_goals:
+        raise InputError(
+            f"pipeline: {folder} takes goals, and no environment here sets them; use Controller.act(goal=)"
+        )
     environment = check_info(pipeline.config["info"], cfg.environment)
     earlier = load_record(Path(cfg.repeat), cfg, folder) if cfg.repeat else None
     output = Path(cfg.output_dir or folder.parent / ("repeated" if earlier else "evaluation"))
@@ -46,14 +50,17 @@ def main(cfg: DictConfig) -> None:
 def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
     """Evaluate the trained pipeline in `output`, and print the paths of the results.
 
-    A pipeline is not evaluated if its data have no environment in this program.
+    A pipeline is not evaluated if its data have no environment in this program, or if it takes goals.
     """
     OmegaConf.save(cfg, output / "config.yaml")
     folder = output / "pipeline"
     info = read_json(folder / "model_index.json")["info"]
-    without = cfg.environment is None and "environment" not in info
-    if without or not cfg.evaluation.methods:
-        reason = "there is no environment" if without else "evaluation.methods is empty"
+    reasons = {
+        "there is no environment": cfg.environment is None and "environment" not in info,
+        "evaluation.methods is empty": not cfg.evaluation.methods,
+        "no environment here sets goals": cfg.goals,
+    }
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
         print(f"Pipeline: {folder} (not evaluated in an environment: {reason})")
         return
     with clock("evaluate"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 import train_state
 import train_vision
 from envs.datasets import open_datasets
@@ -113,6 +114,8 @@ def test_a_goal(tmp_path: Path, run: Run) -> None:
     with pytest.raises(InputError, match=r"evaluation.methods: iql need rewards. goals=true"):
         run(train_state, *words, "method=iql")
     assert "goals=true: rewards are not used" in run(train_state, *words)
+    with pytest.raises(InputError, match="takes goals, and no environment here sets them"):
+        run(evaluate, f"pipeline={output / 'pipeline'}")
     controller = Controller(MPDiffuserPipeline.from_pretrained(output / "pipeline"))
     controller.reset([0])
     state = np.zeros(23, np.float32)
@@ -169,3 +172,12 @@ def test_pictures_alone_are_for_the_other_command(tmp_path: Path, run: Run) -> N
     words = [f"dataset={arm(tmp_path / 'arm.npz')}", f"output_dir={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}"]
     with pytest.raises(InputError, match=r"holds no pictures; for states use train_state\.py"):
         run(train_vision, *words, *TINY, *PIXELS)
+
+
+@pytest.mark.slow
+def test_goals_are_not_evaluated_in_an_environment(tmp_path: Path, run: Run) -> None:
+    random = np.random.default_rng(0)
+    arrays = {"observations": random.normal(size=(ROWS, 3)), "actions": random.uniform(-2, 2, (ROWS, 1))}
+    file = arm(tmp_path / "swings.npz", **arrays)
+    words = [f"dataset={file}", f"output_dir={tmp_path / 'out'}", "environment=Pendulum-v1", "goals=true", *TINY]
+    assert "not evaluated in an environment: no environment here sets goals" in run(train_state, *words)
