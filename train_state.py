@@ -15,14 +15,13 @@ from envs.datasets import open_datasets, open_task
 from evaluation.check import check_evaluation, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
-from evaluation.held_out import table, write_held_out
+from evaluation.held_out import write_held_out
 from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
 from mpdiffuser.training import (
     check_folder,
-    check_methods,
     identities,
     imitates,
     train_pipeline,
@@ -47,8 +46,7 @@ def dataset(cfg: DictConfig) -> Episodes:
 
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
     """Train the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
-    methods = trained_methods(cfg)
-    check_methods(cfg, methods, episodes)
+    methods = trained_methods(cfg, episodes)
     encoder = state_encoder(episodes, cfg.history)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     check_samplers(cfg, cfg.horizon, bounds)
@@ -59,9 +57,8 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     start_trackers(accelerator, cfg)
     encoded = encode_states(encoder, episodes)
     pipeline = train_pipeline(cfg, encoded, encoder, None, accelerator, clock, info, methods)
-    if accelerator.is_main_process and pipeline.planner is not None:
-        with clock("held_out"):
-            print(table(write_held_out(cfg, pipeline, encoded, Path(cfg.output_dir))))
+    if accelerator.is_main_process:
+        write_held_out(cfg, pipeline, encoded, clock)
 
 
 @configured("state")

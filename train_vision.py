@@ -17,7 +17,7 @@ from envs.record import dm_control_record
 from evaluation.check import check_evaluation, check_simulator, observed, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
-from evaluation.held_out import table, write_held_out
+from evaluation.held_out import write_held_out
 from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -25,7 +25,6 @@ from mpdiffuser.launch import Clock, check_samplers, check_training, origin, sta
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION
 from mpdiffuser.training import (
     check_folder,
-    check_methods,
     identities,
     imitates,
     train_pipeline,
@@ -42,8 +41,7 @@ KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_sec
 
 def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
     """Train the encoder and the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
-    methods = trained_methods(cfg)
-    check_methods(cfg, methods, episodes)
+    methods = trained_methods(cfg, episodes)
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     info["data"] = episodes.checksum()
@@ -56,10 +54,8 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     start_trackers(accelerator, cfg)
     encoder, decoder, encoded = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
     pipeline = train_pipeline(cfg, encoded, encoder, decoder, accelerator, clock, info, methods, latents)
-    if accelerator.is_main_process and pipeline.planner is not None:
-        with clock("held_out"):
-            frames = episodes[inputs(episodes)[0][0]]
-            print(table(write_held_out(cfg, pipeline, encoded, Path(cfg.output_dir), frames)))
+    if accelerator.is_main_process:
+        write_held_out(cfg, pipeline, encoded, clock, episodes[inputs(episodes)[0][0]])
 
 
 @configured("vision")

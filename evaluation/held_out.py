@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_whole, writing
+from mpdiffuser.launch import Clock
 from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.safe_loading import load_model
@@ -169,24 +170,31 @@ def write_held_out(
     cfg: DictConfig,
     pipeline: MPDiffuserPipeline,
     encoded: Episodes,
-    output: Path,
+    clock: Clock,
     frames: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Measure a pipeline on the held-out episodes of its training, and write held_out.json and held_out.png.
+) -> dict[str, Any] | None:
+    """Measure a pipeline on the held-out episodes of its training, and print and write the errors.
+
+    The files are held_out.json and held_out.png in cfg.output_dir. A pipeline without a planner is not measured.
 
     Args:
         cfg: the configuration of the training.
         pipeline: the trained pipeline.
         encoded: the latent episodes, with actions in [-1, 1].
-        output: the run's folder.
+        clock: of the run.
         frames: the pictures (M, height, width, 3) of all rows that the decoder draws, for held_out.png; None: no
             pictures.
 
     Raises:
         InputError: if the files cannot be written.
     """
-    _, held_out = split(encoded, cfg.validation, cfg.seed)
-    windows, found, planned = measure(pipeline, held_out, output / "pipeline")
+    if pipeline.planner is None:
+        return None
+    output = Path(cfg.output_dir)
+    with clock("held_out"):
+        _, held_out = split(encoded, cfg.validation, cfg.seed)
+        windows, found, planned = measure(pipeline, held_out, output / "pipeline")
+    print(table(found))
     with writing(output):
         write_whole(output / "held_out.json", json.dumps(found, indent=1))
         if frames is not None and pipeline.decoder is not None:

@@ -332,7 +332,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
                 for a planner that was trained with goals.
         """
         began = time.perf_counter()
-        config, batch, n = sampler.config, len(latents), sampler.config.candidates
+        config, n = sampler.config, sampler.config.candidates
         c = self.planner.config
         shape = ((n + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"])
         device = latents.device
@@ -352,22 +352,41 @@ class MPDiffuserPipeline(DiffusionPipeline):
             start = start.repeat_interleave(n, 0)
         cost_to_go = self.affordable(latents, allowance)
         cost_to_go = None if cost_to_go is None else cost_to_go.repeat_interleave(n, 0)
-        levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=device)
-        condition = self.target(latents.repeat_interleave(n, 0), levels.clamp(0, 1).repeat(batch), cost_to_go)
-        if self.takes_goals:
-            if goal is None:
-                raise InputError("goal: the planner was trained with goals; give one")
-            condition = torch.cat([condition, self.latents.normalize(goal).repeat_interleave(n, 0)], -1)
-            goal = None
+        goal = repeated(self.latents, goal)
+        condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal)
         gradient = None
         if objective is not None and config.objective_scale:
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
-        committed = None if committed is None else self.action_scale.to_unit(committed)
-        goal, committed = repeated(self.latents, goal), repeated(self.actions, committed)
-        x = sampler(present, condition, noise, start, goal, committed, gradient)
+        committed = repeated(self.actions, None if committed is None else self.action_scale.to_unit(committed))
+        held_goal = None if self.takes_goals else goal
+        x = sampler(present, condition, noise, start, held_goal, committed, gradient)
         plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
         plan.plan_ms = 1e3 * (time.perf_counter() - began)
         return plan
+
+    def _condition(
+        self,
+        latents: torch.Tensor,
+        config: SamplerConfig,
+        cost_to_go: torch.Tensor | None,
+        goal: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the planner's condition (B N, c) at latents (B N, d): targets, and the goal if the planner is told it.
+
+        Args:
+            latents: decoded.
+            config: has the levels of the N targets.
+            cost_to_go: (B N,), if the data have costs.
+            goal: (B N, d), normalised.
+        """
+        n = config.candidates
+        levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=latents.device)
+        condition = self.target(latents, levels.clamp(0, 1).repeat(len(latents) // n), cost_to_go)
+        if not self.takes_goals:
+            return condition
+        if goal is None:
+            raise InputError("goal: the planner was trained with goals; give one")
+        return torch.cat([condition, goal], -1)
 
     def _ranked(
         self,

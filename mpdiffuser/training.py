@@ -94,25 +94,25 @@ def unit_actions(episodes: Episodes, out_of_bounds: str) -> tuple[Episodes, Acti
     return Episodes(arrays, episodes.offsets, episodes.info, episodes.path, episodes.numbers, record), bounds
 
 
-def trained_methods(cfg: DictConfig) -> list[str]:
-    """Return the methods whose models are trained: those to be evaluated, or without any MPDiffuser with cloning."""
-    return list(cfg.evaluation.methods) or ["cloning", "planner", "mpdiffuser"]
-
-
 def imitates(cfg: DictConfig, episodes: Episodes) -> bool:
     """Return whether the planner imitates and there is no ranker: with goals, or if data have no rewards and costs."""
     return cfg.goals or ("rewards" in episodes.info.get("missing", ()) and "costs" not in episodes)
 
 
-def check_methods(cfg: DictConfig, methods: Sequence[str], episodes: Episodes) -> None:
-    """Raise InputError for a method that needs rewards, if there are none. Otherwise print what this means."""
-    if not imitates(cfg, episodes):
-        return
-    reason = "goals=true: rewards are not used" if cfg.goals else f"{episodes.path or 'the data'}: no rewards"
-    need = [name for name in methods if METHODS[name].needs_rewards]
-    if need:
-        raise InputError(f"evaluation.methods: {', '.join(need)} need rewards. {reason}; choose other methods")
-    print(f"note: {reason}: the planner imitates the data, and no ranker is trained")
+def trained_methods(cfg: DictConfig, episodes: Episodes) -> list[str]:
+    """Return the methods whose models are trained: those to be evaluated, or without any MPDiffuser with cloning.
+
+    Raises:
+        InputError: for a method that needs rewards, if there are none.
+    """
+    methods = list(cfg.evaluation.methods) or ["cloning", "planner", "mpdiffuser"]
+    if imitates(cfg, episodes):
+        reason = "goals=true: rewards are not used" if cfg.goals else f"{episodes.path or 'the data'}: no rewards"
+        need = [name for name in methods if METHODS[name].needs_rewards]
+        if need:
+            raise InputError(f"evaluation.methods: {', '.join(need)} need rewards. {reason}; choose other methods")
+        print(f"note: {reason}: the planner imitates the data, and no ranker is trained")
+    return methods
 
 
 def run_recipes(

@@ -12,6 +12,7 @@ import torch
 
 from evaluation.held_out import HeldOut, measure, table, write_held_out
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.launch import Clock
 from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.record import DECLARED, TRUE_STATE, Actions, Observation, Record
@@ -130,10 +131,12 @@ def test_the_files_of_a_run(pipeline: MPDiffuserPipeline, episodes: Episodes, tm
     """The held-out episodes of the training alone; pictures of what came above those of the plan."""
     torch.manual_seed(0)
     pipeline.register_modules(decoder=Decoder(3, 8, 12).eval())
-    cfg: Any = SimpleNamespace(validation=0.5, seed=4)
+    cfg: Any = SimpleNamespace(validation=0.5, seed=4, output_dir=str(tmp_path))
+    clock = Clock()
     rows = len(episodes["actions"])
     frames = np.broadcast_to(np.arange(rows, dtype=np.uint8)[:, None, None, None], (rows, 8, 12, 3))
-    found = write_held_out(cfg, pipeline, episodes, tmp_path, frames)
+    found = write_held_out(cfg, pipeline, episodes, clock, frames)
+    assert found is not None and "held_out" in clock.seconds
     held_out = split_indices(4, 0.5, 4)[1]
     starts = [(e, row) for e, row in starts_of(episodes) if e in held_out]
     assert json.loads((tmp_path / "held_out.json").read_text()) == found
@@ -156,5 +159,12 @@ def test_the_files_of_a_run(pipeline: MPDiffuserPipeline, episodes: Episodes, tm
 
 
 def test_without_pictures_there_is_no_picture(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
-    write_held_out(SimpleNamespace(validation=0.5, seed=4), pipeline, episodes, tmp_path)  # type: ignore[arg-type]
+    cfg: Any = SimpleNamespace(validation=0.5, seed=4, output_dir=str(tmp_path))
+    write_held_out(cfg, pipeline, episodes, Clock())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["held_out.json"]
+
+
+def test_a_pipeline_without_a_planner_is_not_measured(episodes: Episodes, make_pipeline: Any, tmp_path: Path) -> None:
+    cfg: Any = SimpleNamespace(validation=0.5, seed=4, output_dir=str(tmp_path))
+    assert write_held_out(cfg, make_pipeline(planner=None), episodes, Clock()) is None
+    assert not list(tmp_path.iterdir())

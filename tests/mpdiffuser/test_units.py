@@ -20,7 +20,7 @@ from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.record import DECLARED, PROPRIOCEPTION, SEEN, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.training import check_methods, identities, imitates, train_pipeline, training_data, unit_actions
+from mpdiffuser.training import identities, imitates, train_pipeline, trained_methods, training_data, unit_actions
 from vision.states import encode_states, state_encoder
 
 STEPS, H = 14, 8
@@ -257,11 +257,16 @@ def test_without_rewards_the_target_of_acting_is_that_of_training(demonstrations
 def test_methods_that_need_rewards_are_refused_by_name(demonstrations, capsys) -> None:
     output, episodes = demonstrations
     cfg = tiny(output)
+
+    def evaluating(*methods: str) -> Any:
+        return OmegaConf.merge(cfg, {"evaluation": {"methods": list(methods)}})
+
     with pytest.raises(InputError, match=r"evaluation\.methods: iql, sample_and_rank need rewards\. the data: no rew"):
-        check_methods(cfg, ["cloning", "iql", "mpdiffuser", "sample_and_rank"], episodes)
-    check_methods(cfg, METHODS_TRAINED, episodes)
+        trained_methods(evaluating("cloning", "iql", "mpdiffuser", "sample_and_rank"), episodes)
+    assert trained_methods(evaluating(*METHODS_TRAINED), episodes) == list(METHODS_TRAINED)
+    assert trained_methods(evaluating(), episodes) == ["cloning", "planner", "mpdiffuser"]
     assert "note: the data: no rewards: the planner imitates the data" in capsys.readouterr().out
-    check_methods(cfg, list(METHODS), arm())
+    assert trained_methods(evaluating(*METHODS), arm()) == list(METHODS)
     assert not capsys.readouterr().out and not imitates(cfg, arm())
     arrays = episodes.arrays | {"costs": np.ones_like(episodes["rewards"])}
     costly = Episodes(arrays, episodes.offsets, episodes.info, record=episodes.record)
