@@ -189,6 +189,22 @@ def make_folder() -> Callable[..., Path]:
     return folder_of
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a program's main function with options: exit status, standard output, standard error."""
+
+    def run_main(module: Any, *options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["program.py", *options])
+        status = 0
+        try:
+            module.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return run_main
+
+
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """engine=auto is torch in tests: compiling each small pipeline anew would take most of their time."""

@@ -31,18 +31,15 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a train command and return what it printed; an error is raised with its text."""
-    monkeypatch.setattr("mpdiffuser.engines.FASTEST", ())
+def told(run: Callable[..., tuple[int, str, str]]) -> Run:
+    """Run a command and return what it printed; an error is raised with its text."""
 
     def run_main(module: object, *options: str) -> str:
-        monkeypatch.setattr("sys.argv", ["program.py", *options])
-        try:
-            module.main()  # type: ignore[attr-defined]
-        except SystemExit as ended:
-            assert ended.code == 2
-            raise InputError(capsys.readouterr().err) from None
-        return capsys.readouterr().out
+        status, printed, error = run(module, *options)
+        if status:
+            assert status == 2
+            raise InputError(error)
+        return printed
 
     return run_main
 
@@ -56,9 +53,9 @@ def arm(file: Path, **arrays: np.ndarray) -> Path:
 
 
 @pytest.mark.slow
-def test_an_arm(tmp_path: Path, run: Run) -> None:
+def test_an_arm(tmp_path: Path, told: Run) -> None:
     file, output = arm(tmp_path / "arm.npz"), tmp_path / "out"
-    printed = run(train_state, f"dataset={file}", f"output_dir={output}", *TINY)
+    printed = told(train_state, f"dataset={file}", f"output_dir={output}", *TINY)
     assert "no rewards: the planner imitates the data, and no ranker is trained" in printed
     assert "not evaluated in an environment: there is no environment" in printed
     assert not (output / "ranker").exists() and not (output / "metrics.json").exists()
@@ -82,23 +79,23 @@ def test_an_arm(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_declared_bounds_are_kept_or_the_data_are_refused(tmp_path: Path, run: Run) -> None:
+def test_declared_bounds_are_kept_or_the_data_are_refused(tmp_path: Path, told: Run) -> None:
     ends = {"action_low": np.full(7, 30.0), "action_high": np.full(7, 50.0)}
     file, output = arm(tmp_path / "arm.npz", **ends), tmp_path / "out"
     words = [f"dataset={file}", f"output_dir={output}", *TINY]
     with pytest.raises(InputError, match=r"arm.npz: .* beyond the declared bounds; action 0 .* out_of_bounds=clip"):
-        run(train_state, *words)
+        told(train_state, *words)
     assert not (output / "planner").exists()
-    assert "out_of_bounds=clip" in run(train_state, *words, "out_of_bounds=clip")
+    assert "out_of_bounds=clip" in told(train_state, *words, "out_of_bounds=clip")
     controller = Controller(MPDiffuserPipeline.from_pretrained(output / "pipeline"))
     controller.reset([0])
     assert (controller.act(np.zeros(23, np.float32)) <= 50).all()
 
 
 @pytest.mark.slow
-def test_a_history_of_states(tmp_path: Path, run: Run) -> None:
+def test_a_history_of_states(tmp_path: Path, told: Run) -> None:
     output = tmp_path / "out"
-    run(train_state, f"dataset={arm(tmp_path / 'arm.npz')}", f"output_dir={output}", "history=3", *TINY)
+    told(train_state, f"dataset={arm(tmp_path / 'arm.npz')}", f"output_dir={output}", "history=3", *TINY)
     pipeline = MPDiffuserPipeline.from_pretrained(output / "pipeline")
     assert pipeline.latents.config["dim"] == 3 * 23 + 2 * 7
     controller = Controller(pipeline)
@@ -107,15 +104,15 @@ def test_a_history_of_states(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_goal(tmp_path: Path, run: Run) -> None:
+def test_a_goal(tmp_path: Path, told: Run) -> None:
     output = tmp_path / "out"
     rewards = {"rewards": np.ones(ROWS)}
     words = [f"dataset={arm(tmp_path / 'arm.npz', **rewards)}", f"output_dir={output}", "goals=true", *TINY]
     with pytest.raises(InputError, match=r"evaluation.methods: iql need rewards. goals=true"):
-        run(train_state, *words, "method=iql")
-    assert "goals=true: rewards are not used" in run(train_state, *words)
+        told(train_state, *words, "method=iql")
+    assert "goals=true: rewards are not used" in told(train_state, *words)
     with pytest.raises(InputError, match="takes goals, and no environment here sets them"):
-        run(evaluate, f"pipeline={output / 'pipeline'}")
+        told(evaluate, f"pipeline={output / 'pipeline'}")
     controller = Controller(MPDiffuserPipeline.from_pretrained(output / "pipeline"))
     controller.reset([0])
     state = np.zeros(23, np.float32)
@@ -131,7 +128,7 @@ def test_a_goal(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
+def test_two_cameras_and_joints(tmp_path: Path, told: Run) -> None:
     random = np.random.default_rng(0)
     shapes = {"top": (40, 56, 3), "side": (32, 32, 3)}
     arrays = {name: random.integers(0, 256, (ROWS, *shape), np.uint8) for name, shape in shapes.items()}
@@ -146,7 +143,7 @@ def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
     Episodes(arrays, offsets, {"missing": ["rewards"]}, record=record).save(tmp_path / "robot")
     output = tmp_path / "out"
     words = [f"dataset={tmp_path / 'robot'}", f"output_dir={output}", f"data_root={tmp_path / 'data'}"]
-    run(train_vision, *words, *TINY, *PIXELS)
+    told(train_vision, *words, *TINY, *PIXELS)
     assert imageio.imread(output / "held_out.png").shape == (2 * 4 * 32, 3 * 32, 3)  # side, 0, 2 and 4 steps ahead
     pipeline = MPDiffuserPipeline.from_pretrained(output / "pipeline")
     assert pipeline.latents.config["dim"] == 16 + 3
@@ -163,21 +160,21 @@ def test_two_cameras_and_joints(tmp_path: Path, run: Run) -> None:
         controller.act(seen)
 
 
-def test_pictures_alone_are_for_the_other_command(tmp_path: Path, run: Run) -> None:
+def test_pictures_alone_are_for_the_other_command(tmp_path: Path, told: Run) -> None:
     file = tmp_path / "film.npz"
     frames = np.zeros((ROWS, 32, 32, 3), np.uint8)
     np.savez(file, frames=frames, actions=np.zeros((ROWS, 2)), truncations=ENDS)
     with pytest.raises(InputError, match=r"holds only pictures; for pictures use train_vision\.py"):
-        run(train_state, f"dataset={file}", f"output_dir={tmp_path / 'out'}", *TINY)
+        told(train_state, f"dataset={file}", f"output_dir={tmp_path / 'out'}", *TINY)
     words = [f"dataset={arm(tmp_path / 'arm.npz')}", f"output_dir={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}"]
     with pytest.raises(InputError, match=r"holds no pictures; for states use train_state\.py"):
-        run(train_vision, *words, *TINY, *PIXELS)
+        told(train_vision, *words, *TINY, *PIXELS)
 
 
 @pytest.mark.slow
-def test_goals_are_not_evaluated_in_an_environment(tmp_path: Path, run: Run) -> None:
+def test_goals_are_not_evaluated_in_an_environment(tmp_path: Path, told: Run) -> None:
     random = np.random.default_rng(0)
     arrays = {"observations": random.normal(size=(ROWS, 3)), "actions": random.uniform(-2, 2, (ROWS, 1))}
     file = arm(tmp_path / "swings.npz", **arrays)
     words = [f"dataset={file}", f"output_dir={tmp_path / 'out'}", "environment=Pendulum-v1", "goals=true", *TINY]
-    assert "not evaluated in an environment: no environment here sets goals" in run(train_state, *words)
+    assert "not evaluated in an environment: no environment here sets goals" in told(train_state, *words)

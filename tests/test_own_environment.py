@@ -67,24 +67,12 @@ def numbers(width: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(ROWS, width)).astype(np.float32)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Run a program in a folder with the module own_bench: exit status, standard output, standard error."""
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests run in a folder with the module own_bench."""
     (tmp_path / "own_bench.py").write_text(BENCH)
-    monkeypatch.setattr("mpdiffuser.engines.FASTEST", ())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("somewhere")  # sys.path is restored afterwards
-
-    def run_main(module: Any, *options: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["program.py", *options])
-        status = 0
-        try:
-            module.main()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        return status, *capsys.readouterr()
-
-    return run_main
 
 
 @pytest.mark.slow

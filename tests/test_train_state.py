@@ -56,22 +56,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a program's main function: exit status, standard output, standard error."""
-
-    def run_main(module: Any, *options: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["program.py", *options])
-        status = 0
-        try:
-            module.main()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        return status, *capsys.readouterr()
-
-    return run_main
-
-
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one run; nobody writes to it."""
