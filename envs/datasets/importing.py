@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 
-from envs.datasets.opening import open_dataset
+from envs.datasets.opening import open_dataset, stacked
 from mpdiffuser.episodes import VERSION, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import writing
@@ -87,15 +86,11 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
         _check_fit(first, part)
     common = [key for key in first.arrays if all(key in part for part in parts)]
     dropped = sorted({key for part in parts for key in part.arrays} - set(common))
-    arrays = {key: np.concatenate([part[key] for part in parts]) for key in common}
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     left_out = {name: reason for part in parts for name, reason in part.info.get("left_out", {}).items()}
     left_out |= dict.fromkeys(dropped, "not in all of the datasets")
     info = {key: value for key, value in first.info.items() if all(part.info.get(key) == value for part in parts)}
-    offsets = np.append(0, np.cumsum(lengths))
     info |= {"joined": [str(part.path) for part in parts], "left_out": left_out}
-    bounds = Actions.of_all([part.record.actions for part in parts])
-    return Episodes(arrays, offsets, info, first.path, record=first.record.with_actions(bounds))
+    return stacked(parts, common, info, first.path)
 
 
 def _check_fit(first: Episodes, other: Episodes) -> None:

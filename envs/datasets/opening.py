@@ -1,6 +1,6 @@
 """Opens datasets of every kind, by task id, file or folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,6 @@ def _joined(parts: list[Episodes], folder: Path) -> Episodes:
         if odd:
             names = [part.path for part in parts if key in part.info["missing"]]
             raise InputError(f"{names[0]}: {key}: no such key; expected, as other files of {folder} have it")
-    arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     info: dict[str, Any] = {"file": folder.name, "missing": parts[0].info["missing"], "left_out": {}}
     for part in parts:
         info["left_out"] |= part.info["left_out"]
@@ -191,5 +189,18 @@ def _joined(parts: list[Episodes], folder: Path) -> Episodes:
         )
     final = next((part.info for part in parts if "final_observations" in part.info), {})
     info |= {key: final[key] for key in ("final_observations",) if key in final}
+    return stacked(parts, keys, info, folder)
+
+
+def stacked(parts: Sequence[Episodes], keys: Iterable[str], info: dict[str, Any], path: Path | None) -> Episodes:
+    """The rows of all parts one after the other; the bounds of actions are `Actions.of_all`.
+
+    Args:
+        parts: episodes with the same observations.
+        keys: the arrays to keep, which all parts have.
+        info, path: of the result.
+    """
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     record = parts[0].record.with_actions(Actions.of_all([part.record.actions for part in parts]))
-    return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, folder, record=record)
+    return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, path, record=record)
