@@ -23,8 +23,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim, create_array, publish, read_json, release, write_whole, writing
+from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import KINDS as OBSERVATIONS
 from mpdiffuser.record import Record
 
@@ -40,6 +42,7 @@ KINDS = {  # dtype and number of dimensions of the arrays that are not observati
     "physics": ("float64", 2),
     "offsets": ("int64", 1),
 }
+KEEP_EVERY = 2**28  # bytes of pictures between two resume points
 AGAIN = "the dataset is damaged, collect it again"
 
 
@@ -206,7 +209,11 @@ class Episodes:
         """
         with EpisodesWriter(path, len(self.arrays["actions"]), self.info, self.record) as writer:
             for key, array in self.arrays.items():
-                writer.create(key, array.shape[1:], array.dtype)[:] = array
+                out = writer.create(key, array.shape[1:], array.dtype)
+                if not isinstance(array, StoredPictures):
+                    out[:] = array
+            stored: dict[str, Any] = {k: v for k, v in self.arrays.items() if isinstance(v, StoredPictures)}
+            writer.copy(stored)
             writer.offsets = self.offsets
 
 
@@ -293,6 +300,25 @@ class EpisodesWriter:
                 array = create_array(file, dtype, shape)
         self._arrays[key] = array
         return array
+
+    def copy(self, stored: Mapping[str, StoredPictures]) -> None:
+        """Read pictures into the created arrays of their names, in blocks, with resume points.
+
+        Raises:
+            InputError: if a file is damaged, or the pictures cannot be written.
+        """
+        begin = 0  # number of pictures in the arrays before this one
+        for key, pictures in stored.items():
+            done, unsaved = min(max(self.progress - begin, 0), pictures.count), 0
+            with progress(total=pictures.count, initial=done, desc=key, unit="picture") as bar:
+                for rows, block in pictures.read(done):
+                    self._arrays[key][rows] = block
+                    done, unsaved = done + len(block), unsaved + block.nbytes
+                    bar.update(len(block))
+                    if unsaved >= KEEP_EVERY:
+                        self.keep(begin + done)
+                        unsaved = 0
+            begin += pictures.count
 
     def keep(self, progress: int) -> None:
         """Save a resume point: write the arrays to the disk, and the number `progress` for the next writer."""

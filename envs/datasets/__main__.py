@@ -17,10 +17,10 @@ from pathlib import Path
 from envs.datasets.description import describe, list_tasks
 from envs.datasets.download import download
 from envs.datasets.opening import open_dataset
-from envs.datasets.readers.guard import enough_memory
 from envs.datasets.tasks import SUITES, find_offline_task
 from mpdiffuser.commands import entry_point, program
 from mpdiffuser.errors import InputError
+from mpdiffuser.memory import enough_memory
 
 
 @entry_point

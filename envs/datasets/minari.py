@@ -50,7 +50,7 @@ def export_minari(episodes: Episodes, dataset_id: str, **metadata: Any) -> Any:
         InputError: if Minari is missing, or refuses the name or finds it taken.
     """
     minari = _minari()
-    views = [key for key in ("frames", "observations") if key in episodes]
+    views = list(episodes.record.observations)
     kinds = {key: _space(episodes[key]) for key in views}
     buffers = [_to_buffer(episodes, index, views) for index in range(len(episodes))]
     try:

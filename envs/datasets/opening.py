@@ -9,14 +9,15 @@ import numpy as np
 
 from envs.datasets.readers.arrays import file_kind, open_arrays, visible
 from envs.datasets.readers.flat import read_flat
-from envs.datasets.readers.guard import enough_memory
 from envs.datasets.readers.lerobot import read_lerobot
 from envs.datasets.readers.minari import read_minari
 from envs.datasets.readers.vd4rl import read_vd4rl
 from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, find_file, find_offline_task
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.record import Actions, Record
+from mpdiffuser.memory import enough_memory
+from mpdiffuser.pictures import StoredPictures
+from mpdiffuser.record import PICTURE, Actions, Record
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
 NOTES = 8  # of the files of a folder, the rest are counted
@@ -39,6 +40,8 @@ def open_dataset(
         frames, size: the film of a LeRobotDataset to keep as pictures, and their pixels a side; see read_lerobot.
         keys: our names of arrays -> their names in npz and HDF5 files (see `read_flat`).
         pictures: whether all films of a LeRobotDataset are kept.
+
+    Pictures of other projects' data are `StoredPictures`: they are read when they are indexed or saved.
 
     info of other projects' data has `missing`, the keys that are not there, `left_out`, what was not read -> why, and
     where there is something to tell `notes`, sentences. A task's info has `suite`, `task`, `stand_in` (the file is not
@@ -200,7 +203,9 @@ def stacked(parts: Sequence[Episodes], keys: Iterable[str], info: dict[str, Any]
         keys: the arrays to keep, which all parts have.
         info, path: of the result.
     """
-    arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
+    pictures = parts[0].record.names(PICTURE)
+    join: dict[bool, Callable[[list[Any]], Any]] = {True: StoredPictures.joined, False: np.concatenate}
+    arrays = {key: join[key in pictures]([part[key] for part in parts]) for key in keys}
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     record = parts[0].record.with_actions(Actions.of_all([part.record.actions for part in parts]))
     return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, path, record=record)

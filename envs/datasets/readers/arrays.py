@@ -12,15 +12,17 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from envs.datasets.readers.guard import check_memory, guard
+from envs.datasets.readers.guard import guard
 from mpdiffuser.errors import InputError
+from mpdiffuser.memory import check_memory
+from mpdiffuser.pictures import BLOCK
 
 EXPANSION = 1100  # deflate, the compression of both formats, expands a byte to 1032 at most
 UNKNOWN = 10**9  # expansion by other filters
@@ -37,6 +39,8 @@ class Entry:
     """An array that has not been read: its claimed shape and type, and how many bytes the file holds of it.
 
     Args:
+        load: reads all of it.
+        blocks: called with a row's number; reads the rows from there on, in blocks.
         expansion: bytes in memory of a byte in the file, at most.
         refused: why it cannot be read; empty where it can.
     """
@@ -45,8 +49,14 @@ class Entry:
     dtype: np.dtype
     stored: int
     load: Callable[[], np.ndarray]
+    blocks: Callable[[int], Iterator[np.ndarray]]
     expansion: int = EXPANSION
     refused: str = ""
+
+    @property
+    def rows_at_once(self) -> int:
+        """The number of rows in a block."""
+        return max(1, BLOCK // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
 
 
 class Entries(dict[str, Entry]):
@@ -132,10 +142,10 @@ def _hdf5_entries(
 
 
 def _refused(reason: str, shape: tuple[int, ...] = (), dtype: Any = np.uint8) -> Entry:
-    def load() -> np.ndarray:
+    def load(*first: int) -> Any:
         raise InputError(reason)
 
-    return Entry(shape, np.dtype(dtype), 0, load, refused=reason)
+    return Entry(shape, np.dtype(dtype), 0, load, load, refused=reason)
 
 
 def _hdf5_entry(file: Path, name: str, dataset: h5py.Dataset) -> Entry:
@@ -145,26 +155,44 @@ def _hdf5_entry(file: Path, name: str, dataset: h5py.Dataset) -> Entry:
     stored, filters = dataset.id.get_storage_size(), _filters(dataset)
     expansion = EXPANSION if DEFLATES.issuperset(filters) else UNKNOWN
 
+    def read(rows: Any) -> np.ndarray:
+        unknown = [code for code in filters if not _filter_works(code)]
+        try:
+            return np.asarray(dataset[rows])
+        except OSError as error:
+            if unknown:
+                raise InputError(f"{file}: {name}: {_unknown_filter(unknown[0])}") from error
+            raise
+
     def load() -> np.ndarray:
         with guard(file):
-            if dataset.chunks:
-                wanted = math.prod(-(-size // part) for size, part in zip(dataset.shape, dataset.chunks))
-                there, unit = dataset.id.get_num_chunks(), "chunks"
-                chunk = Entry(dataset.chunks, dataset.dtype, stored, load, expansion)
-                check_claim(file, f"{name}: a chunk", chunk)
-            else:
-                wanted, there, unit = dataset.size * dataset.id.get_type().get_size(), stored, "bytes"
-            if there != wanted:
-                raise InputError(f"{file}: {name}: must have {wanted:,} {unit}, found {there:,}; get it again")
-            unknown = [code for code in filters if not _filter_works(code)]
-            try:
-                return np.asarray(dataset[()])
-            except OSError as error:
-                if unknown:
-                    raise InputError(f"{file}: {name}: {_unknown_filter(unknown[0])}") from error
-                raise
+            _check_complete(file, name, dataset, entry)
+            return read(())
 
-    return Entry(dataset.shape or (), dataset.dtype, stored, load, expansion)
+    def blocks(first: int) -> Iterator[np.ndarray]:
+        chunk = (dataset.chunks or (1,))[0]
+        count = -(-entry.rows_at_once // chunk) * chunk  # whole chunks, so that each is decompressed once
+        with guard(file):
+            _check_complete(file, name, dataset, entry)
+            while first < len(dataset):
+                stop = (first // count + 1) * count
+                yield read(slice(first, stop))
+                first = stop
+
+    entry = Entry(dataset.shape or (), dataset.dtype, stored, load, blocks, expansion)
+    return entry
+
+
+def _check_complete(file: Path, name: str, dataset: h5py.Dataset, entry: Entry) -> None:
+    """Raise InputError unless the file holds all of an array."""
+    if dataset.chunks:
+        wanted = math.prod(-(-size // part) for size, part in zip(dataset.shape, dataset.chunks))
+        there, unit = dataset.id.get_num_chunks(), "chunks"
+        check_claim(file, f"{name}: a chunk", replace(entry, shape=dataset.chunks))
+    else:
+        wanted, there, unit = dataset.size * dataset.id.get_type().get_size(), entry.stored, "bytes"
+    if there != wanted:
+        raise InputError(f"{file}: {name}: must have {wanted:,} {unit}, found {there:,}; get it again")
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
@@ -195,18 +223,31 @@ def _npz_entries(file: Path, archive: zipfile.ZipFile) -> Entries:
             with archive.open(name) as member:
                 if not numpys or not once:
                     return _refused(NUMPYS)
-                version = np.lib.format.read_magic(member)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = header(member)
+                shape, fortran, dtype = _npy_header(member)
         except (MemoryError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
             raise  # the archive itself is damaged
         except (NotImplementedError, RuntimeError):  # another compression, or a password
             return _refused(NUMPYS)
         except Exception as error:  # numpy's header parser raises many types of exceptions
             return _refused(f"damaged or truncated ({type(error).__name__}: {error}"[:300] + "); get it again")
-        return Entry(shape, dtype, info.compress_size, lambda: load(name))
+
+        def blocks(first: int) -> Iterator[np.ndarray]:
+            if fortran or dtype.hasobject:
+                yield load(name)[first:]
+                return
+            count, width = found.rows_at_once, math.prod(shape[1:]) * dtype.itemsize
+            with guard(file), archive.open(name) as member:
+                _npy_header(member)
+                member.seek(member.tell() + first * width)
+                for row in range(first, shape[0], count):
+                    number = min(count, shape[0] - row)
+                    data = member.read(number * width)
+                    yield np.frombuffer(data, dtype).reshape(number, *shape[1:])
+                if member.read(1):  # reading to the end compares the checksum
+                    raise InputError(f"{file}: {name}: holds more than its shape {shape} says; get it again")
+
+        found = Entry(shape, dtype, info.compress_size, lambda: load(name), blocks)
+        return found
 
     def load(name: str) -> np.ndarray:
         with guard(file), archive.open(name) as member:
@@ -218,6 +259,13 @@ def _npz_entries(file: Path, archive: zipfile.ZipFile) -> Entries:
     names = archive.namelist()
     counts = Counter(name.removesuffix(".npy") for name in names)
     return Entries((name.removesuffix(".npy"), entry(name)) for name in names)
+
+
+def _npy_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, whether it is in Fortran's order, and the dtype of an .npy; `member` is then at its numbers."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
 
 
 def require(file: str | Path, entries: dict[str, Any], keys: tuple[str, ...]) -> None:
@@ -233,7 +281,6 @@ def read_array(
     entry: Entry,
     dtype: Any,
     shape: tuple[int | None, ...],
-    cast: bool = True,
     used: np.ndarray | None = None,
     notes: dict[str, str] | None = None,
 ) -> np.ndarray:
@@ -242,7 +289,6 @@ def read_array(
     Args:
         dtype: of the result.
         shape: the required one; None stands for any size. Where (N,) is required, (N, 1) is accepted.
-        cast: whether numbers of another type are accepted and converted.
         used: (N,) bool, the rows that steps use; None: all. Of the others, those that are not finite become 0.
         notes: gets an entry for `key` where float32 does not tell the numbers of a column apart.
 
@@ -254,9 +300,8 @@ def read_array(
     flags = kind.kind == "b"
     if entry.refused:
         raise InputError(f"{file}: {key}: {entry.refused}")
-    if entry.dtype.kind not in "fiub" or not (cast or entry.dtype == kind):
-        wanted = "numbers" if cast else kind.name
-        raise InputError(f"{file}: {key}: must be an array of {wanted}, found {entry.dtype}")
+    if entry.dtype.kind not in "fiub":
+        raise InputError(f"{file}: {key}: must be an array of numbers, found {entry.dtype}")
     check_shape(file, key, entry, shape)
     check_memory(file, key, 2 * math.prod(entry.shape) * max(entry.dtype.itemsize, kind.itemsize))
     stored = entry.load()

@@ -2,9 +2,10 @@
 
 Layout of a file with N transitions, episode after episode:
 
-    observations (N, o) and/or frames (N, height, width, 3) uint8       before the action
+    observations (N, o) and/or frames (N, height, width, 3) uint8       before the action; other arrays of pictures
+                                                                        are further cameras
     actions (N, m)   rewards (N,)   terminals (N,)   timeouts (N,)      (N, 1) is accepted too
-    optional: next_observations, next_frames, costs (N,), action_low (m,), action_high (m,)
+    optional: next_observations, next_frames, ..., costs (N,), action_low (m,), action_high (m,)
 
 action_low and action_high declare the bounds of actions, in their own units. Without them the bounds are the range of
 the data.
@@ -23,7 +24,7 @@ the file. `Episodes` need the final observation of each episode too, which a fil
 Without them:
 
     after a termination      the last transition is kept, as it shows what ends an episode; the final observation is
-                             extrapolated, o_T = 2 o_{T-1} - o_{T-2}, the final frame repeats the last one, and
+                             extrapolated, o_T = 2 o_{T-1} - o_{T-2}, the final picture repeats the last one, and
                              info["final_observations"] says so
     after any other end      the last transition is no step: its observation is the final one, its action is left out,
                              and its reward and cost are added to those of the step before
@@ -39,8 +40,10 @@ from typing import Any
 import numpy as np
 
 from envs.datasets.readers.arrays import Entries, Entry, open_arrays, read_array, require
+from envs.datasets.readers.pictures import array_source, check_pictures
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import DECLARED, Actions
 
 REQUIRED = ("actions",)
@@ -116,15 +119,6 @@ def split(
     return starts[keep], steps[keep], terminals[ends][keep]
 
 
-def _extrapolate(array: np.ndarray, rows: np.ndarray, before: np.ndarray) -> None:
-    """Fill each row with the linear extrapolation of the two rows before it; a picture repeats the one before it.
-
-    Args:
-        before: the row two steps back, or one step back in an episode of one step.
-    """
-    array[rows] = array[rows - 1] if array.dtype == np.uint8 else 2 * array[rows - 1] - array[before]
-
-
 class _Reader:
     """The arrays of a flat file by D4RL's names; `read` checks their shapes and types."""
 
@@ -139,7 +133,8 @@ class _Reader:
         self.notes: dict[str, str] = {}
         self.read_names: set[str] = set()
         self._pictures_called_observations()
-        self.seen = [key for key in ("observations", "frames") if key in self.names]
+        self.cameras = [key for key in self.names if self._is_camera(key)]
+        self.seen = [*self.cameras, *(["observations"] if "observations" in self.names else [])]
         require(file, self.entries, REQUIRED if self.seen else ("observations", *REQUIRED))
         if not {"terminals", "timeouts"} & set(self.names):
             require(file, self.entries, ("terminals",))
@@ -163,6 +158,12 @@ class _Reader:
             for prefix in ("", "next_"):
                 if f"{prefix}observations" in self.names:
                     self.names[f"{prefix}frames"] = self.names.pop(f"{prefix}observations")
+
+    def _is_camera(self, key: str) -> bool:
+        """Whether an array has pictures; `frames` are always taken for pictures, and checked when they are read."""
+        entry = self.entries[key]
+        pictures = entry.dtype == np.uint8 and len(entry.shape) == 4 and entry.shape[3] == 3
+        return key == "frames" or (pictures and key.isidentifier() and not key.startswith("next_"))
 
     def _flags(self, name: str) -> np.ndarray:
         self.read_names.add(name)
@@ -188,20 +189,25 @@ class _Reader:
 
     def arrays(
         self, starts: np.ndarray, steps: np.ndarray, terminated: np.ndarray, following: bool
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    ) -> tuple[dict[str, Any], np.ndarray]:
         """The arrays of `Episodes` but for the marks, and their offsets. The arguments are as `split` returns them."""
         offsets = np.concatenate([[0], np.cumsum(steps + 1)])
         lasts = offsets[1:] - 1  # rows of the final observations
         source = np.repeat(starts - offsets[:-1], steps + 1) + np.arange(offsets[-1])
         source[lasts] = np.minimum(source[lasts], self.rows - 1)
+        if not following:  # no row shows what followed a termination: pictures repeat the last one
+            source[lasts[terminated]] = source[lasts[terminated] - 1]
         taken = np.zeros(self.rows, bool)  # rows whose action is a step
         taken[np.delete(source, lasts)] = True
         dropped = (starts + steps)[~terminated] if not following else np.zeros(0, int)  # last rows that are no step
         seen = taken.copy()
         seen[dropped] = True
         self._note_of_rows_left_out(seen)
-        out: dict[str, np.ndarray] = {}
-        for key in (*self.seen, *(key for key in ("actions", "rewards", "costs") if key in self.names)):
+        out: dict[str, Any] = {}
+        ends = starts + steps - 1 if following else None  # rows whose next_ arrays have the final observations
+        for key in self.cameras:
+            out[key] = self.pictures(key, source, lasts, ends, taken)
+        for key in (key for key in ("observations", "actions", "rewards", "costs") if key in self.names):
             values = self.read(key, seen if key in self.seen else taken)
             out[key] = values[source]
             if key not in self.seen:
@@ -211,14 +217,43 @@ class _Reader:
                     self._note_of_sums(key, values[dropped])
             elif following:
                 used = np.zeros(self.rows, bool)
-                used[starts + steps - 1] = True
+                used[ends] = True
                 after = self.read(f"next_{key}", used)
                 self._note_of_order(key, after, values, taken & ~used)
                 out[key][lasts] = after[used]
-            else:
-                _extrapolate(out[key], lasts[terminated], np.maximum(lasts - 2, offsets[:-1])[terminated])
+            else:  # one step back in an episode of one step
+                rows, before = lasts[terminated], np.maximum(lasts - 2, offsets[:-1])[terminated]
+                out[key][rows] = 2 * out[key][rows - 1] - out[key][before]
         out.setdefault("rewards", np.zeros(offsets[-1], np.float32))
         return out, offsets
+
+    def pictures(
+        self, key: str, source: np.ndarray, lasts: np.ndarray, ends: np.ndarray | None, taken: np.ndarray
+    ) -> StoredPictures:
+        """The pictures of all rows.
+
+        Args:
+            source: (M,), the file's row of each row.
+            lasts: (E,), the rows of final observations.
+            ends: (E,), the file's rows whose next_ arrays have the final observations; None: `source` has them.
+            taken: (N,) bool, the file's rows whose action is a step.
+        """
+        names = [self.names[name] for name in (key, f"next_{key}") if name in self.names][: 1 if ends is None else 2]
+        shape: tuple[int | None, ...] = (self.rows, None, None, 3)
+        for name in names:
+            check_pictures(self.file, name, self.stored[name], shape)
+            self.read_names.add(name)
+            shape = self.stored[names[0]].shape
+        rows, whole = np.arange(len(source)), (len(source), *self.stored[names[0]].shape[1:])
+        if ends is None:
+            return StoredPictures(whole, [array_source(self.file, names[0], rows, source)])
+        now, after = (next(self.stored[name].blocks(0)) for name in names)
+        inner = taken[: min(len(now) - 1, len(after))].copy()
+        inner[ends[ends < len(inner)]] = False
+        self._note_of_order(key, after, now, inner)
+        inside = np.delete(rows, lasts)
+        sources = [(names[0], inside, source[inside]), (names[1], lasts, ends)]
+        return StoredPictures(whole, [array_source(self.file, *each) for each in sources])
 
     def _note_of_rows_left_out(self, seen: np.ndarray) -> None:
         alone = int((~seen).sum())
@@ -264,12 +299,9 @@ class _Reader:
         return self.stored.left_out(self.read_names, UNUSED)
 
     def read(self, key: str, used: np.ndarray | None = None) -> np.ndarray:
-        """float32 (N, o), (N, a), (N,); bool flags (N,); uint8 frames (N, height, width, 3). used: see `read_array`."""
+        """float32 (N, o), (N, a), (N,); bool flags (N,). used: see `read_array`."""
         entry, base, name = self.entries[key], key.removeprefix("next_"), self.names[key]
         self.read_names.add(name)
-        if base == "frames":
-            size = self.entries["frames"].shape[1:3] if key != base else (None, None)
-            return read_array(self.file, name, entry, np.uint8, (self.rows, *size, 3), cast=False)
         if base in ("terminals", "timeouts"):
             return self._flags(name)
         if base in ("rewards", "costs"):

@@ -23,18 +23,20 @@ there is next.done, it may be set in no other rows than an episode's last two.
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from envs.datasets.readers.arrays import require
-from envs.datasets.readers.films import Scenes, film_facts, read_encoded, read_film
-from envs.datasets.readers.guard import check_memory, guard
+from envs.datasets.readers.films import encoded_source, film_facts, film_source
+from envs.datasets.readers.guard import guard
 from envs.datasets.readers.parquet import column_names, read_pictures, read_tables, table_files
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import LARGEST_JSON, read_json
+from mpdiffuser.pictures import Source, StoredPictures
 from mpdiffuser.record import Record
 
 VERSIONS = ("v3.", "v2.")
@@ -51,7 +53,7 @@ COUNTS = {
 def read_lerobot(
     folder: str | Path, frames: str | None = None, size: int | None = None, pictures: bool = False
 ) -> Episodes:
-    """Read a LeRobotDataset into memory.
+    """Read a LeRobotDataset; its pictures are read when they are needed.
 
     Args:
         frames: the film, or the pictures in the tables, to keep as `frames`, such as "observation.images.top"; None: no
@@ -74,7 +76,7 @@ def read_lerobot(
     require(data.folder / "meta/info.json", about["features"], (ACTION, *([] if chosen else [STATE])))
     table, offsets = data.table([*states, ACTION], bool(chosen))
     rewards = table.get(REWARD, np.zeros(int(offsets[-1]), np.float32))
-    arrays = {"observations": table[STATE]} if states else {}
+    arrays: dict[str, Any] = {"observations": table[STATE]} if states else {}
     arrays |= {"actions": table[ACTION], "rewards": rewards}
     lasts = offsets[1:] - 1
     if rewards[lasts].any():
@@ -199,8 +201,8 @@ class _Dataset:
                     f"meta/episodes says, found {rows}; get the dataset again"
                 )
 
-    def frames(self, key: str, size: int | None, table: dict[str, np.ndarray], offsets: np.ndarray) -> np.ndarray:
-        """The pictures of all rows, (M, height, width, 3) uint8."""
+    def frames(self, key: str, side: int | None, table: dict[str, np.ndarray], offsets: np.ndarray) -> StoredPictures:
+        """The pictures of all rows, (M, height, width, 3) uint8. side: pixels a side; None: as they are."""
         shape = self.about["features"][key].get("shape")
         right = isinstance(shape, list) and len(shape) == 3
         if not right or not all(type(n) is int and 0 < n <= LARGEST for n in shape):
@@ -208,39 +210,45 @@ class _Dataset:
                 f"{self.folder}/meta/info.json: {key}: shape: must be of a picture, found {str(shape)[:80]}"
             )
         height, width = shape[1:] if shape[0] in (1, 3) else shape[:2]
-        films = self._scenes(key, table, offsets) if self.is_film(key) else {}
-        rates = {}
-        for film in films:  # check all films before memory for their pictures is allocated
-            found, rates[film] = film_facts(film)
-            if found != (height, width):
-                raise InputError(f"{film}: must be of {(height, width)} pixels as meta/info.json says, found {found}")
-        rows = int(offsets[-1])
-        check_memory(self.folder, key, 3 * rows * (size or height) * (size or width))
-        with guard(self.folder):
-            out = np.empty((rows, size or height, size or width, 3), np.uint8)
-        if not self.is_film(key):
-            read_encoded(read_pictures(self.files, key), key, (height, width), out)
-        for film, scenes in films.items():
-            read_film(film, scenes, rates[film], out)
-        odd = sorted({rate for rate in rates.values() if abs(rate - self.about["fps"]) > 0.01 * rate})
+        size, rows = (side or height, side or width), int(offsets[-1])
+        if self.is_film(key):
+            sources = self._films(key, table, offsets, (height, width), size)
+        else:
+            read = partial(read_pictures, self.files, key)
+            sources = [encoded_source(read, key, rows, (height, width), size)]
+        return StoredPictures((rows, *size, 3), sources)
+
+    def _films(
+        self,
+        key: str,
+        table: dict[str, np.ndarray],
+        offsets: np.ndarray,
+        found: tuple[int, int],
+        size: tuple[int, int],
+    ) -> list[Source]:
+        """The pictures of all films, which must be of `found` pixels and are resized to `size`."""
+        numbers = table[EPISODE][offsets[:-1]].tolist()
+        places = self._films_v2(key, numbers) if self._is_v2() else self._films_v3(key, numbers)
+        within = table[TIME] if TIME in table else table[FRAME] / self.about["fps"]
+        lengths = np.diff(offsets)
+        times = within + np.repeat([begin for _, begin in places], lengths)
+        films = {film: number for number, film in enumerate(dict.fromkeys(film for film, _ in places))}
+        owners = np.repeat([films[film] for film, _ in places], lengths)
+        parts = np.split(np.argsort(owners, kind="stable"), np.cumsum(np.bincount(owners))[:-1])
+        sources, odd = [], []
+        for film, rows in zip(films, parts):
+            pixels, rate = film_facts(film)
+            if pixels != found:
+                raise InputError(f"{film}: must be of {found} pixels as meta/info.json says, found {pixels}")
+            sources.append(film_source(film, times[rows], rows, rate, size))
+            if abs(rate - self.about["fps"]) > 0.01 * rate:
+                odd.append(rate)
         if odd:
             self.notes["rate"] = (
-                f"{key}: the film has {odd[0]:g} pictures a second (fps), the table {self.about['fps']:g} rows; "
+                f"{key}: the film has {min(odd):g} pictures a second (fps), the table {self.about['fps']:g} rows; "
                 "each row has the picture nearest to its time"
             )
-        return out
-
-    def _scenes(self, key: str, table: dict[str, np.ndarray], offsets: np.ndarray) -> dict[Path, Scenes]:
-        """For each film, at which times its pictures are wanted, and for which rows."""
-        numbers = table[EPISODE][offsets[:-1]].tolist()
-        films = self._films_v2(key, numbers) if self._is_v2() else self._films_v3(key, numbers)
-        times = table[TIME] if TIME in table else table[FRAME] / self.about["fps"]
-        wanted: dict[Path, Scenes] = {}
-        for (film, begin), first, stop in zip(films, offsets[:-1].tolist(), offsets[1:].tolist()):
-            scenes = wanted.setdefault(film, Scenes())
-            scenes.times += (begin + times[first:stop]).tolist()
-            scenes.rows += range(first, stop)
-        return wanted
+        return sources
 
     def _is_v2(self) -> bool:
         return str(self.about["codebase_version"]).startswith("v2.")

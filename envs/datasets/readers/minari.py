@@ -1,6 +1,6 @@
 """Minari datasets (HDF5), of this project's export or of others.
 
-In Minari: observations are the Dict of `frames` and `observations`, or the one of them that there is; `physics` and
+In Minari: observations are the Dict of the observations of the record, or the one of them that there is; `physics` and
 other arrays are infos at the same index; `costs[t + 1]` is the cost of action t, as infos that a step returns. Datasets
 without an info of the reset hold `costs[t]`, one a step.
 
@@ -12,7 +12,8 @@ import io
 import json
 import os
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import numpy as np
 from PIL import Image
 
 from envs.datasets.readers.arrays import Entry, check_claim, guard, open_arrays, read_array, require
-from envs.datasets.readers.guard import check_memory
+from envs.datasets.readers.pictures import check_pictures
 from mpdiffuser.episodes import KINDS, REQUIRED, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
-from mpdiffuser.record import DECLARED, Actions, Record
+from mpdiffuser.memory import check_memory
+from mpdiffuser.pictures import Source, StoredPictures
+from mpdiffuser.record import DECLARED, PICTURE, PROPRIOCEPTION, TRUE_STATE, Actions, Record
 
 INFO_KEY = "mpdiffuser_info"  # of the metadata, where the export keeps the info of the Episodes
 RECORD_KEY = "mpdiffuser_record"  # likewise their record
@@ -33,16 +36,16 @@ UNUSED = "of the infos only physics and costs are read"
 
 
 def read_minari(source: str | Path) -> Episodes:
-    """Read a Minari dataset into memory.
+    """Read a Minari dataset; its pictures are read when they are needed.
 
     Minari's own reader is not used: it would make the environment that a dataset names.
 
     Args:
         source: a dataset id, or the folder of a dataset.
 
-    Observations that are pictures, (height, width, 3) uint8 or grey and large, become `frames`; the others are
-    flattened and joined as `observations`; texts are left out. Of the infos of other projects' datasets, `physics` and
-    `costs` (or `cost`) are kept; info["left_out"] lists the others.
+    An observation that is a picture, (height, width, 3) uint8 or grey and large, becomes `frames`; several keep the
+    last parts of their names. The others are flattened and joined as `observations`; texts are left out. Of the infos
+    of other projects' datasets, `physics` and `costs` (or `cost`) are kept; info["left_out"] lists the others.
 
     Raises:
         InputError: if there is no such dataset, or it is damaged or of another kind; names file, key, what was found
@@ -56,28 +59,29 @@ def read_minari(source: str | Path) -> Episodes:
             raise InputError(f"Minari dataset {str(source)!r}: not in {root}; expected an id, or a dataset's folder")
     about, note = _about(folder / "data/metadata.json")
     file = folder / "data/main_data.hdf5"
-    parts, left_out, notes = _read_episodes(file, about, own=note is not None)
-    offsets = np.append(0, np.cumsum([len(part["rewards"]) for part in parts]))
-    steps = int(offsets[-1]) - len(parts)
+    record = None
+    if RECORD_KEY in about:
+        record = Record.from_json(about[RECORD_KEY], f"{folder / 'data/metadata.json'}: {RECORD_KEY}")
+    episodes = _read_episodes(file, about, record)
+    parts, lengths = [one.arrays for one in episodes], [one.steps + 1 for one in episodes]
+    steps = sum(lengths) - len(parts)
     if about.get("total_steps", steps) != steps:
         raise InputError(f"{file}: must have {about['total_steps']!r} steps (metadata.json), found {steps}")
     check_memory(file, "episodes", sum(values.nbytes for part in parts for values in part.values()))
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    joined: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for key, name in _short_names(list(episodes[0].pictures), record).items():
+        leaf = episodes[0].pictures[key]
+        joined[name] = StoredPictures((sum(lengths), *leaf.size[:2], 3), [_source(file, key, leaf, lengths)])
+    left_out = {name: reason for one in episodes for name, reason in one.left_out.items()}
+    notes = {key: told for one in episodes for key, told in one.notes.items()}
     info = {"source": f"Minari {source}", "missing": [], "left_out": left_out} if note is None else note
-    result = Episodes(joined, offsets, info | ({"notes": list(notes.values())} if notes else {}), folder)
-    if RECORD_KEY in about:
-        where = f"{folder / 'data/metadata.json'}: {RECORD_KEY}"
-        return replace(result, record=Record.from_json(about[RECORD_KEY], where))
+    info |= {"notes": list(notes.values())} if notes else {}
+    result = Episodes(joined, np.append(0, np.cumsum(lengths)), info, folder, record=record)  # type: ignore[arg-type]
     bounds = _bounds(folder / "data/metadata.json", about.get("action_space"), joined["actions"].shape[1])
-    return result if bounds is None else replace(result, record=result.record.with_actions(bounds))
+    return result if record or not bounds else replace(result, record=result.record.with_actions(bounds))
 
 
-def _read_episodes(
-    file: Path, about: dict[str, Any], own: bool
-) -> tuple[list[dict[str, np.ndarray]], dict[str, str], dict[str, str]]:
-    """The arrays of each episode, what of them is left out -> why, and notes."""
-    left_out: dict[str, str] = {}
-    notes: dict[str, str] = {}
+def _read_episodes(file: Path, about: dict[str, Any], record: Record | None) -> list["_Episode"]:
     with open_arrays(file, nested=True) as entries:
         episodes: dict[str, dict[str, Entry]] = {}
         for name, entry in entries.items():
@@ -89,17 +93,24 @@ def _read_episodes(
                 f"{file}: must have episode_0, episode_1, ... {about.get('total_episodes')} in number (metadata.json), "
                 f"found {len(episodes)}: {sorted(episodes)[:5]}"
             )
-        parts = []
-        for name in wanted:
-            one = _Episode(file, name, episodes[name], about, own=own)
-            parts.append(one.arrays())
-            left_out |= one.left_out
-            notes |= one.notes
-    for name, part in zip(wanted, parts):
-        shapes = [{key: (values.shape[1:], values.dtype) for key, values in one.items()} for one in (parts[0], part)]
-        if shapes[0] != shapes[1]:
-            raise InputError(f"{file}: {name}: must hold {shapes[0]} as episode_0 does, found {shapes[1]}")
-    return parts, left_out, notes
+        parts = [_Episode(file, name, episodes[name], about, record) for name in wanted]
+    expected = parts[0].shapes()
+    odd = next((part for part in parts if part.shapes() != expected), None)
+    if odd:
+        raise InputError(f"{file}: {odd.name}: must hold {expected} as episode_0 does, found {odd.shapes()}")
+    return parts
+
+
+def _short_names(keys: list[str], record: Record | None) -> dict[str, str]:
+    """Leaf of the observations -> name of the array, of pictures."""
+    if record:
+        return {key: key.partition("/")[2] or record.names(PICTURE)[0] for key in keys}
+    if len(keys) == 1:
+        return {keys[0]: "frames"}
+    short = {key: re.sub(r"\W|_index", "_", key.rpartition("/")[2]).strip("_") for key in keys}
+    if len(set(short.values())) < len(keys) or {"", "observations", *KINDS} & set(short.values()):
+        short = {key: re.sub(r"\W", "_", key) for key in keys}
+    return short
 
 
 def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -128,18 +139,68 @@ def _bounds(file: Path, space: Any, width: int) -> Actions | None:
     return Actions(tuple(low.tolist()), tuple(high.tolist()), DECLARED)
 
 
-class _Episode:
-    """One episode of a Minari file; entries are named without it. own: whether `export_minari` wrote it."""
+@dataclass(frozen=True)
+class _Leaf:
+    """Pictures among the observations: (height, width, 3) or (height, width), and whether they are kept as JPEG."""
 
-    def __init__(self, file: Path, name: str, entries: dict[str, Entry], about: dict[str, Any], own: bool) -> None:
-        self.file, self.name, self.entries, self.about, self.own = file, name, entries, about, own
+    size: tuple[int, ...]
+    encoded: bool
+
+
+def _source(file: Path, key: str, leaf: _Leaf, lengths: list[int]) -> Source:
+    """The pictures of all episodes; grey ones three times."""
+
+    def read(first: int) -> Iterator[np.ndarray]:
+        with open_arrays(file, nested=True) as entries:
+            for number, rows in enumerate(lengths):
+                where = f"episode_{number}/{key}"
+                if first < rows and leaf.encoded:
+                    with guard(file):
+                        encoded = entries[where].load()[first:]
+                    yield from (_decoded(file, where, data, leaf.size)[None] for data in encoded)
+                elif first < rows:
+                    for block in entries[where].blocks(first):
+                        yield block if leaf.size[2:] else np.repeat(block[..., None], 3, -1)
+                first = max(first - rows, 0)
+
+    return Source(np.arange(sum(lengths)), read)
+
+
+def _decoded(file: Path, where: str, data: Any, size: tuple[int, ...]) -> np.ndarray:
+    """A picture (height, width, 3) of bytes (n,) uint8."""
+    with guard(file):
+        picture = Image.open(io.BytesIO(data), formats=["JPEG"])
+        if (picture.height, picture.width, *((len(picture.getbands()),) if size[2:] else ())) != size:
+            raise InputError(f"{file}: {where}: must be of {size}, found {picture}")
+        return np.asarray(picture if size[2:] else picture.convert("RGB"))
+
+
+class _Episode:
+    """One episode of a Minari file; entries are named without it.
+
+    Args:
+        record: of the dataset, where `export_minari` wrote it.
+    """
+
+    def __init__(
+        self, file: Path, name: str, entries: dict[str, Entry], about: dict[str, Any], record: Record | None
+    ) -> None:
+        self.file, self.name, self.entries, self.about, self.record = file, name, entries, about, record
+        self.own = record is not None
         require(file, {f"{name}/{key}": None for key in entries}, tuple(f"{name}/{key}" for key in REQUIRED))
         self.steps = (entries["rewards"].shape or (0,))[0]
         self.left_out: dict[str, str] = {}
         self.notes: dict[str, str] = {}
+        self.pictures: dict[str, _Leaf] = {}
+        self.arrays = self.read_all()
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of T + 1 rows."""
+    def shapes(self) -> dict[str, Any]:
+        """What must be the same in all episodes."""
+        found: dict[str, Any] = {key: (values.shape[1:], str(values.dtype)) for key, values in self.arrays.items()}
+        return found | {key: (leaf.size, "JPEG" if leaf.encoded else "uint8") for key, leaf in self.pictures.items()}
+
+    def read_all(self) -> dict[str, np.ndarray]:
+        """Arrays of T + 1 rows, but for pictures."""
         arrays = self.observations()
         for key in REQUIRED:
             values = self.read(key, self.steps, *KINDS[key])
@@ -194,26 +255,26 @@ class _Episode:
         return values.reshape(rows, -1) if dimensions == 2 else values
 
     def observations(self) -> dict[str, np.ndarray]:
-        """`frames` and `observations`, made of the leaves of the observation space."""
+        """The vectors of the observation space's leaves; the pictures are put into `self.pictures`."""
         leaves = sorted((key for key in self.entries if key.partition("/")[0] == "observations"), key=_place)
-        pictures, flat = [], []
+        vectors = {}
         for key in leaves:
             size, entry = self.picture_size(key), self.entries[key]
             if size and entry.shape[1:] != size and self.about.get("jpeg_encoding", True):
-                pictures.append(self.decode(key, size))
+                self.check_encoded(key, size)
+                self.pictures[key] = _Leaf(size, True)
             elif size or (entry.dtype == np.uint8 and len(entry.shape) == 4 and entry.shape[-1] == 3):
-                raw = self.read(key, self.steps + 1, "uint8", 4)
-                pictures.append(raw if raw.ndim == 4 else np.repeat(raw[..., None], 3, axis=-1))
+                shape = (self.steps + 1, *(size or (None, None, 3)))
+                check_pictures(self.file, f"{self.name}/{key}", entry, shape)
+                self.pictures[key] = _Leaf(entry.shape[1:], False)
             elif entry.dtype.kind in "OSU" and self.space(key).get("type") == "Text":
                 self.left_out[key] = "texts are not read"
             else:
-                flat.append(self.read(key, self.steps + 1, "float32", 2))
-        if len(pictures) > 1:
-            raise InputError(
-                f"{self.file}: {self.name}: {len(pictures)} pictures in an observation; only one can be read"
-            )
-        arrays = {"frames": pictures[0]} if pictures else {}
-        return arrays | ({"observations": np.concatenate(flat, axis=1)} if flat else {})
+                vectors[key] = self.read(key, self.steps + 1, "float32", 2)
+        if self.record:
+            names = self.record.names(PROPRIOCEPTION, TRUE_STATE)
+            return {key.partition("/")[2] or names[0]: values for key, values in vectors.items()}
+        return {"observations": np.concatenate(list(vectors.values()), axis=1)} if vectors else {}
 
     def space(self, key: str) -> dict[str, Any]:
         """The description of a leaf's space in the metadata; empty where there is none."""
@@ -234,8 +295,8 @@ class _Episode:
             size = tuple(space["shape"])
             return size if whole and min(size[:2]) >= LARGE and size[2:] in ((), (3,)) else None
 
-    def decode(self, key: str, size: tuple[int, ...]) -> np.ndarray:
-        """(T + 1, height, width, 3) pictures; grey ones three times."""
+    def check_encoded(self, key: str, size: tuple[int, ...]) -> None:
+        """Raise InputError unless a leaf has a row of bytes for each picture."""
         where, entry = f"{self.file}: {self.name}/{key}", self.entries[key]
         if entry.refused:
             raise InputError(f"{where}: {entry.refused}")
@@ -244,15 +305,6 @@ class _Episode:
                 f"{where}: must have {self.steps + 1} rows, found shape {entry.shape}: neither JPEG nor pictures {size}"
             )
         check_claim(self.file, f"{self.name}/{key}", entry)
-        check_memory(self.file, f"{self.name}/{key}", 3 * (self.steps + 1) * size[0] * size[1])
-        with guard(self.file):
-            out = np.empty((self.steps + 1, *size[:2], 3), np.uint8)
-            for row, data in enumerate(entry.load()):
-                picture = Image.open(io.BytesIO(data), formats=["JPEG"])
-                if (picture.height, picture.width, *((len(picture.getbands()),) if size[2:] else ())) != size:
-                    raise InputError(f"{where}: must be of {size}, found {picture}")
-                out[row] = np.asarray(picture if size[2:] else picture.convert("RGB"))
-            return out
 
 
 def _place(key: str) -> list[tuple[int, str]]:

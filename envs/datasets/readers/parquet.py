@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from envs.datasets.readers.arrays import EXPANSION, SMALL, require, told_of_float32, visible
-from envs.datasets.readers.guard import check_memory, guard
+from envs.datasets.readers.guard import guard
 from mpdiffuser.errors import InputError
+from mpdiffuser.memory import check_memory
 
 FLAGS = ("next.done",)
 BATCH = 32  # rows of pictures read at once

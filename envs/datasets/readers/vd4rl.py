@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from envs.datasets.readers.arrays import Entry, check_shape, open_arrays, read_array, require, visible
-from envs.datasets.readers.guard import check_memory
+from envs.datasets.readers.pictures import CHANNELS_FIRST, HEIGHT_FIRST, array_source, check_pictures
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import Actions, Record
 
 KEYS = {
@@ -37,7 +38,7 @@ class _Shard:
     Args:
         keep: (n,) bool, the rows of episodes with a step.
         firsts, terminal: (rows kept,) bool: rows that begin an episode, and rows that are terminal.
-        size: (height, width).
+        key, size: name and (height, width) of the pictures.
         left_out, notes: see `Episodes.info`.
     """
 
@@ -45,6 +46,7 @@ class _Shard:
     keep: np.ndarray
     firsts: np.ndarray
     terminal: np.ndarray
+    key: str
     size: tuple[int, ...]
     action_dim: int
     left_out: dict[str, str]
@@ -93,7 +95,7 @@ def _examine(file: Path) -> _Shard | str:
         if pictures != rows and not entries[keys[0]].refused:
             return f"{keys[0]}: found {pictures} pictures, expected as many as there are rewards, {rows}"
         frame = (3, None, None) if keys[0] == "observation" else (None, None, 3)
-        check_shape(file, keys[0], entries[keys[0]], (*rows, *frame))
+        check_pictures(file, keys[0], entries[keys[0]], (*rows, *frame))
         check_shape(file, "action", entries["action"], (*rows, None))
         if not rows[0]:
             return "reward: no row in it"
@@ -108,7 +110,7 @@ def _examine(file: Path) -> _Shard | str:
     keep = ~(firsts & np.append(firsts[1:], True))  # an episode of one row holds no step
     if not keep.any():
         return "reward: found one row, expected at least two"
-    return _Shard(file, keep, firsts[keep], terminal[keep], size, entries["action"].shape[1], left_out, notes)
+    return _Shard(file, keep, firsts[keep], terminal[keep], keys[0], size, entries["action"].shape[1], left_out, notes)
 
 
 def _keys(file: Path, entries: dict[str, Entry]) -> tuple[str, ...]:
@@ -150,18 +152,21 @@ def _joined(source: Path, shards: list[_Shard], info: dict[str, Any]) -> Episode
     firsts = np.concatenate([shard.firsts for shard in shards])
     terminal = np.concatenate([shard.terminal for shard in shards])
     rows, size, width = len(firsts), shards[0].size, shards[0].action_dim
-    check_memory(source, "frames", rows * (3 * size[0] * size[1] + 4 * width))
-    arrays: dict[str, np.ndarray] = {
-        "frames": np.empty((rows, *size, 3), np.uint8),
+    arrays: dict[str, Any] = {
         "actions": np.empty((rows, width), np.float32),
         "rewards": np.empty(rows, np.float32),
         "terminations": np.zeros(rows, bool),
         "truncations": np.zeros(rows, bool),
     }
-    start = 0
+    start, pictures = 0, []
     notes: dict[str, str] = {}
     for shard in shards:
+        if shard.size != size:
+            raise InputError(f"{shard.file}: {shard.key}: must be of {size} pixels as others are, found {shard.size}")
         _fill(shard, {key: array[start : start + len(shard.firsts)] for key, array in arrays.items()})
+        axes = CHANNELS_FIRST if shard.key == "observation" else HEIGHT_FIRST
+        numbers, kept = np.flatnonzero(shard.keep), start + np.arange(len(shard.firsts))
+        pictures.append(array_source(shard.file, shard.key, kept, numbers, axes))
         start += len(shard.firsts)
         notes |= {f"{shard.file}: {key}": note for key, note in shard.notes.items() if key == "begin"}
         notes = {key: note for key, note in shard.notes.items() if key != "begin"} | notes
@@ -177,20 +182,18 @@ def _joined(source: Path, shards: list[_Shard], info: dict[str, Any]) -> Episode
         arrays[key][:-1] = arrays[key][1:]
         arrays[key][lasts] = 0
     arrays["terminations"][lasts - 1], arrays["truncations"][lasts - 1] = terminal[lasts], ~terminal[lasts]
+    arrays["frames"] = StoredPictures((rows, *size, 3), pictures)
     told = {"notes": list(notes.values())} if notes else {}
     record = Record.of(arrays, lasts).with_actions(Actions.unit(width))
     return Episodes(arrays, offsets, _origin(source) | told | info, source, record=record)
 
 
 def _fill(shard: _Shard, out: dict[str, np.ndarray]) -> None:
-    """Copy a file's rows into `out`; they must have the first file's shapes."""
+    """Copy a file's actions and rewards into `out`."""
     used = shard.keep.copy()
     used[shard.keep] = ~shard.firsts
     with open_arrays(shard.file) as entries:
-        key, rows, size = _keys(shard.file, entries)[0], entries["reward"].shape[0], out["frames"].shape[1:3]
-        frame = (3, *size) if key == "observation" else (*size, 3)
-        pictures = read_array(shard.file, key, entries[key], np.uint8, (rows, *frame), cast=False)
-        out["frames"][:] = (pictures.transpose(0, 2, 3, 1) if key == "observation" else pictures)[shard.keep]
+        rows = entries["reward"].shape[0]
         for name, shape in (("action", (rows, out["actions"].shape[1])), ("reward", (rows,))):
             values = read_array(shard.file, name, entries[name], np.float32, shape, used=used, notes=shard.notes)
             out[f"{name}s"][:] = values[shard.keep]

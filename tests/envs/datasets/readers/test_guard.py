@@ -12,6 +12,7 @@ import pytest
 from envs.datasets.readers import arrays, guard
 from envs.datasets.readers.flat import read_flat
 from experiments.reliability import layouts
+from mpdiffuser import memory
 from mpdiffuser.errors import InputError
 
 HOLDS = "import sys, h5py; file = h5py.File(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
@@ -81,7 +82,7 @@ def test_arrays_larger_than_the_memory(hdf5: Path, monkeypatch: pytest.MonkeyPat
                 shape, dtype = (rows, *data[key].shape[1:]), data[key].dtype
                 del data[key]
                 data.create_dataset(key, data=np.zeros(shape, dtype), compression="gzip")
-    monkeypatch.setattr(guard, "_of_machine", lambda: 15e6)
+    monkeypatch.setattr(memory, "_of_machine", lambda: 15e6)
     with pytest.raises(InputError, match=r"some.hdf5: \w+: needs 0.024 GB of memory, 0.015 GB are free; close other"):
         read_flat(hdf5)
 
@@ -109,7 +110,7 @@ def test_decompression_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_memory_is_known() -> None:
-    assert 2**20 < guard.available_memory() < 2**50
+    assert 2**20 < memory.available_memory() < 2**50
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_frames(dataset: Path) -> None:
     frames = read_lerobot(dataset, frames=FILM)["frames"]
     expected = np.stack([picture(e, row) for e, rows in enumerate(LENGTHS) for row in range(rows)])
     assert frames.shape == expected.shape
-    assert np.abs(frames.astype(int) - expected).max() < 4  # neighbouring pictures differ by 8
+    assert np.abs(frames[:].astype(int) - expected).max() < 4  # neighbouring pictures differ by 8
     small = read_lerobot(dataset, frames=FILM, size=16)["frames"]
-    assert small.shape == (15, 16, 16, 3) and np.abs(small.astype(int) - expected[:, :16, :16]).max() < 4
+    assert small.shape == (15, 16, 16, 3) and np.abs(small[:].astype(int) - expected[:, :16, :16]).max() < 4
 
 
 def test_without_rewards(dataset: Path) -> None:
@@ -154,7 +154,7 @@ def test_broken_films(dataset: Path) -> None:
     film = dataset / f"videos/{FILM}/chunk-000/file-000.mp4"
     imageio.mimsave(film, [picture(0, row) for row in range(7)], fps=10, macro_block_size=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"file-000.mp4: found 7 of 10 pictures"):
-        read_lerobot(dataset, frames=FILM)
+        np.asarray(read_lerobot(dataset, frames=FILM)["frames"])
     film.write_bytes(film.read_bytes()[:300])
     with pytest.raises(InputError, match=r"file-000.mp4: damaged or truncated"):
         read_lerobot(dataset, frames=FILM)
