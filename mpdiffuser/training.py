@@ -100,12 +100,14 @@ def imitates(cfg: DictConfig, episodes: Episodes) -> bool:
 
 
 def trained_methods(cfg: DictConfig, episodes: Episodes) -> list[str]:
-    """Return the methods whose models are trained: those to be evaluated, or without any MPDiffuser with cloning.
+    """Return the methods whose models are trained: those to be evaluated; if they have none, MPDiffuser with cloning.
 
     Raises:
         InputError: for a method that needs rewards, if there are none.
     """
-    methods = list(cfg.evaluation.methods) or ["cloning", "planner", "mpdiffuser"]
+    methods = list(cfg.evaluation.methods)
+    if not recipes_of(methods):
+        methods = ["cloning", "planner", "mpdiffuser"]
     if imitates(cfg, episodes):
         reason = "goals=true: rewards are not used" if cfg.goals else f"{episodes.path or 'the data'}: no rewards"
         need = [name for name in methods if METHODS[name].needs_rewards]

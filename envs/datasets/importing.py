@@ -1,5 +1,6 @@
 """Datasets for training: one dataset, or several that fit together; pixels are kept as an Episodes folder."""
 
+import glob
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,8 @@ def import_datasets(
     """Open a dataset, or several as one, memory-mapped.
 
     An Episodes folder is opened as it is. Other data are converted once, to a folder in data_root/imported, whose name
-    has what the content depends on: the paths, sizes and times of the files, and the keys. Pictures are copied in blocks,
-    and a killed conversion is resumed.
+    has what the content depends on: the paths, sizes and times of the files, and the keys. Pictures are copied in
+    blocks, and a killed conversion is resumed.
 
     Args:
         sources, data_dir, keys: see `open_datasets`.
@@ -67,7 +68,8 @@ def import_datasets(
         lock = FileLock(root / ".lock")
     with lock:
         if not folder.exists():
-            for stale in root.glob(f"{folder.name.rpartition('-')[0]}-*.partial"):
+            stem = glob.escape(folder.name.rpartition("-")[0])
+            for stale in root.glob(f"{stem}-{'[0-9a-f]' * 12}.partial"):
                 if stale.name != f"{folder.name}.partial":  # of these data before they changed
                     shutil.rmtree(stale, ignore_errors=True)
             print(f"{folder}: importing {', '.join(names)}")

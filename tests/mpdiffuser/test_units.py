@@ -265,6 +265,7 @@ def test_methods_that_need_rewards_are_refused_by_name(demonstrations, capsys) -
         trained_methods(evaluating("cloning", "iql", "mpdiffuser", "sample_and_rank"), episodes)
     assert trained_methods(evaluating(*METHODS_TRAINED), episodes) == list(METHODS_TRAINED)
     assert trained_methods(evaluating(), episodes) == ["cloning", "planner", "mpdiffuser"]
+    assert trained_methods(evaluating("random", "expert"), episodes) == ["cloning", "planner", "mpdiffuser"]
     assert "note: the data: no rewards: the planner imitates the data" in capsys.readouterr().out
     assert trained_methods(evaluating(*METHODS), arm()) == list(METHODS)
     assert not capsys.readouterr().out and not imitates(cfg, arm())
