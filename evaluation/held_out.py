@@ -121,12 +121,20 @@ class HeldOut:
         return {name: to_data(actions) for name, actions in found.items()}
 
     def ranker(self) -> dict[str, Any] | None:
-        """Return the correlation of values and logged returns, and their means in quantiles of the value."""
+        """Return the correlation of values and logged returns, and their means in quantiles of the value.
+
+        If the data have costs, the values are those at the logged costs to go.
+        """
         ranker, episodes = self.pipeline.ranker, self.episodes
-        if ranker is None or "costs" in episodes:
+        if ranker is None:
             return None
-        returns = to_go(episodes["rewards"], episodes, ranker.config["discount"])[self.starts]
-        values = ranker.values(self.latents[:, 0].numpy())
+        left = {
+            key: to_go(episodes[key], episodes, ranker.config["discount"])[self.starts]
+            for key in ("rewards", "costs")
+            if key in episodes
+        }
+        returns = left["rewards"]
+        values = ranker.values(self.latents[:, 0].numpy(), left.get("costs"))
         parts = np.array_split(np.argsort(values), min(QUANTILES, len(values)))
         varies = returns.std() > 0 and values.std() > 0
         return {

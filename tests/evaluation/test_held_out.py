@@ -99,11 +99,18 @@ def test_plans_are_compared_with_what_came(pipeline: MPDiffuserPipeline, episode
     assert found["states"]["mpdiffuser"] == windows.state_error(planned)
 
 
-def test_the_ranker_beside_logged_returns(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("costs", [False, True])
+def test_the_ranker_beside_logged_returns(make_pipeline: Any, episodes: Episodes, tmp_path: Path, costs: bool) -> None:
+    """With costs, the values are those at the logged costs to go."""
+    pipeline = make_pipeline(costs=costs, sampler=SAMPLER)
+    if costs:
+        episodes.arrays["costs"] = np.random.default_rng(5).uniform(size=len(episodes["rewards"])).astype(np.float32)
     found = HeldOut(pipeline, episodes, tmp_path).ranker()
     rows = [row for _, row in starts_of(episodes)]
-    returns = to_go(episodes["rewards"], episodes, pipeline.ranker.config["discount"])[rows]
-    values = pipeline.ranker.values(episodes["observations"][rows])
+    discount = pipeline.ranker.config["discount"]
+    returns = to_go(episodes["rewards"], episodes, discount)[rows]
+    left = to_go(episodes["costs"], episodes, discount)[rows] if costs else None
+    values = pipeline.ranker.values(episodes["observations"][rows], left)
     assert found is not None and found["correlation"] == pytest.approx(np.corrcoef(values, returns)[0, 1], rel=1e-3)
     order = np.argsort(values)
     assert found["value"][0] == pytest.approx(values[order[:3]].mean(), rel=1e-3)
