@@ -1,6 +1,7 @@
 """Minari round trips, and a dataset of another project."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from envs.datasets.minari import compare, export_minari
 from envs.datasets.readers.minari import read_minari
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.record import PICTURE, PROPRIOCEPTION, Observation
 
 minari = pytest.importorskip("minari")
+from minari.data_collector import EpisodeBuffer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +60,49 @@ def test_round_trip_is_exact(keys, datasets):
     export_minari(episodes, "mine/toy-v0")
     assert_equal(read_minari("mine/toy-v0"), episodes)
     assert_equal(read_minari(datasets / "mine" / "toy-v0"), episodes)
+
+
+def test_all_observations_are_exported():
+    """Two cameras and two vectors of other names."""
+    episodes = make(("frames", "observations"))
+    rows = len(episodes["actions"])
+    more = {
+        "wrist": np.random.default_rng(1).integers(0, 256, (rows, 4, 6, 3), np.uint8),
+        "joints": np.random.default_rng(2).normal(size=(rows, 3)).astype(np.float32),
+    }
+    kinds = {"wrist": Observation(PICTURE, (4, 6, 3)), "joints": Observation(PROPRIOCEPTION, (3,), ("a", "b", "c"))}
+    record = replace(episodes.record, observations={**episodes.record.observations, **kinds})
+    episodes = replace(episodes, arrays=episodes.arrays | more, record=record)
+    export_minari(episodes, "mine/two-cameras-v0")
+    found = read_minari("mine/two-cameras-v0")
+    assert_equal(found, episodes)
+    assert found.record == record
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Minari's, on authors and links that were not given
+def test_several_pictures_of_another_project():
+    """Minari keeps the large one as JPEG and the small one as it is; blocks start at any of the pictures."""
+    top, wrist = spaces.Box(0, 255, (40, 48, 3), np.uint8), spaces.Box(0, 255, (8, 6, 3), np.uint8)
+    space = spaces.Dict({"camera": spaces.Dict({"top": top, "wrist": wrist}), "joints": spaces.Box(-9, 9, (2,))})
+    random, buffers, seen = np.random.default_rng(0), [], []
+    for number, steps in enumerate((4, 2)):
+        level = np.arange(steps + 1)[:, None, None, None]
+        large = np.broadcast_to(20 * level + 100 * number, (steps + 1, 40, 48, 3)).astype(np.uint8)
+        small = random.integers(0, 256, (steps + 1, 8, 6, 3), np.uint8)
+        seen.append((large, small))
+        observations = {"camera": {"top": large, "wrist": small}, "joints": random.normal(size=(steps + 1, 2))}
+        marks = {"terminations": np.zeros(steps, bool), "truncations": np.arange(steps) == steps - 1}
+        actions, rewards = np.zeros((steps, 1)), np.ones(steps)
+        buffers.append(EpisodeBuffer(number, observations=observations, actions=actions, rewards=rewards, **marks))
+    minari.create_dataset_from_buffers("other/cameras-v0", buffers, observation_space=space,
+                                       action_space=spaces.Box(-1, 1, (1,)))  # fmt: skip
+    found = read_minari("other/cameras-v0")
+    assert found.record.names(PICTURE) == ["top", "wrist"] and found["observations"].shape == (8, 2)
+    large, small = (np.concatenate(parts) for parts in zip(*seen))
+    assert np.array_equal(found["wrist"], small) and np.abs(found["top"][:].astype(int) - large).max() <= 3
+    for name, whole in (("top", found["top"][:]), ("wrist", small)):
+        for first in range(8):
+            assert np.array_equal(np.concatenate([block for _, block in found[name].read(first)]), whole[first:])
 
 
 def test_minari_sees_what_gymnasium_would_have_given():
