@@ -38,7 +38,7 @@ def dataset(cfg: DictConfig) -> Episodes:
         InputError: for a task from pixels, or if the data cannot be opened.
     """
     if cfg.dataset:
-        return open_datasets(cfg.dataset, cfg.data_dir, settings(cfg["keys"]))
+        return open_datasets(cfg.dataset, cfg.data_dir, settings(cfg["keys"]), pictures=False)
     if "suite" not in cfg.task:
         raise InputError(f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/... or dsrl/...")
     return open_task(cfg.task.name, cfg.task.suite, cfg.data_dir)

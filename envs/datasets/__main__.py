@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("id", nargs="?", help="not with ls")
     parser.add_argument("path", nargs="?", type=Path, help="with convert")
     parser.add_argument("--data_dir", help="folder of the tasks' files; default: each suite's cache folder")
-    parser.add_argument("--frames", help="film or pictures of a LeRobotDataset to keep")
-    parser.add_argument("--size", type=int, help="pixels a side of those pictures")
+    parser.add_argument("--frames", help="the only film or pictures of a LeRobotDataset to keep, as frames")
+    parser.add_argument("--size", type=int, help="pixels a side to which pictures of a LeRobotDataset are resized")
     options = parser.parse_args(arguments)
     if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
         options.command == "convert"

@@ -21,7 +21,7 @@ def open_datasets(
     sources: Sources,
     data_dir: str | None = None,
     keys: Mapping[str, str | None] | None = None,
-    pictures: bool = False,
+    pictures: bool = True,
 ) -> Episodes:
     """Open a dataset, or several as one.
 
@@ -29,7 +29,7 @@ def open_datasets(
         sources: ids or paths (see `open_dataset`).
         data_dir: folder of a task's file; None: the suite's own cache folder.
         keys: our names of arrays -> their names in an npz or HDF5 file; None: the same name.
-        pictures: whether films are decoded; files with pictures in arrays always have them.
+        pictures: whether films are kept.
 
     Raises:
         InputError: as `open_dataset`, or if the datasets do not fit together.
@@ -73,7 +73,7 @@ def import_datasets(
                 if stale.name != f"{folder.name}.partial":  # of these data before they changed
                     shutil.rmtree(stale, ignore_errors=True)
             print(f"{folder}: importing {', '.join(names)}")
-            open_datasets(names, data_dir, keys, pictures=True).save(folder)
+            open_datasets(names, data_dir, keys).save(folder)
     return Episodes.load(folder)
 
 

@@ -29,7 +29,7 @@ def open_dataset(
     frames: str | None = None,
     size: int | None = None,
     keys: Mapping[str, str] | None = None,
-    pictures: bool = False,
+    pictures: bool = True,
 ) -> Episodes:
     """The episodes of a task, a Minari dataset, a file or a folder; the content of a file or folder tells its kind.
 
@@ -39,7 +39,7 @@ def open_dataset(
         data_dir: folder of a task's file; None: the suite's own cache folder.
         frames, size: the film of a LeRobotDataset to keep as pictures, and their pixels a side; see read_lerobot.
         keys: our names of arrays -> their names in npz and HDF5 files (see `read_flat`).
-        pictures: whether all films of a LeRobotDataset are kept.
+        pictures: whether all films of a LeRobotDataset are kept, without `frames`.
 
     Pictures of other projects' data are `StoredPictures`: they are read when they are indexed or saved.
 

@@ -51,15 +51,15 @@ COUNTS = {
 
 
 def read_lerobot(
-    folder: str | Path, frames: str | None = None, size: int | None = None, pictures: bool = False
+    folder: str | Path, frames: str | None = None, size: int | None = None, pictures: bool = True
 ) -> Episodes:
     """Read a LeRobotDataset; its pictures are read when they are needed.
 
     Args:
-        frames: the film, or the pictures in the tables, to keep as `frames`, such as "observation.images.top"; None: no
-            pictures.
+        frames: the film, or the pictures in the tables, to keep as `frames`, such as "observation.images.top"; None:
+            see `pictures`.
         size: pixels a side to which the pictures are resized; None: they keep their size.
-        pictures: whether all films are kept, each under the last part of its name, such as `top`.
+        pictures: without `frames`, whether all films are kept, each under the last part of its name, such as `top`.
 
     Raises:
         InputError: if pyarrow is missing, or for a dataset of another version or a damaged one; names the file, the
@@ -71,7 +71,7 @@ def read_lerobot(
         raise InputError(f"{folder}: frames={frames}: no such film; found {', '.join(films) or 'none'}")
     chosen = {"frames": frames} if frames else data.cameras() if pictures else {}
     if size is not None and not chosen:
-        raise InputError(f"{folder}: size={size}: is of pictures; name them with frames=, found {films or 'none'}")
+        raise InputError(f"{folder}: size={size}: is of pictures; found {films or 'none'}; leave it out")
     states = [STATE] if STATE in about["features"] else []
     require(data.folder / "meta/info.json", about["features"], (ACTION, *([] if chosen else [STATE])))
     table, offsets = data.table([*states, ACTION], bool(chosen))
@@ -140,7 +140,7 @@ class _Dataset:
         told = {}
         for key in sorted({*self.about["features"], *column_names(self.files)} - read):
             if key in self.pictures():
-                told[key] = "pictures; " + ("only one film is kept" if one_film else f"--frames {key} keeps them")
+                told[key] = "pictures; only one film is kept" if one_film else "pictures"
             else:
                 told[key] = COUNTS.get(key, f"of observations only {STATE} and films are read")
         return told

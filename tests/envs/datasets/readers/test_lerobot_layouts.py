@@ -15,6 +15,7 @@ from PIL import Image
 from envs.datasets import open_dataset
 from envs.datasets.readers.lerobot import read_lerobot
 from mpdiffuser.errors import InputError
+from mpdiffuser.record import PICTURE
 
 FILM, STILL = "observation.images.wrist", "observation.image"
 LENGTHS = (3, 7, 4)
@@ -88,8 +89,11 @@ def test_v2(dataset: Path) -> None:
     assert np.array_equal(episodes["observations"], np.concatenate([t["observation.state"] for t in tables]))
     assert np.array_equal(episodes["actions"][:2], np.stack(tables[0]["action"])[:2])
     assert episodes.info["missing"] == ["rewards"] and episodes.info["films"] == [STILL, FILM]
-    left_out = episodes.info["left_out"]
-    assert left_out.keys() == {FILM, STILL, "index", "task_index", "timestamp"} and f"--frames {FILM}" in left_out[FILM]
+    assert set(episodes.info["left_out"]) == {"index", "task_index"}
+    assert episodes.record.names(PICTURE) == ["image", "wrist"]
+    alone = open_dataset(dataset, pictures=False)
+    assert set(alone.info["left_out"]) == {FILM, STILL, "index", "task_index", "timestamp"}
+    assert not alone.record.names(PICTURE) and alone.checksum() == episodes.checksum(*alone.arrays)
 
 
 def test_films_are_joined_by_time(dataset: Path) -> None:
@@ -166,8 +170,9 @@ def test_fillers_and_links_and_hidden_files(dataset: Path, tmp_path: Path) -> No
 
 
 def test_options_of_pictures_elsewhere(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="size=8: is of pictures; name them with frames="):
-        open_dataset(dataset, size=8)
+    assert open_dataset(dataset, size=8)["wrist"].shape == (sum(LENGTHS), 8, 8, 3)
+    with pytest.raises(InputError, match="size=8: is of pictures; found"):
+        open_dataset(dataset, size=8, pictures=False)
     open_dataset(dataset).save(tmp_path / "folder")
     with pytest.raises(InputError, match=r"frames=wrist, size=None: are of LeRobotDatasets"):
         open_dataset(tmp_path / "folder", frames="wrist")
