@@ -25,7 +25,7 @@ import numpy as np
 
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import claim, create_array, publish, read_json, release, write_whole, writing
+from mpdiffuser.files import claim, create_array, fingerprint, publish, read_json, release, write_whole, writing
 from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import KINDS as OBSERVATIONS
 from mpdiffuser.record import Record
@@ -207,14 +207,19 @@ class Episodes:
         Raises:
             InputError: as `EpisodesWriter`.
         """
-        with EpisodesWriter(path, len(self.arrays["actions"]), self.info, self.record) as writer:
+        stored: dict[str, Any] = {k: v for k, v in self.arrays.items() if isinstance(v, StoredPictures)}
+        with EpisodesWriter(path, len(self.arrays["actions"]), self.info, self.record, self._sources(stored)) as writer:
             for key, array in self.arrays.items():
                 out = writer.create(key, array.shape[1:], array.dtype)
-                if not isinstance(array, StoredPictures):
+                if key not in stored:
                     out[:] = array
-            stored: dict[str, Any] = {k: v for k, v in self.arrays.items() if isinstance(v, StoredPictures)}
             writer.copy(stored)
             writer.offsets = self.offsets
+
+    def _sources(self, stored: Mapping[str, StoredPictures]) -> dict[str, Any]:
+        """What must be equal for a killed `save` to be resumed: the arrays, and the files of stored pictures."""
+        about = {key: [list(array.shape), str(array.dtype)] for key, array in self.arrays.items()}
+        return {"arrays": about, "files": {key: fingerprint(pictures.files) for key, pictures in stored.items()}}
 
 
 def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, int]]) -> np.ndarray:
@@ -246,20 +251,28 @@ class EpisodesWriter:
 
     Use it as a context manager: `create` arrays, fill them, set `offsets`. `create` reserves the disk space of an
     array, so a full disk raises an error at the start. `keep(progress)` saves a resume point: if the writer then fails
-    or is killed, its arrays stay on the disk. The next writer with the same rows and info gets these arrays from
-    `create`, and the number `progress`.
+    or is killed, its arrays stay on the disk. The next writer with the same rows, info and sources gets these arrays
+    from `create`, and the number `progress`.
 
     Args:
         path: the folder to write.
         rows: M, the number of rows of each array.
         info: see `Episodes`.
         record: see `Episodes`; None: `Record.of` the arrays.
+        sources: what else the content depends on; JSON.
 
     Raises:
         InputError: if `path` exists, if another process writes it, or if it cannot be written.
     """
 
-    def __init__(self, path: str | Path, rows: int, info: Mapping[str, Any], record: Record | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        rows: int,
+        info: Mapping[str, Any],
+        record: Record | None = None,
+        sources: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.record = record
         self.rows = rows
@@ -269,7 +282,7 @@ class EpisodesWriter:
         self._arrays: dict[str, np.ndarray] = {}
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._kept = self._partial / "progress.json"
-        self._identity = {"rows": rows, "info": json.loads(json.dumps(self.info))}
+        self._identity = json.loads(json.dumps({"rows": rows, "info": self.info, "sources": sources}))
 
     def __enter__(self) -> Self:
         if self.path.exists():
@@ -308,7 +321,7 @@ class EpisodesWriter:
             InputError: if a file is damaged, or the pictures cannot be written.
         """
         begin = 0  # number of pictures in the arrays before this one
-        for key, pictures in stored.items():
+        for key, pictures in sorted(stored.items()):  # in one order, that of the writer before
             done, unsaved = min(max(self.progress - begin, 0), pictures.count), 0
             with progress(total=pictures.count, initial=done, desc=key, unit="picture") as bar:
                 for rows, block in pictures.read(done):

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fingerprint(files: Iterable[str | Path]) -> str:
+    """Return 16 hex digits that change when the path, the size or the time of a file changes."""
+    about = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in map(Path, files)]
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def create_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,25 +34,30 @@ class StoredPictures:
     Args:
         shape: (M, height, width, 3).
         sources: the files; each row is in one of them.
+        files: all files that the pictures depend on, also tables that tell which row gets which picture.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, shape: tuple[int, ...], sources: Sequence[Source]) -> None:
-        self.shape, self.sources = shape, list(sources)
+    def __init__(self, shape: tuple[int, ...], sources: Sequence[Source], files: Sequence[Path] = ()) -> None:
+        self.shape, self.sources, self.files = shape, list(sources), list(files)
         self._whole: np.ndarray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Any]) -> "StoredPictures":
         """Return the rows of several arrays of pictures, stored ones or numpy's, one after the other."""
         sources: list[Source] = []
+        files: list[Path] = []
         start = 0
         for part in parts:
-            stored = part.sources if isinstance(part, cls) else [Source(np.arange(len(part)), _blocks_of(part))]
-            sources += [Source(start + source.rows, source.read) for source in stored]
+            stored = (
+                part if isinstance(part, cls) else cls(part.shape, [Source(np.arange(len(part)), _blocks_of(part))])
+            )
+            sources += [Source(start + source.rows, source.read) for source in stored.sources]
+            files += stored.files or ([Path(part.filename)] if isinstance(part, np.memmap) else [])
             start += len(part)
-        return cls((start, *parts[0].shape[1:]), sources)
+        return cls((start, *parts[0].shape[1:]), sources, files)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -168,8 +168,8 @@ def _is_vd4rl(file: Path) -> bool:
 
 def _joined(parts: list[Episodes], folder: Path) -> Episodes:
     """The episodes of several files as one dataset."""
-    keys, found = set(parts[0].arrays), [set(part.arrays) for part in parts]
-    odd = next((part for part, have in zip(parts, found) if have != keys), None)
+    keys = list(parts[0].arrays)
+    odd = next((part for part in parts if set(part.arrays) != set(keys)), None)
     if odd:
         raise InputError(f"{odd.path}: must have {sorted(keys)} as {parts[0].path} has, found {sorted(odd.arrays)}")
     for key in keys:

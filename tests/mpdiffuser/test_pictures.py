@@ -89,6 +89,32 @@ def test_a_killed_copy_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert sum(counted) == 27 - read_before  # nothing is read twice
 
 
+def test_a_killed_copy_goes_on_with_cameras_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episodes_module, "KEEP_EVERY", 1)
+    random = np.random.default_rng(2)
+    whole = {name: random.integers(0, 256, (size, 3, 4, 3), np.uint8)[:6] for name, size in (("a", 6), ("b", 7))}
+
+    def episodes(names: str, limit: int) -> Episodes:
+        def read(name: str):
+            def blocks(first: int) -> Iterator[np.ndarray]:
+                for row in range(first, 6):
+                    if name == "b" and row == limit:
+                        raise KeyboardInterrupt
+                    yield whole[name][row : row + 1]
+
+            return blocks
+
+        cameras = {name: StoredPictures((6, 3, 4, 3), [Source(np.arange(6), read(name))]) for name in names}
+        found = of(cameras["a"])
+        return Episodes({key: found[key] for key in found.arrays if key != "frames"} | cameras, found.offsets)
+
+    with pytest.raises(KeyboardInterrupt):
+        episodes("ab", 2).save(tmp_path / "data")
+    episodes("ba", 6).save(tmp_path / "data")
+    found = Episodes.load(tmp_path / "data")
+    assert all(np.array_equal(found[name], array) for name, array in whole.items())
+
+
 def test_fewer_pictures_than_rows(tmp_path: Path) -> None:
     whole = np.zeros((4, 2, 2, 3), np.uint8)
     with pytest.raises(InputError, match="pictures: found 3, expected 4"):

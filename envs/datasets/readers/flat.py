@@ -246,14 +246,14 @@ class _Reader:
             shape = self.stored[names[0]].shape
         rows, whole = np.arange(len(source)), (len(source), *self.stored[names[0]].shape[1:])
         if ends is None:
-            return StoredPictures(whole, [array_source(self.file, names[0], rows, source)])
+            return StoredPictures(whole, [array_source(self.file, names[0], rows, source)], [self.file])
         now, after = (next(self.stored[name].blocks(0)) for name in names)
         inner = taken[: min(len(now) - 1, len(after))].copy()
         inner[ends[ends < len(inner)]] = False
         self._note_of_order(key, after, now, inner)
         inside = np.delete(rows, lasts)
         sources = [(names[0], inside, source[inside]), (names[1], lasts, ends)]
-        return StoredPictures(whole, [array_source(self.file, *each) for each in sources])
+        return StoredPictures(whole, [array_source(self.file, *each) for each in sources], [self.file])
 
     def _note_of_rows_left_out(self, seen: np.ndarray) -> None:
         alone = int((~seen).sum())

@@ -211,12 +211,13 @@ class _Dataset:
             )
         height, width = shape[1:] if shape[0] in (1, 3) else shape[:2]
         size, rows = (side or height, side or width), int(offsets[-1])
-        if self.is_film(key):
-            sources = self._films(key, table, offsets, (height, width), size)
-        else:
+        files = [self.folder / "meta/info.json", *self.files]
+        if not self.is_film(key):
             read = partial(read_pictures, self.files, key)
-            sources = [encoded_source(read, key, rows, (height, width), size)]
-        return StoredPictures((rows, *size, 3), sources)
+            return StoredPictures((rows, *size, 3), [encoded_source(read, key, rows, (height, width), size)], files)
+        films, sources = self._films(key, table, offsets, (height, width), size)
+        files += films if self._is_v2() else [*films, *table_files(self.folder, "meta/episodes")]
+        return StoredPictures((rows, *size, 3), sources, files)
 
     def _films(
         self,
@@ -225,8 +226,8 @@ class _Dataset:
         offsets: np.ndarray,
         found: tuple[int, int],
         size: tuple[int, int],
-    ) -> list[Source]:
-        """The pictures of all films, which must be of `found` pixels and are resized to `size`."""
+    ) -> tuple[list[Path], list[Source]]:
+        """All films and their pictures, which must be of `found` pixels and are resized to `size`."""
         numbers = table[EPISODE][offsets[:-1]].tolist()
         places = self._films_v2(key, numbers) if self._is_v2() else self._films_v3(key, numbers)
         within = table[TIME] if TIME in table else table[FRAME] / self.about["fps"]
@@ -244,11 +245,11 @@ class _Dataset:
             if abs(rate - self.about["fps"]) > 0.01 * rate:
                 odd.append(rate)
         if odd:
-            self.notes["rate"] = (
+            self.notes[f"rate of {key}"] = (
                 f"{key}: the film has {min(odd):g} pictures a second (fps), the table {self.about['fps']:g} rows; "
                 "each row has the picture nearest to its time"
             )
-        return sources
+        return list(films), sources
 
     def _is_v2(self) -> bool:
         return str(self.about["codebase_version"]).startswith("v2.")

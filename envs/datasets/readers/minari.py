@@ -71,7 +71,8 @@ def read_minari(source: str | Path) -> Episodes:
     joined: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     for key, name in _short_names(list(episodes[0].pictures), record).items():
         leaf = episodes[0].pictures[key]
-        joined[name] = StoredPictures((sum(lengths), *leaf.size[:2], 3), [_source(file, key, leaf, lengths)])
+        pictures = [_source(file, key, leaf, lengths)]
+        joined[name] = StoredPictures((sum(lengths), *leaf.size[:2], 3), pictures, [file])
     left_out = {name: reason for one in episodes for name, reason in one.left_out.items()}
     notes = {key: told for one in episodes for key, told in one.notes.items()}
     info = {"source": f"Minari {source}", "missing": [], "left_out": left_out} if note is None else note

@@ -182,7 +182,7 @@ def _joined(source: Path, shards: list[_Shard], info: dict[str, Any]) -> Episode
         arrays[key][:-1] = arrays[key][1:]
         arrays[key][lasts] = 0
     arrays["terminations"][lasts - 1], arrays["truncations"][lasts - 1] = terminal[lasts], ~terminal[lasts]
-    arrays["frames"] = StoredPictures((rows, *size, 3), pictures)
+    arrays["frames"] = StoredPictures((rows, *size, 3), pictures, [shard.file for shard in shards])
     told = {"notes": list(notes.values())} if notes else {}
     record = Record.of(arrays, lasts).with_actions(Actions.unit(width))
     return Episodes(arrays, offsets, _origin(source) | told | info, source, record=record)

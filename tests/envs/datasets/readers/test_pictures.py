@@ -12,6 +12,8 @@ from envs.datasets import open_dataset
 from envs.datasets.readers import arrays
 from envs.datasets.readers.arrays import open_arrays
 from envs.datasets.readers.pictures import CHANNELS_FIRST, HEIGHT_FIRST, array_source
+from mpdiffuser import episodes as episodes_module
+from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
 
 LAYOUTS = ("stored.npz", "deflated.npz", "fortran.npz", "plain.hdf5", "chunked.hdf5", "odd.hdf5")
@@ -95,6 +97,40 @@ def test_cameras_of_a_flat_file(tmp_path: Path, suffix: str, following: bool) ->
         else:  # the last row of an episode that did not terminate is its final observation
             expected = [now[:5], now[4:5], now[5:11]]
         assert np.array_equal(episodes[name], np.concatenate(expected))
+
+
+@pytest.mark.parametrize("change", ["pictures", "cameras", "size"])
+def test_a_killed_copy_begins_again_if_its_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(episodes_module, "KEEP_EVERY", 1)
+    random = np.random.default_rng(0)
+    file, ends = tmp_path / "arm.npz", {"truncations": np.arange(23) == 22}
+
+    def write_arm(names: list[str], side: int) -> dict[str, np.ndarray]:
+        pictures = {name: random.integers(0, 256, (23, side, 5, 3), np.uint8) for name in names}
+        np.savez(file, actions=np.ones((23, 1)), **ends, **pictures)
+        return pictures
+
+    write_arm(["top", "wrist"], 4)
+    keep = EpisodesWriter.keep
+    points: list[int] = []
+
+    def stop(writer: EpisodesWriter, progress: int) -> None:
+        keep(writer, progress)
+        points.append(progress)
+        if len(points) == 5:  # in the second camera
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpisodesWriter, "keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(file).save(tmp_path / "copy")
+    assert points[-1] > 23
+    pictures = write_arm(["wrist"] if change == "cameras" else ["top", "wrist"], 6 if change == "size" else 4)
+    open_dataset(file).save(tmp_path / "copy")
+    found = Episodes.load(tmp_path / "copy")
+    assert found.record.names("picture") == sorted(pictures)
+    assert all(np.array_equal(found[name], array) for name, array in pictures.items())
 
 
 @pytest.mark.parametrize(("claimed", "words"), [(90, "damaged or truncated"), (10, "holds more than its shape")])
