@@ -42,6 +42,7 @@ KINDS = {  # dtype and number of dimensions of the arrays that are not observati
     "physics": ("float64", 2),
     "offsets": ("int64", 1),
 }
+LONGEST = 64  # characters of an array's name
 KEEP_EVERY = 2**28  # bytes of pictures between two resume points
 AGAIN = "the dataset is damaged, collect it again"
 
@@ -222,12 +223,15 @@ class Episodes:
         return {"arrays": about, "files": {key: fingerprint(pictures.files) for key, pictures in stored.items()}}
 
 
+def _check_name(key: str, where: str, remedy: str) -> None:
+    """Raise InputError unless an array's name can be a file's name; it must not point to another folder."""
+    if not re.fullmatch(rf"\w{{1,{LONGEST}}}", key, re.ASCII):
+        raise InputError(f"{where}: {key[:80]!r} must be a name of 1 to {LONGEST} letters, digits and _; {remedy}")
+
+
 def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, int]]) -> np.ndarray:
     """Open an array; `kinds` are dtype and number of dimensions of the observations."""
-    if not re.fullmatch(r"\w{1,64}", key, re.ASCII):  # a key is a file name; it must not point to another folder
-        raise InputError(
-            f"{folder / 'meta.json'}: arrays: {key[:80]!r} must be a name of letters, digits and _; {AGAIN}"
-        )
+    _check_name(key, f"{folder / 'meta.json'}: arrays", AGAIN)
     file = folder / f"{key}.npy"
     if not file.is_file():
         raise InputError(f"{file}: {'a link that leads nowhere' if file.is_symlink() else 'missing'}; {AGAIN}")
@@ -301,8 +305,9 @@ class EpisodesWriter:
         """Return a writable array (rows, *shape) for `key`, with reserved disk space.
 
         Raises:
-            InputError: if the disk is full, or the resumed array has another shape or dtype.
+            InputError: if `key` is no file's name, the disk is full, or the resumed array has another shape or dtype.
         """
+        _check_name(key, f"{self.path}: array", "rename it")
         file, shape = self._partial / f"{key}.npy", (self.rows, *shape)
         if self.progress:
             array = np.lib.format.open_memmap(file, "r+")

@@ -55,7 +55,7 @@ class StoredPictures:
                 part if isinstance(part, cls) else cls(part.shape, [Source(np.arange(len(part)), _blocks_of(part))])
             )
             sources += [Source(start + source.rows, source.read) for source in stored.sources]
-            files += stored.files or ([Path(part.filename)] if isinstance(part, np.memmap) else [])
+            files += stored.files or ([Path(str(part.filename))] if isinstance(part, np.memmap) else [])
             start += len(part)
         return cls((start, *parts[0].shape[1:]), sources, files)
 
@@ -78,6 +78,8 @@ class StoredPictures:
             if done == len(source.rows):
                 continue
             for block in source.read(done):
+                if block.shape[1:] != self.shape[1:]:  # the file was replaced after it was opened
+                    raise InputError(f"pictures: found one of shape {block.shape[1:]}, expected {self.shape[1:]}")
                 yield source.rows[done : done + len(block)], block
                 done += len(block)
             if done < len(source.rows):

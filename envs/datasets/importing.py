@@ -1,17 +1,18 @@
 """Datasets for training: one dataset, or several that fit together; pixels are kept as an Episodes folder."""
 
+import contextlib
 import glob
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from envs.datasets.opening import open_dataset, stacked
+from envs.datasets.opening import dataset_files, open_dataset, stacked
 from mpdiffuser.episodes import VERSION, Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import writing
+from mpdiffuser.files import fingerprint, writing
 from mpdiffuser.record import SEEN, Actions
 
 Sources = str | Sequence[str]
@@ -62,12 +63,11 @@ def import_datasets(
     if len(names) == 1 and (Path(names[0]).expanduser() / "meta.json").is_file():
         return Episodes.load(Path(names[0]).expanduser())
     root = Path(data_root) / "imported"
-    folder = root / f"{Path(names[0]).stem or 'data'}-{_fingerprint(names, data_dir, keys)}"
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".lock")
-    with lock:
-        if not folder.exists():
+    folder = root / f"{Path(names[0]).stem[:48] or 'data'}-{_identity(names, data_dir, keys)}"
+    if not folder.exists():  # a folder has this name only when it is complete
+        with _locked(root):
+            if folder.exists():  # imported by the process that had the lock
+                return Episodes.load(folder)
             stem = glob.escape(folder.name.rpartition("-")[0])
             for stale in root.glob(f"{stem}-{'[0-9a-f]' * 12}.partial"):
                 if stale.name != f"{folder.name}.partial":  # of these data before they changed
@@ -75,6 +75,23 @@ def import_datasets(
             print(f"{folder}: importing {', '.join(names)}")
             open_datasets(names, data_dir, keys).save(folder)
     return Episodes.load(folder)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is missing; tells of another process that has it."""
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{root}: waiting for another process that imports data")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def joined(parts: Sequence[Episodes]) -> Episodes:
@@ -122,13 +139,7 @@ def _declared(actions: Actions) -> Actions | int:
     return len(actions.low) if actions.bounds == SEEN else actions
 
 
-def _fingerprint(names: Sequence[str], data_dir: str | None, keys: Mapping[str, str | None] | None) -> str:
-    digest = hashlib.sha256(repr((VERSION, list(names), data_dir, sorted((keys or {}).items()))).encode())
-    for name in names:
-        path = Path(name).expanduser()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
-        for file in files:
-            if file.is_file():
-                about = file.stat()
-                digest.update(repr((str(file.absolute()), about.st_size, about.st_mtime_ns)).encode())
-    return digest.hexdigest()[:12]
+def _identity(names: Sequence[str], data_dir: str | None, keys: Mapping[str, str | None] | None) -> str:
+    files = [fingerprint(dataset_files(name, data_dir)) for name in names]
+    about = (VERSION, list(names), data_dir, sorted((keys or {}).items()), files)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:12]

@@ -10,7 +10,7 @@ import numpy as np
 from envs.datasets.readers.arrays import file_kind, open_arrays, visible
 from envs.datasets.readers.flat import read_flat
 from envs.datasets.readers.lerobot import read_lerobot
-from envs.datasets.readers.minari import read_minari
+from envs.datasets.readers.minari import minari_folder, read_minari
 from envs.datasets.readers.vd4rl import read_vd4rl
 from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, find_file, find_offline_task
 from mpdiffuser.episodes import Episodes
@@ -20,6 +20,7 @@ from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import PICTURE, Actions, Record
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
+DEPTHS = {"meta": 3, "data": 2, "videos": 3}  # of files in the folders of a LeRobotDataset; Minari's is data
 NOTES = 8  # of the files of a folder, the rest are counted
 
 
@@ -73,7 +74,30 @@ def open_dataset(
     )
 
 
-def _open_named(source: str | Path, read: Callable[[], Episodes]) -> Episodes:
+def dataset_files(source: str | Path, data_dir: str | Path | None = None) -> list[Path]:
+    """The files that a dataset is read from, also those in linked folders; see `open_dataset`.
+
+    Raises:
+        InputError: if a task or a Minari dataset is not there.
+    """
+    path = Path(source).expanduser()
+    suite, _, name = str(source).partition("/")
+    if not path.exists():
+        if suite in SUITES:
+            return [_open_named(source, lambda: find_file(find_offline_task(name, suite), data_dir)[0])]
+        if suite != "minari":
+            return []
+        path = _open_named(source, lambda: minari_folder(name))
+    if path.is_file():
+        return [path]
+    films = (path / "meta/info.json").is_file()
+    parts = [part for part in DEPTHS if films or (path / part / "main_data.hdf5").is_file()]
+    levels = [f"{part}{'/*' * depth}" for part in parts for depth in range(1, DEPTHS[part] + 1)]
+    found = [file for level in ("*", *levels) for file in path.glob(level)]
+    return [file for file in visible(found) if file.is_file()]
+
+
+def _open_named(source: str | Path, read: Callable[[], Any]) -> Any:
     """Read a dataset by its id; an id that looks like a file's path is told of."""
     try:
         return read()

@@ -58,6 +58,10 @@ class Entry:
         """The number of rows in a block."""
         return max(1, BLOCK // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
 
+    def check_memory(self, file: Path, name: str, rows: int) -> None:
+        """Raise InputError unless so many rows, and a copy of them, fit into the memory."""
+        check_memory(file, name, 2 * min(rows, self.shape[0]) * math.prod(self.shape[1:]) * self.dtype.itemsize)
+
 
 class Entries(dict[str, Entry]):
     """The arrays of a file by name. `groups`: those that were not looked into -> the names in them."""
@@ -174,6 +178,7 @@ def _hdf5_entry(file: Path, name: str, dataset: h5py.Dataset) -> Entry:
         count = -(-entry.rows_at_once // chunk) * chunk  # whole chunks, so that each is decompressed once
         with guard(file):
             _check_complete(file, name, dataset, entry)
+            entry.check_memory(file, name, count)
             while first < len(dataset):
                 stop = (first // count + 1) * count
                 yield read(slice(first, stop))
@@ -233,9 +238,11 @@ def _npz_entries(file: Path, archive: zipfile.ZipFile) -> Entries:
 
         def blocks(first: int) -> Iterator[np.ndarray]:
             if fortran or dtype.hasobject:
+                found.check_memory(file, name.removesuffix(".npy"), shape[0])
                 yield load(name)[first:]
                 return
             count, width = found.rows_at_once, math.prod(shape[1:]) * dtype.itemsize
+            found.check_memory(file, name.removesuffix(".npy"), count)
             with guard(file), archive.open(name) as member:
                 _npy_header(member)
                 member.seek(member.tell() + first * width)

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from envs.datasets.readers.arrays import Entries, Entry, open_arrays, read_array, require
-from envs.datasets.readers.pictures import array_source, check_pictures
+from envs.datasets.readers.pictures import array_source, camera_names, check_pictures
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.pictures import StoredPictures
@@ -50,6 +50,8 @@ REQUIRED = ("actions",)
 ALIASES = {"terminations": "terminals", "truncations": "timeouts"}
 UNUSED = "no array of this layout (envs/datasets/readers/flat.py)"
 BOUNDS = ("action_low", "action_high")
+VECTORS = ("observations", "actions", "rewards", "costs", "terminals", "timeouts", *BOUNDS)
+PICTURES = "pictures (N, height, width, 3) uint8, 0 to 255"
 PART = 2**12  # rows compared at once
 
 
@@ -119,6 +121,11 @@ def split(
     return starts[keep], steps[keep], terminals[ends][keep]
 
 
+def _like_pictures(entry: Entry) -> bool:
+    """Whether an array may be meant for pictures."""
+    return len(entry.shape) == 4 and bool({1, 3, 4} & {entry.shape[1], entry.shape[3]})
+
+
 class _Reader:
     """The arrays of a flat file by D4RL's names; `read` checks their shapes and types."""
 
@@ -133,9 +140,11 @@ class _Reader:
         self.notes: dict[str, str] = {}
         self.read_names: set[str] = set()
         self._pictures_called_observations()
-        self.cameras = [key for key in self.names if self._is_camera(key)]
+        self.cameras = self._cameras()
         self.seen = [*self.cameras, *(["observations"] if "observations" in self.names else [])]
-        require(file, self.entries, REQUIRED if self.seen else ("observations", *REQUIRED))
+        if not self.seen:
+            self._refuse_without_observations()
+        require(file, self.entries, REQUIRED)
         if not {"terminals", "timeouts"} & set(self.names):
             require(file, self.entries, ("terminals",))
         counted = next(key for key in ("rewards", "terminals", "timeouts") if key in self.names)
@@ -159,11 +168,31 @@ class _Reader:
                 if f"{prefix}observations" in self.names:
                     self.names[f"{prefix}frames"] = self.names.pop(f"{prefix}observations")
 
+    def _cameras(self) -> list[str]:
+        """The names of the arrays of pictures, and of theirs in `names`: see `camera_names`."""
+        found = [key for key in self.names if self._is_camera(key)]
+        renamed = camera_names(found, taken=set(self.names) - set(found))
+        for key, name in renamed.items():
+            for prefix in ("", "next_"):
+                if f"{prefix}{key}" in self.names:
+                    self.names[f"{prefix}{name}"] = self.names.pop(f"{prefix}{key}")
+        return list(renamed.values())
+
     def _is_camera(self, key: str) -> bool:
         """Whether an array has pictures; `frames` are always taken for pictures, and checked when they are read."""
         entry = self.entries[key]
         pictures = entry.dtype == np.uint8 and len(entry.shape) == 4 and entry.shape[3] == 3
-        return key == "frames" or (pictures and key.isidentifier() and not key.startswith("next_"))
+        return key == "frames" or (pictures and key not in VECTORS and "/" not in key and not key.startswith("next_"))
+
+    def _refuse_without_observations(self) -> None:
+        entries = self.entries
+        near = next((key for key, entry in entries.items() if _like_pictures(entry)), None)
+        found = f"{near}: found {entries[near].dtype} of shape {entries[near].shape}" if near else (
+            f"observations: no such key; found {sorted(entries)}")  # fmt: skip
+        raise InputError(
+            f"{self.file}: {found}; expected observations (N, o), or {PICTURES}; keys.observations=NAME takes an array "
+            "of another name for observations"
+        )
 
     def _flags(self, name: str) -> np.ndarray:
         self.read_names.add(name)
@@ -296,7 +325,11 @@ class _Reader:
 
     def left_out(self) -> dict[str, str]:
         """Arrays and groups that are not read -> why."""
-        return self.stored.left_out(self.read_names, UNUSED)
+        told = self.stored.left_out(self.read_names, UNUSED)
+        for name in told:
+            if name in self.stored and not self.stored[name].refused and _like_pictures(self.stored[name]):
+                told[name] = f"{self.stored[name].dtype} of shape {self.stored[name].shape}; expected {PICTURES}"
+        return told
 
     def read(self, key: str, used: np.ndarray | None = None) -> np.ndarray:
         """float32 (N, o), (N, a), (N,); bool flags (N,). used: see `read_array`."""

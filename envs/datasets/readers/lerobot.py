@@ -21,7 +21,6 @@ there is next.done, it may be set in no other rows than an episode's last two.
 """
 
 import json
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from envs.datasets.readers.arrays import require
 from envs.datasets.readers.films import encoded_source, film_facts, film_source
 from envs.datasets.readers.guard import guard
 from envs.datasets.readers.parquet import column_names, read_pictures, read_tables, table_files
+from envs.datasets.readers.pictures import camera_names
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import LARGEST_JSON, read_json
@@ -114,10 +114,8 @@ class _Dataset:
 
     def cameras(self) -> dict[str, str]:
         """Short name -> film, of all films."""
-        short = {re.sub(r"\W", "_", key.rpartition(".")[2]): key for key in self.pictures()}
-        if len(short) < len(self.pictures()) or {"observations", "actions", "rewards"} & set(short):
-            short = {re.sub(r"\W", "_", key): key for key in self.pictures()}
-        return short
+        names = camera_names(self.pictures(), lambda key: key.rpartition(".")[2])
+        return {name: key for key, name in names.items()}
 
     def record(self, arrays: dict[str, np.ndarray], lasts: np.ndarray) -> Record:
         """The record of the arrays, with the names that the features give to the entries of vectors."""

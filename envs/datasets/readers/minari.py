@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from envs.datasets.readers.arrays import Entry, check_claim, guard, open_arrays, read_array, require
-from envs.datasets.readers.pictures import check_pictures
+from envs.datasets.readers.pictures import camera_names, check_pictures
 from mpdiffuser.episodes import KINDS, REQUIRED, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
@@ -51,12 +51,7 @@ def read_minari(source: str | Path) -> Episodes:
         InputError: if there is no such dataset, or it is damaged or of another kind; names file, key, what was found
             and what was expected.
     """
-    folder = Path(source).expanduser()
-    if not (folder / "data").is_dir():
-        root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
-        folder = root / str(source)
-        if not re.fullmatch(r"[-\w]+(/[-\w]+)*", str(source)) or not (folder / "data").is_dir():
-            raise InputError(f"Minari dataset {str(source)!r}: not in {root}; expected an id, or a dataset's folder")
+    folder = minari_folder(source)
     about, note = _about(folder / "data/metadata.json")
     file = folder / "data/main_data.hdf5"
     record = None
@@ -80,6 +75,21 @@ def read_minari(source: str | Path) -> Episodes:
     result = Episodes(joined, np.append(0, np.cumsum(lengths)), info, folder, record=record)  # type: ignore[arg-type]
     bounds = _bounds(folder / "data/metadata.json", about.get("action_space"), joined["actions"].shape[1])
     return result if record or not bounds else replace(result, record=result.record.with_actions(bounds))
+
+
+def minari_folder(source: str | Path) -> Path:
+    """Return the folder of a Minari dataset, given by its id or as a folder.
+
+    Raises:
+        InputError: if there is no such dataset.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / "data").is_dir():
+        root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
+        folder = root / str(source)
+        if not re.fullmatch(r"[-\w]+(/[-\w]+)*", str(source)) or not (folder / "data").is_dir():
+            raise InputError(f"Minari dataset {str(source)!r}: not in {root}; expected an id, or a dataset's folder")
+    return folder
 
 
 def _read_episodes(file: Path, about: dict[str, Any], record: Record | None) -> list["_Episode"]:
@@ -108,10 +118,7 @@ def _short_names(keys: list[str], record: Record | None) -> dict[str, str]:
         return {key: key.partition("/")[2] or record.names(PICTURE)[0] for key in keys}
     if len(keys) == 1:
         return {keys[0]: "frames"}
-    short = {key: re.sub(r"\W|_index", "_", key.rpartition("/")[2]).strip("_") for key in keys}
-    if len(set(short.values())) < len(keys) or {"", "observations", *KINDS} & set(short.values()):
-        short = {key: re.sub(r"\W", "_", key) for key in keys}
-    return short
+    return camera_names(keys, lambda key: re.sub(r"_index", "_", key.rpartition("/")[2]).strip("_"))
 
 
 def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:

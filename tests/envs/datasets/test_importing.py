@@ -1,12 +1,15 @@
 """Datasets for training: several as one, and the copy that is kept of others' data."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from envs.datasets import import_datasets, open_datasets
 from envs.datasets.importing import joined
+from envs.datasets.opening import dataset_files
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.record import Actions
@@ -84,6 +87,56 @@ def test_others_data_are_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert import_datasets(file, root).path != found.path
     assert import_datasets(str(found.path), root).path == found.path  # a dataset folder is opened where it is
     assert not list((tmp_path / "data/imported").glob("*.partial"))
+
+
+def test_a_copy_is_there_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, root = write(tmp_path / "walk.npz"), str(tmp_path / "data")
+    found = import_datasets(file, root)
+
+    def refuse(lock: FileLock, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert import_datasets(file, root).path == found.path
+    with pytest.raises(InputError, match=r"imported: cannot be written .*it is read-only; choose another folder"):
+        import_datasets(write(tmp_path / "run.npz"), root)
+
+
+def test_copies_beside_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the data is the working folder, in which copies and results are written."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / f"{'walk' * 60}.npz")
+    first = import_datasets(".", "data").path
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/metrics.json").write_text("{}")
+    assert import_datasets(".", "data").path == first
+    assert import_datasets(f"{'walk' * 60}.npz", "data").path != first
+    write(tmp_path / "more.npz")
+    assert import_datasets(".", "data").path != first
+
+
+def test_files_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    robot, films = tmp_path / "robot", tmp_path / "films"
+    for file in ("meta/info.json", "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet"):
+        (robot / file).parent.mkdir(parents=True, exist_ok=True)
+        (robot / file).touch()
+    (films / "top/chunk-000").mkdir(parents=True)
+    (films / "top/chunk-000/file-000.mp4").touch()
+    (robot / "videos").symlink_to(films)
+    found = {file.relative_to(robot).as_posix() for file in dataset_files(robot)}
+    assert found == {
+        "meta/info.json",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "data/chunk-000/file-000.parquet",
+        "videos/top/chunk-000/file-000.mp4",
+    }
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "mine/arm-v0/data").mkdir(parents=True)
+    for name in ("main_data.hdf5", "metadata.json"):
+        (tmp_path / "mine/arm-v0/data" / name).touch()
+    assert [file.name for file in dataset_files("minari/mine/arm-v0")] == ["main_data.hdf5", "metadata.json"]
+    with pytest.raises(InputError, match="Minari dataset 'mine/leg-v0': not in"):
+        dataset_files("minari/mine/leg-v0")
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ end[8, 1] = np.nan
 @pytest.mark.parametrize(
     ("key", "values", "words"),
     [
-        ("observations", None, r"no such key; expected observations, actions; found \['actions'"),
+        ("observations", None, r"no such key; found \['actions'"),
         ("actions", None, "no such key; expected"),
         ("actions", np.zeros((11, 2)), r"must have shape \(12, any\), found \(11, 2\)"),
         ("actions", np.zeros(12), r"must have shape \(12, any\), found \(12,\)"),

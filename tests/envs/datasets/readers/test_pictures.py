@@ -1,6 +1,7 @@
 """Pictures in arrays of files, read in blocks: every layout gives what numpy and h5py give."""
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from envs.datasets.readers import arrays
 from envs.datasets.readers.arrays import open_arrays
 from envs.datasets.readers.pictures import CHANNELS_FIRST, HEIGHT_FIRST, array_source
 from mpdiffuser import episodes as episodes_module
+from mpdiffuser import memory
 from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
 
@@ -97,6 +99,64 @@ def test_cameras_of_a_flat_file(tmp_path: Path, suffix: str, following: bool) ->
         else:  # the last row of an episode that did not terminate is its final observation
             expected = [now[:5], now[4:5], now[5:11]]
         assert np.array_equal(episodes[name], np.concatenate(expected))
+
+
+def test_names_of_cameras(tmp_path: Path) -> None:
+    """Every name of a camera becomes the name of a file."""
+    long = "camera" * 20
+    names = {
+        "cam-top": "cam_top",
+        "caméra": "cam_ra",
+        long: long[:64],
+        "offsets": "offsets_camera3",
+        "a b": "a_b_camera4",
+        "a.b": "a_b_camera5",
+    }
+    random = np.random.default_rng(0)
+    pictures = {key: random.integers(0, 256, (5, 2, 3, 3), np.uint8) for key in names}
+    after = {f"next_{key}": random.integers(0, 256, (5, 2, 3, 3), np.uint8) for key in names}
+    np.savez(tmp_path / "some.npz", actions=np.ones((5, 1)), truncations=np.arange(5) == 4, **pictures, **after)
+    episodes = open_dataset(tmp_path / "some.npz")
+    assert episodes.info["left_out"] == {}
+    episodes.save(tmp_path / "copy")
+    found = Episodes.load(tmp_path / "copy")
+    assert found.record.names("picture") == sorted(names.values())
+    for key, name in names.items():
+        assert np.array_equal(found[name], np.concatenate([pictures[key], after[f"next_{key}"][-1:]]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_arrays_that_may_be_meant_for_pictures(tmp_path: Path, dtype: type) -> None:
+    shape = (5, 3, 8, 9) if dtype == np.uint8 else (5, 8, 9, 3)
+    some = {"actions": np.ones((5, 1)), "truncations": np.arange(5) == 4, "top": np.zeros(shape, dtype)}
+    told = rf"{np.dtype(dtype)} of shape {re.escape(str(shape))}; expected .*\(N, height, width, 3\) uint8"
+    np.savez(tmp_path / "some.npz", **some)
+    with pytest.raises(InputError, match=f"some.npz: top: found {told}"):
+        open_dataset(tmp_path / "some.npz")
+    np.savez(tmp_path / "more.npz", **some, observations=np.ones((5, 2)))
+    assert re.fullmatch(told + ".*", open_dataset(tmp_path / "more.npz").info["left_out"]["top"])
+    np.savez(tmp_path / "none.npz", **some | {"top": np.zeros((5, 0, 9, 3), np.uint8)})
+    with pytest.raises(
+        InputError, match=r"none.npz: top: pictures must have 1 to 16,384 pixels a side, found .*\(5, 0"
+    ):
+        open_dataset(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("layout", ["stored.npz", "fortran.npz", "odd.hdf5"])
+def test_a_block_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 2.0**20)
+    file = write(tmp_path, layout, np.zeros((12, 512, 512, 3), np.uint8))
+    with open_arrays(file) as entries, pytest.raises(InputError, match=r"frames: needs 0.0.* GB of memory"):
+        list(entries["frames"].blocks(0))
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
+    some = {"actions": np.ones((5, 1)), "truncations": np.arange(5) == 4}
+    np.savez(tmp_path / "some.npz", frames=np.zeros((5, 4, 4, 3), np.uint8), **some)
+    episodes = open_dataset(tmp_path / "some.npz")
+    np.savez(tmp_path / "some.npz", frames=np.zeros((5, 1, 4, 3), np.uint8), **some)
+    with pytest.raises(InputError, match=r"pictures: found one of shape \(1, 4, 3\), expected \(4, 4, 3\)"):
+        episodes.save(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("change", ["pictures", "cameras", "size"])
