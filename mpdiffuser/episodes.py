@@ -12,6 +12,7 @@ Episode e has the rows offsets[e] : offsets[e + 1] of every array. An Episodes f
 `offsets.npy` and `meta.json`. The writer writes `meta.json` last, so a folder without it is not a dataset.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -25,7 +26,7 @@ import numpy as np
 
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import claim, create_array, fingerprint, publish, read_json, release, write_whole, writing
+from mpdiffuser.files import ADVICE, claim, create_array, fingerprint, publish, read_json, release, write_whole, writing
 from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import KINDS as OBSERVATIONS
 from mpdiffuser.record import Record
@@ -44,6 +45,7 @@ KINDS = {  # dtype and number of dimensions of the arrays that are not observati
 }
 LONGEST = 64  # characters of an array's name
 KEEP_EVERY = 2**28  # bytes of pictures between two resume points
+UNREADABLE = {errno.EACCES: "change its permissions", errno.ENOMEM: ADVICE[errno.ENOMEM]}
 AGAIN = "the dataset is damaged, collect it again"
 
 
@@ -237,6 +239,10 @@ def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, i
         raise InputError(f"{file}: {'a link that leads nowhere' if file.is_symlink() else 'missing'}; {AGAIN}")
     try:
         array = np.lib.format.open_memmap(file, mode="r")  # unlike np.load it opens only .npy files
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error}); {UNREADABLE.get(error.errno or 0, 'see its disk')}"
+        ) from error
     except Exception as error:  # numpy's header parser raises many types of exceptions
         raise InputError(f"{file}: truncated or not a .npy file ({error}); {AGAIN}") from error
     found = {"shape": list(array.shape), "dtype": str(array.dtype)}

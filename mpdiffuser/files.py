@@ -28,6 +28,7 @@ ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
     errno.EFBIG: "the system limits the size of files (ulimit -f)",
+    errno.ENOMEM: "the memory of this process is limited (ulimit -v), to which memory-mapped files count",
     errno.EROFS: "it is read-only; choose another folder",
     errno.EACCES: "you may not write there; choose another folder or change its permissions",
     errno.EPERM: "you may not write there; choose another folder or change its permissions",

@@ -1,6 +1,7 @@
 """Opens datasets of every kind, by task id, file or folder."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def open_dataset(
     """
     path = Path(source).expanduser()
     suite, _, name = str(source).partition("/")
-    with enough_memory(source):
+    with enough_memory(source), allowed():
         if path.is_dir() and (path / "meta/info.json").is_file() and not (path / "meta.json").is_file():
             return read_lerobot(path, frames, size, pictures)
         if frames is not None or size is not None:
@@ -95,6 +96,15 @@ def dataset_files(source: str | Path, data_dir: str | Path | None = None) -> lis
     levels = [f"{part}{'/*' * depth}" for part in parts for depth in range(1, DEPTHS[part] + 1)]
     found = [file for level in ("*", *levels) for file in path.glob(level)]
     return [file for file in visible(found) if file.is_file()]
+
+
+@contextlib.contextmanager
+def allowed() -> Iterator[None]:
+    """Re-raise a PermissionError of the block as InputError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(f"{error.filename}: no permission to read it; change its permissions") from error
 
 
 def _open_named(source: str | Path, read: Callable[[], Any]) -> Any:

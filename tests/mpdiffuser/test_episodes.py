@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_save_and_load_change_nothing(episodes, tmp_path_factory):
     assert list(found.arrays) == list(episodes.arrays) and found.path == path
     for key, array in episodes.arrays.items():
         assert found[key].dtype == array.dtype and np.array_equal(found[key], array)
+
+
+def test_an_array_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    small().save(tmp_path / "data")
+    file = tmp_path / "data/rewards.npy"
+    np.lib.format.open_memmap(file, "w+", np.float32, (2**28,)).flush()  # sparse
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**29, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"rewards.npy: cannot be read .*ulimit -v"):
+            Episodes.load(tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @settings(max_examples=40, deadline=None)

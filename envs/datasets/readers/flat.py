@@ -188,7 +188,7 @@ class _Reader:
         entries = self.entries
         near = next((key for key, entry in entries.items() if _like_pictures(entry)), None)
         found = f"{near}: found {entries[near].dtype} of shape {entries[near].shape}" if near else (
-            f"observations: no such key; found {sorted(entries)}")  # fmt: skip
+            f"observations: no such key; found {sorted(self.stored)}")  # fmt: skip
         raise InputError(
             f"{self.file}: {found}; expected observations (N, o), or {PICTURES}; keys.observations=NAME takes an array "
             "of another name for observations"
