@@ -228,7 +228,7 @@ class Episodes:
 def _check_name(key: str, where: str, remedy: str) -> None:
     """Raise InputError unless an array's name can be a file's name; it must not point to another folder."""
     if not re.fullmatch(rf"\w{{1,{LONGEST}}}", key, re.ASCII):
-        raise InputError(f"{where}: {key[:80]!r} must be a name of 1 to {LONGEST} letters, digits and _; {remedy}")
+        raise InputError(f"{where}: {key[:80]!r} must be a name of letters, digits and _, at most {LONGEST}; {remedy}")
 
 
 def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, int]]) -> np.ndarray:
@@ -240,9 +240,8 @@ def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, i
     try:
         array = np.lib.format.open_memmap(file, mode="r")  # unlike np.load it opens only .npy files
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error}); {UNREADABLE.get(error.errno or 0, 'see its disk')}"
-        ) from error
+        advice = UNREADABLE.get(error.errno or 0, "see whether its disk works")
+        raise InputError(f"{file}: cannot be read ({error}); {advice}") from error
     except Exception as error:  # numpy's header parser raises many types of exceptions
         raise InputError(f"{file}: truncated or not a .npy file ({error}); {AGAIN}") from error
     found = {"shape": list(array.shape), "dtype": str(array.dtype)}

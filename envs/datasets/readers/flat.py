@@ -146,7 +146,10 @@ class _Reader:
             self._refuse_without_observations()
         require(file, self.entries, REQUIRED)
         if not {"terminals", "timeouts"} & set(self.names):
-            require(file, self.entries, ("terminals",))
+            raise InputError(
+                f"{file}: terminals: no such key; expected terminations or truncations (N,), or D4RL's terminals or "
+                f"timeouts; found {sorted(entries)}"
+            )
         counted = next(key for key in ("rewards", "terminals", "timeouts") if key in self.names)
         entry = self.entries[counted]
         self.rows = (entry.shape or (0,))[0]

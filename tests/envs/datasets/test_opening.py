@@ -1,6 +1,7 @@
 """One function opens every kind of dataset."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     with pytest.raises(InputError, match=r"d4rl/hopper: no such task; did you mean"):
         open_dataset("d4rl/hopper")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read(tmp_path: Path, write: Callable[..., Path]) -> None:
+    (tmp_path / "folder").mkdir()
+    file = write(tmp_path / "folder/own.hdf5")
+    for path in (file, tmp_path / "folder"):
+        path.chmod(0)
+        with pytest.raises(InputError, match=r"folder.*: no permission to read it; change its permissions"):
+            open_dataset(path)
+        path.chmod(0o700)
 
 
 def test_broken_minari(tmp_path: Path, write: Callable[..., Path]) -> None:
