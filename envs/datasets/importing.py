@@ -114,6 +114,7 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
     left_out |= dict.fromkeys(dropped, "not in all of the datasets")
     info = {key: value for key, value in first.info.items() if all(part.info.get(key) == value for part in parts)}
     info |= {"joined": [str(part.path) for part in parts], "left_out": left_out}
+    info |= {"missing": sorted({key for part in parts for key in _missing(part)})}
     return stacked(parts, common, info, first.path)
 
 
@@ -122,7 +123,7 @@ def _check_fit(first: Episodes, other: Episodes) -> None:
     facts = {
         "observations": ({k: (v.kind, v.shape) for k, v in each.observations.items()} for each in (a, b)),
         "actions": (_declared(each.actions) for each in (a, b)),
-        "missing": (each.info.get("missing", []) for each in (first, other)),
+        "rewards": ("none" if "rewards" in _missing(each) else "some" for each in (first, other)),
         "decision_seconds": (each.info.get("decision_seconds") for each in (first, other)),
     }
     for name, pair in facts.items():
@@ -132,6 +133,11 @@ def _check_fit(first: Episodes, other: Episodes) -> None:
                 f"dataset: {other.path} does not fit {first.path}: {name}: found {theirs}, expected {ours}; train on "
                 "them separately"
             )
+
+
+def _missing(episodes: Episodes) -> list[str]:
+    """Return the keys that a dataset's files lacked."""
+    return episodes.info.get("missing", [])
 
 
 def _declared(actions: Actions) -> Actions | int:

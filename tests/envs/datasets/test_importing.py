@@ -53,6 +53,22 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
             open_datasets([first, other])
 
 
+def test_files_that_tell_the_ends_of_episodes_in_other_ways(tmp_path: Path) -> None:
+    """One has the final observations, another has not; both have no rewards, which a third has."""
+    ends, after = np.arange(7) == 6, np.ones((7, 3))
+    files = [write(tmp_path / "a.npz"), write(tmp_path / "b.npz", next_observations=after)]
+    files += [write(tmp_path / "c.npz", terminations=ends, truncations=~ends & ends)]
+    assert open_datasets(files).info["missing"] == ["next_observations"]
+    found = {}
+    for file in files:
+        with np.load(file) as data:
+            found[file] = {key: data[key] for key in data.files if key != "rewards"}
+        np.savez(file, **found[file])
+    assert open_datasets(files).info["missing"] == ["next_observations", "rewards"]
+    with pytest.raises(InputError, match=r"d.npz does not fit .*a.npz: rewards: found some, expected none; train"):
+        open_datasets([*files, write(tmp_path / "d.npz")])
+
+
 def test_arrays_that_some_lack_are_left_out(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.npz", costs=np.ones(7)), write(tmp_path / "b.npz", 1)]
     found = open_datasets(files)
