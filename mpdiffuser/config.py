@@ -282,8 +282,8 @@ def _dataset_name(usual: str, *, _root_: DictConfig) -> str:
     if not found:
         return usual
     first = str(found[0] if isinstance(found, ListConfig) else found)
-    name = re.sub(r"[^\w.-]", "_", first.rstrip("/").rpartition("/")[2]).removesuffix(".npz").removesuffix(".hdf5")
-    return name or usual
+    name = first.rstrip("/").rpartition("/")[2].removesuffix(".npz").removesuffix(".hdf5")
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or usual  # Hydra's overrides take no other letters
 
 
 OmegaConf.register_new_resolver("dataset_name", _dataset_name)

@@ -360,6 +360,12 @@ def test_a_path_is_taken_as_the_shell_gives_it(name: str, option: str, value: st
     assert load(name, [f"{option}={value}"])[option] == value
 
 
+@pytest.mark.parametrize("name", ["vision", "state"])
+def test_a_dataset_with_other_letters_and_spaces(name: str) -> None:
+    cfg = load(name, ["dataset=/tmp/größe 2.npz", "debug=true"])
+    assert cfg.output_dir == "results/debug-gr__e_2" and cfg.dataset == "/tmp/größe 2.npz"
+
+
 @pytest.mark.parametrize(
     ("name", "option"), [("collect", "data_root"), ("evaluate", "pipeline"), ("export", "pipeline")]
 )
