@@ -158,6 +158,27 @@ def test_the_example_of_the_docstring(make_episodes) -> None:
     assert batch["action_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("distance", [1.0, 4.0, 60.0])
+def test_a_goal_is_a_later_state_at_a_geometric_distance(make_episodes, distance: float) -> None:
+    """P(k steps) = (1 - p)^(k - 1) p with p = 1 / distance; the last state of the episode has the rest."""
+    lengths = [20] * 500
+    episodes = make_episodes(lengths, latent_dim=1)
+    episodes["observations"][:, 0] = np.arange(21 * 500)
+    normalizers = Normalizer(1), Normalizer(2), Marginals(1)
+    windows = Windows(episodes, targets_of(episodes), 4, *normalizers, goal_distance=distance)
+    batch = windows.batch(torch.arange(len(windows)))
+    start, goal = (rows.numpy().astype(int) for rows in (batch["latents"][:, 0, 0], batch["goal"][:, 0]))
+    assert (start // 21 == goal // 21).all() and (goal > start).all()
+    for left in (1, 7, 20):  # steps to the end of the episode
+        found = np.bincount((goal - start)[20 - start % 21 == left], minlength=left + 1) / 500
+        expected = [
+            0.0,
+            *((1 - 1 / distance) ** k / distance for k in range(left - 1)),
+            (1 - 1 / distance) ** (left - 1),
+        ]
+        np.testing.assert_allclose(found, expected, atol=0.08)  # 3.5 standard errors at 1 / 2
+
+
 def test_step_rows(make_episodes) -> None:
     assert step_rows(make_episodes([2, 1, 3])).tolist() == [0, 1, 3, 5, 6, 7]
 
