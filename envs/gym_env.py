@@ -158,7 +158,7 @@ class GymEnv(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
         own: dict[str, Any] = {"physics": self.get_physics(), "cost": 0.0}
-        if self._is_observation(info.get("goal")):
+        if "goal" in info and self._is_observation(info["goal"]):
             own["goal"] = self._observe(info["goal"])
         return self._observe(observation), own
 
