@@ -6,6 +6,7 @@ all. It then evaluates the method from pixels and writes metrics.json, video.mp4
 Without an environment it measures errors on held-out episodes (held_out.json).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -66,11 +67,14 @@ def main(cfg: DictConfig) -> None:
     check_evaluation(cfg)
     check_training(cfg)
     output, clock = Path(cfg.output_dir), Clock()
+    environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
     episodes = None
     if cfg.dataset:
-        imported = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"]))
-        episodes = with_environment(imported, cfg.environment, *SEEN)
-    environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
+        episodes = import_datasets(cfg.dataset, cfg.data_root, cfg.data_dir, settings(cfg["keys"]))
+        if cfg.environment == "task":  # from here on the environment of the data
+            episodes = replace(episodes, info=episodes.info | {"environment": environment})
+            cfg.environment = None
+        episodes = with_environment(episodes, cfg.environment, *SEEN)
     chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
     if episodes is None:
         with option_names(seed="collect_seed"):

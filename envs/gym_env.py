@@ -93,6 +93,8 @@ class GymEnv(gymnasium.Wrapper):
     Actions are a Box of one dimension, in the environment's own units and bounds, and are clipped to it. A step costs
     `info["cost"]` of the environment, or 0.
 
+    Where the environment's reset gives an `info["goal"]` that is an observation, it is kept: what the robot is to see.
+
     Where the environment has a method `peek(actions)`, it must return its K observations after each of the actions
     (K, m) and leave the environment as it was. Evaluation then compares plans with them.
 
@@ -154,8 +156,11 @@ class GymEnv(gymnasium.Wrapper):
         return None if seconds is None else float(seconds)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
-        observation, _ = self.env.reset(seed=seed, options=options)
-        return self._observe(observation), {"physics": self.get_physics(), "cost": 0.0}
+        observation, info = self.env.reset(seed=seed, options=options)
+        own: dict[str, Any] = {"physics": self.get_physics(), "cost": 0.0}
+        if "goal" in info and self._is_observation(info["goal"]):
+            own["goal"] = self._observe(info["goal"])
+        return self._observe(observation), own
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:  # type: ignore[override]
         observation, reward, terminated, truncated, info = self.env.step(self._clipped(action))
@@ -181,6 +186,14 @@ class GymEnv(gymnasium.Wrapper):
         if action.shape != space.shape or not np.isfinite(action).all():
             raise InputError(f"action {action}: must be {space.shape} finite numbers")
         return np.clip(action, space.low, space.high)
+
+    def _is_observation(self, value: Any) -> bool:
+        """Whether a value has the entries and the shapes of the environment's observation."""
+        entries = {WHOLE: value} if self._whole else value
+        needed = [key for keys in self._parts.values() for key in keys]
+        return isinstance(entries, dict) and all(
+            key in entries and np.shape(entries[key]) == self._entries[key].shape for key in needed
+        )
 
     def _observe(self, observation: Any) -> Observation:
         entries = {WHOLE: observation} if self._whole else observation

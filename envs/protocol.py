@@ -15,7 +15,7 @@ class Environment(Protocol):
     Actions are (m,) in the units and bounds of `action_space`, a Box; they are clipped to it. An observation is an
     array, or with "both" a dict of `frames` (height, width, 3) uint8 and `states` (o,) float32. The info of `reset` and
     `step` holds `physics` (p,), what `get_physics` gives, and `cost`, the cost of the step (0.0 where the environment
-    has none).
+    has none). The info of `reset` may hold `goal`, an observation that the robot is to see.
     """
 
     @property

@@ -25,7 +25,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     An environment whose episode has ended ignores further steps until it is reset: reward and cost are 0, the
     observation and the flags stay as they were. `decision_seconds` is the simulated time between two steps; None: not
     known. `can_peek` says whether the simulators' state can be restored, as `peek` needs it.
-    `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step.
+    `infos["physics"]` (B, p) is each environment's `get_physics()`, `infos["cost"]` (B,) the cost of the step. The
+    infos of `reset` also have `goal`, observations (B, ...), where every environment gives one.
 
     Args:
         record, observation: see `envs.make`.
@@ -77,8 +78,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
         if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
             raise InputError(f"reset of {self.num_envs} environments: found {len(seeds)} seeds and mask {mask.shape}")
-        observations, physics = zip(*self._call("reset", seeds, mask))
-        return concatenate(observations), {"physics": np.concatenate(physics)}
+        observations, physics, goals = zip(*self._call("reset", seeds, mask))
+        infos: dict[str, Any] = {"physics": np.concatenate(physics)}
+        if all(goal is not None for goal in goals):
+            infos["goal"] = concatenate(goals)
+        return concatenate(observations), infos
 
     def step(  # type: ignore[override]
         self, actions: np.ndarray

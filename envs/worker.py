@@ -28,6 +28,7 @@ class Host:
 
     def __init__(self, count: int, record: Mapping[str, Any], observation: Observed) -> None:
         self.envs: list[Environment] = [envs.make(record, observation) for _ in range(count)]
+        self.goals: list[Observation | None] = [None] * count
         self.last: list[tuple[Observation, float, bool, bool, dict]] = [None] * count  # type: ignore[list-item]
 
     def about(self) -> tuple[Any, ...]:
@@ -35,12 +36,20 @@ class Host:
         env = self.envs[0]
         return env.observation_space, env.action_space, env.decision_seconds, env.can_peek
 
-    def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Observation, np.ndarray]:
-        """Reset where mask (B,) is set; observations (B, ...) and physics (B, p) of all."""
+    def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Observation, np.ndarray, Observation | None]:
+        """Reset where mask (B,) is set; observations (B, ...), physics (B, p) and goals (B, ...) of all.
+
+        The goals are None unless every environment gave one.
+        """
         for index in np.flatnonzero(mask):
             observation, info = self.envs[index].reset(seed=seeds[index])
-            self.last[index] = observation, 0.0, False, False, info
-        return stack([step[0] for step in self.last]), np.stack([step[4]["physics"] for step in self.last])
+            self.last[index], self.goals[index] = (observation, 0.0, False, False, info), info.get("goal")
+        goals = [goal for goal in self.goals if goal is not None]
+        return (
+            stack([step[0] for step in self.last]),
+            np.stack([step[4]["physics"] for step in self.last]),
+            stack(goals) if len(goals) == len(self.envs) else None,
+        )
 
     def step(self, actions: np.ndarray) -> tuple[Observation, *tuple[np.ndarray, ...]]:
         """Observations, rewards, terminations, truncations, physics and costs, B leading, after actions (B, m)."""

@@ -64,9 +64,28 @@ def check_simulator(cfg: DictConfig, environment: Mapping[str, Any], observation
         vector.close()
 
 
+def gives_goals(environment: Mapping[str, Any], observation: Observed) -> bool:
+    """Return whether an environment gives goals at its reset (see `envs.protocol`). It runs in another process.
+
+    Args:
+        environment: record of the environment.
+        observation: what the pipeline sees; see `observed`.
+    """
+    vector = VectorEnv(whole_episodes(environment), 1, 1, observation)
+    try:
+        return "goal" in vector.reset(seed=[0])[1]
+    finally:
+        vector.close()
+
+
 def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> None:
-    """Raise InputError unless a pipeline folder has the models that the method needs."""
+    """Raise InputError unless a pipeline folder has the models that the method needs.
+
+    A pipeline that imitates has no ranker (`mpdiffuser.training.imitates`).
+    """
     recipes = METHODS[method].recipes(limits)
+    if not METHODS[method].needs_rewards and not (folder / "ranker").is_dir():
+        recipes = tuple(recipe for recipe in recipes if recipe.name != "ranker")
     missing = [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]
     if missing:
         raise InputError(
@@ -114,12 +133,21 @@ def with_environment(episodes: Episodes, given: str | None, *kinds: str) -> Epis
         kinds: of the observations that are trained on (see `mpdiffuser.record.KINDS`).
 
     Raises:
-        InputError: if the environment cannot be made, or if its observations, actions, bounds of actions or
-            decision_seconds do not fit the data.
+        InputError: if the environment cannot be made, or if its observations, actions, bounds of actions,
+            decision_seconds or action_repeat do not fit the data.
     """
     record = environment_of(given, episodes.info.get("environment"))
     if record is None:
         return episodes
+    facts = {key: (episodes.info.get(key), record.get(key)) for key in ("action_repeat", "task")}
+    differ = {key: pair for key, pair in facts.items() if None not in pair and pair[0] != pair[1]}
+    if "action_repeat" in differ:
+        known, found = differ["action_repeat"]
+        raise InputError(
+            f"environment: action_repeat {found}, but the data have {known}; set task.action_repeat={known}"
+        )
+    if "task" in differ:
+        print(f"note: the data are of {differ['task'][0]}, the environment is {differ['task'][1]}")
     data = episodes.record.only(*kinds)
     env = envs.make(record, observed(data))
     try:

@@ -100,7 +100,7 @@ def evaluate(
     parts = [[int(seed) for seed in part] for part in np.split(np.asarray(seeds), ends[:-1])]
     threads = torch.get_num_threads()
 
-    def run_part(index: int) -> tuple[Outcome, Any]:
+    def run_part(index: int) -> tuple[Outcome, Any, Any]:
         torch.set_num_threads(threads)  # the setting applies only to this thread
         first = index == 0
         pair = (policies[index], environments[index])
@@ -108,14 +108,14 @@ def evaluate(
 
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
-            outcomes, observations = zip(*pool.map(run_part, range(len(parts))))
+            outcomes, observations, goals = zip(*pool.map(run_part, range(len(parts))))
         except BaseException:  # a part failed, or Ctrl-C: closed environments end the other parts at their next step
             for batch in environments:
                 batch.close()
             raise
     outcome = _joined(outcomes)
     if policies[0].plan is not None:
-        outcome.plan_ms_single, outcome.action_ms_single = _single_latency(policies[0], observations[0])
+        outcome.plan_ms_single, outcome.action_ms_single = _single_latency(policies[0], observations[0], goals[0])
     return outcome
 
 
@@ -144,11 +144,19 @@ def _episodes(
     probe_every: int,
     film: bool,
     label: str | None,
-) -> tuple[Outcome, Any]:
-    """Run the episodes of one policy. Return their outcome and the first environment's last observation, (1, ...)."""
+) -> tuple[Outcome, Any, Any]:
+    """Run the episodes of one policy.
+
+    Returns:
+        Their outcome, and the last observation (1, ...) and the goal (1, ...) of the first environment. The goal is
+        None if the environments give none.
+    """
     began = time.perf_counter()
-    observations, _ = environments.reset(seed=list(seeds))
+    observations, infos = environments.reset(seed=list(seeds))
     policy.reset(seeds)
+    goals = infos.get("goal")
+    if goals is not None:
+        policy.aim(goals)
     count = environments.num_envs
     outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0, count)
     alive = np.ones(count, bool)
@@ -176,7 +184,7 @@ def _episodes(
             bar.set_postfix({"return so far": f"{outcome.returns.mean():.1f}"}, refresh=False)
     outcome.facts = policy.planning_facts()
     outcome.seconds = time.perf_counter() - began
-    return outcome, first(observations)
+    return outcome, first(observations), None if goals is None else first(goals)
 
 
 def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcome: Outcome) -> None:
@@ -191,7 +199,9 @@ def _scene(policy: Policy, observations: Observation, return_so_far: float) -> d
     return {"return": float(return_so_far), "frame": picture(observations)[0].copy(), "plan": policy.upcoming_latents()}
 
 
-def _single_latency(policy: Policy, observation: Any, repeats: int = 30) -> tuple[list[float], list[float]]:
+def _single_latency(
+    policy: Policy, observation: Any, goal: Any = None, repeats: int = 30
+) -> tuple[list[float], list[float]]:
     """Measure the milliseconds of plans, and from an observation to its action, for one environment.
 
     The results are two lists of `repeats` times. They omit the first two measurements, which are warm-up.
@@ -199,6 +209,8 @@ def _single_latency(policy: Policy, observation: Any, repeats: int = 30) -> tupl
     plans, actions = [], []
     for _ in range(repeats + 2):
         policy.reset([0])  # so that every action needs a new plan, for any chunk
+        if goal is not None:
+            policy.aim(goal)
         began = time.perf_counter()
         policy.act(observation)
         actions.append(1e3 * (time.perf_counter() - began))

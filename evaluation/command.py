@@ -1,11 +1,14 @@
 """The command `python evaluate.py` or `mpdiffuser evaluate`, and the evaluation after training."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from evaluation.check import check_info, check_simulator, observed
+from envs.record import environment_of
+from evaluation.check import check_info, check_simulator, gives_goals, observed
 from evaluation.compare import compare, prepare, use_saved_settings
 from evaluation.record import changed_results, load_record
 from evaluation.report import write_report
@@ -15,6 +18,9 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim, read_json
 from mpdiffuser.launch import Clock
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import Record
+
+NO_GOAL = "the environment gives none: no observation info['goal'] at its reset"
 
 
 @configured("evaluate")
@@ -24,11 +30,9 @@ def main(cfg: DictConfig) -> None:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"pipeline: {folder} is not a pipeline folder (no model_index.json in it)")
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
-    if pipeline.takes_goals:
-        raise InputError(
-            f"pipeline: {folder} takes goals, and no environment here sets them; use Controller.act(goal=)"
-        )
     environment = check_info(pipeline.config["info"], cfg.environment)
+    if pipeline.takes_goals and not gives_goals(environment, observed(pipeline.record)):
+        raise InputError(f"pipeline: {folder} takes goals, but {NO_GOAL}; use Controller.act(goal=)")
     earlier = load_record(Path(cfg.repeat), cfg, folder) if cfg.repeat else None
     output = Path(cfg.output_dir or folder.parent / ("repeated" if earlier else "evaluation"))
     use_saved_settings(cfg, pipeline)
@@ -50,17 +54,12 @@ def main(cfg: DictConfig) -> None:
 def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
     """Evaluate the trained pipeline in `output`, and print the paths of the results.
 
-    A pipeline is not evaluated if its data have no environment in this program, or if it takes goals.
+    A pipeline is not evaluated without an environment, or if it takes goals and the environment gives none.
     """
     OmegaConf.save(cfg, output / "config.yaml")
     folder = output / "pipeline"
     info = read_json(folder / "model_index.json")["info"]
-    reasons = {
-        "there is no environment": cfg.environment is None and "environment" not in info,
-        "evaluation.methods is empty": not cfg.evaluation.methods,
-        "no environment here sets goals": cfg.goals,
-    }
-    if reason := next((reason for reason, applies in reasons.items() if applies), None):
+    if reason := why_not_evaluated(cfg, info):
         print(f"Pipeline: {folder} (not evaluated in an environment: {reason})")
         return
     with clock("evaluate"):
@@ -69,3 +68,16 @@ def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
     if (output / "video.mp4").exists():
         print(f"Video:  {output / 'video.mp4'}")
     print(f"Report: {write_report(output)}")
+
+
+def why_not_evaluated(cfg: DictConfig, info: Mapping[str, Any]) -> str | None:
+    """Return the reason for which a trained pipeline with this info is not evaluated; None: it is evaluated."""
+    environment = environment_of(cfg.environment, info.get("environment"))
+    if environment is None:
+        return "there is no environment; evaluate.py takes one with environment="
+    if not cfg.evaluation.methods:
+        return "evaluation.methods is empty"
+    record = Record.from_json(info["record"], "the pipeline's info.record")
+    if cfg.goals and not gives_goals(environment, observed(record)):
+        return f"the planner takes goals, but {NO_GOAL}"
+    return None

@@ -45,6 +45,9 @@ class Policy(ABC):
     def record_costs(self, costs: np.ndarray) -> None:  # noqa: B027  most methods ignore costs
         """Record the costs (B,) of the step with the last actions."""
 
+    def aim(self, goal: Observations) -> None:  # noqa: B027  most methods ignore goals
+        """Set the goals of the episodes, observations (B, ...), before the first `act`."""
+
     def upcoming_latents(self) -> np.ndarray:
         """Return the rest of the first environment's plan, (K, d), from the present latent on; empty without a plan."""
         return np.zeros((0, 0))
@@ -223,7 +226,7 @@ class Controller(Policy):
         observations, single = read_observations(observations, count, self.pipeline.record)
         self.latents = self.history(observations)
         if goal is not None:
-            self.goal = self.history.standing(read_observations(goal, count, self.pipeline.record)[0])
+            self.goal = self._latent_of(goal)
         if self.pipeline.takes_goals and self.goal is None:
             raise InputError("goal: the planner was trained with goals; give act(observations, goal=...)")
         if self.plan is None or self.executed == self.chunk or goal is not None:
@@ -233,6 +236,15 @@ class Controller(Policy):
         self.executed += 1
         self.history.record_actions(actions)
         return actions[0] if single else actions
+
+    @torch.inference_mode()
+    def aim(self, goal: Observations) -> None:
+        """Set the goals, observations (B, ...). A planner that was trained without goals ignores them."""
+        if self.pipeline.takes_goals:
+            self.goal = self._latent_of(goal)
+
+    def _latent_of(self, goal: Observations) -> torch.Tensor:
+        return self.history.standing(read_observations(goal, len(self.generators), self.pipeline.record)[0])
 
     def _within_bounds(self, actions: torch.Tensor) -> np.ndarray:
         return self.pipeline.action_scale.clip(actions.cpu().numpy())

@@ -62,6 +62,9 @@ def to_go(
     return result.astype(np.float32)
 
 
+GOALS = 16  # of a window; with one, a planner learns the pairs of state and goal by heart
+
+
 class Windows:
     """Windows of H rows with their condition, accessed by index.
 
@@ -73,8 +76,9 @@ class Windows:
         condition: fitted marginals of the targets.
         weights: (M,), the weight of the window that starts at each row. A window with twice the weight occurs twice as
             often. None: equal weights.
-        goal_distance: mean number of steps to the goal of a window, a later latent of its episode. The number has a
-            geometric distribution (hindsight relabelling: Andrychowicz et al. 2017). None: no goals.
+        goal_distance: mean number of steps to a goal, a later latent of the episode, at most its last. The number has a
+            geometric distribution (hindsight relabelling: Andrychowicz et al. 2017). Each window is there `GOALS`
+            times, each time with a goal of its own. None: no goals.
     """
 
     def __init__(
@@ -98,13 +102,17 @@ class Windows:
         self.owners = episodes.numbers[episodes.episode_of_row]
         starts = step_rows(episodes)
         self.starts = torch.from_numpy(starts if weights is None else starts[resample(weights[starts])])
-        self.goals: torch.Tensor | None = None  # rows
+        self.goal_steps: torch.Tensor | None = None  # from the start of the window to its goal
         if goal_distance is not None:
-            steps = np.random.default_rng(0).geometric(min(1.0, 1 / goal_distance), len(self.starts))
-            self.goals = (self.starts + torch.from_numpy(steps)).minimum(self.last_row[self.starts])
+            steps = np.random.default_rng(0).geometric(min(1.0, 1 / goal_distance), GOALS * len(self.starts))
+            self.goal_steps = torch.from_numpy(steps.astype(np.int32))
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.starts if self.goal_steps is None else self.goal_steps)
+
+    def first_rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the first rows (B,) of the windows of indices (B,)."""
+        return self.starts[indices % len(self.starts)]
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the windows of indices (B,).
@@ -113,9 +121,11 @@ class Windows:
             `latents` (B, H, d), `actions` (B, H, m), `mask` and `action_mask` (B, H), `condition` (B, c), and with
             goals `goal` (B, d).
         """
-        start = self.starts[indices]
-        goal = {} if self.goals is None else {"goal": self.latents[self.goals[indices]]}
+        start = self.first_rows(indices)
         last = self.last_row[start][:, None]
+        goal = {}
+        if self.goal_steps is not None:
+            goal["goal"] = self.latents[(start + self.goal_steps[indices]).minimum(last[:, 0])]
         rows = start[:, None] + torch.arange(self.horizon)
         clipped = rows.minimum(last)
         return {
@@ -129,7 +139,7 @@ class Windows:
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the windows (B,) are from."""
-        return self.owners[self.starts[indices]]
+        return self.owners[self.first_rows(indices)]
 
 
 def resample(weights: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Both train commands on a user's own recordings, without a simulator, at the smallest sizes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_a_goal(tmp_path: Path, told: Run) -> None:
     with pytest.raises(InputError, match=r"evaluation.methods: iql need rewards. goals=true"):
         told(train_state, *words, "method=iql")
     assert "goals=true: rewards are not used" in told(train_state, *words)
-    with pytest.raises(InputError, match="takes goals, and no environment here sets them"):
+    with pytest.raises(InputError, match="environment is missing: it cannot be evaluated; give environment="):
         told(evaluate, f"pipeline={output / 'pipeline'}")
     controller = Controller(MPDiffuserPipeline.from_pretrained(output / "pipeline"))
     controller.reset([0])
@@ -172,9 +173,13 @@ def test_pictures_alone_are_for_the_other_command(tmp_path: Path, told: Run) -> 
 
 
 @pytest.mark.slow
-def test_goals_are_not_evaluated_in_an_environment(tmp_path: Path, told: Run) -> None:
+def test_an_environment_without_goals(tmp_path: Path, told: Run) -> None:
     random = np.random.default_rng(0)
     arrays = {"observations": random.normal(size=(ROWS, 3)), "actions": random.uniform(-2, 2, (ROWS, 1))}
     file = arm(tmp_path / "swings.npz", **arrays)
-    words = [f"dataset={file}", f"output_dir={tmp_path / 'out'}", "environment=Pendulum-v1", "goals=true", *TINY]
-    assert "not evaluated in an environment: no environment here sets goals" in told(train_state, *words)
+    output = tmp_path / "out"
+    words = [f"dataset={file}", f"output_dir={output}", "environment=Pendulum-v1", "goals=true", *TINY]
+    reason = r"the environment gives none: no observation info\['goal'\] at its reset"
+    assert re.search(f"not evaluated in an environment: .*{reason}", told(train_state, *words))
+    with pytest.raises(InputError, match=f"takes goals, but {reason}; use Controller.act"):
+        told(evaluate, f"pipeline={output / 'pipeline'}")

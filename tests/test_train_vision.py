@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import train_vision
 from envs.collect import collect
 from envs.record import dm_control_record
+from envs.simulator import DMControlEnv
 from mpdiffuser.config import load
 from mpdiffuser.methods import METHODS, recipes_of
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -242,6 +244,35 @@ def test_pictures_of_ones_own_environment(
     }
     status, _, error = run(*CLONING, *options, "environment=own_screen:Scren")
     assert status == 2 and "own_screen has no Scren; nearest: Screen" in error
+
+
+@pytest.mark.slow
+def test_pictures_of_others_in_the_task_that_they_are_of(run: Run, tmp_path: Path) -> None:
+    """V-D4RL's layout: two steps an action, and no word on camera and environment."""
+    env, folder = DMControlEnv("pendulum_swingup", "frames", action_repeat=2), tmp_path / "pendulum_swingup/random/64px"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        rows = [(env.reset(seed=number)[0], 0.0)] + [env.step(np.zeros(1))[:2] for _ in range(12)]
+        frames, rewards = map(np.array, zip(*rows))
+        arrays = {"image": frames, "reward": rewards, "action": np.zeros((13, 1)), "is_terminal": np.zeros(13, bool)}
+        np.savez(folder / f"{number}-12.npz", **arrays)
+    data = [f"dataset={folder}", f"data_root={tmp_path / 'data'}", f"output_dir={tmp_path / 'out'}"]
+    task = ["environment=task", "task=pendulum_swingup"]
+    for option, words in (
+        ("task.size=64", "error: environment: action_repeat 4, but the data have 2; set task.action_repeat=2"),
+        ("task.size=84", "error: environment: frames uint8 (84, 84, 3), but the data have uint8 (64, 64, 3)"),
+    ):
+        repeat = [] if option == "task.size=64" else ["task.action_repeat=2"]
+        status, _, error = run(*CLONING, *data, *task, *repeat, option)
+        assert status == 2 and words in error
+    status, out, error = run(*TINY, "evaluation.methods=[cloning]", *data)
+    assert status == 0 and "not evaluated in an environment: there is no environment" in out, error
+    words = [*TINY, "evaluation.methods=[cloning]", *data, *task, "task.action_repeat=2"]
+    status, out, error = run(*words)
+    assert status == 0 and "cloning: trained already" in out, error
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["methods"]["cloning"]["lengths"] == [500]
+    info = MPDiffuserPipeline.from_pretrained(tmp_path / "out" / "pipeline").config["info"]
+    assert (info["environment"]["task"], info["environment"]["action_repeat"]) == ("pendulum_swingup", 2)
 
 
 @pytest.mark.slow

@@ -37,6 +37,32 @@ class Gauge(gymnasium.Env):
         return self.seen, np.float32(1), np.bool_(len(self.taken) > 2), len(self.taken) > 1, {"cost": 0.5}
 
 
+class Told(Gauge):
+    """Its reset gives a goal."""
+
+    def __init__(self, observation_space: spaces.Space, goal: Any) -> None:
+        super().__init__(observation_space)
+        self.goal = goal
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        return super().reset(seed=seed)[0], {"goal": self.goal, "other": 1}
+
+
+def test_a_goal_is_an_observation() -> None:
+    """Anything else in info["goal"] is none: the target's place, say, where an observation has more than places."""
+    line = spaces.Box(-9, 9, (2,))
+    both = spaces.Dict({"place": line, "frames": PICTURE})
+    goal = {"place": np.array([3.0, 4.0]), "frames": np.full(PICTURE.shape, 7, np.uint8), "more": 1}
+    np.testing.assert_array_equal(GymEnv(Told(line, np.array([1.0, 2.0])), "told").reset()[1]["goal"], [1, 2])
+    np.testing.assert_array_equal(GymEnv(Told(both, goal), "told").reset()[1]["goal"], [3, 4])
+    seen = GymEnv(Told(both, goal), "told", ("frames", "place")).reset()[1]["goal"]
+    np.testing.assert_array_equal(seen["frames"], goal["frames"])
+    np.testing.assert_array_equal(seen["place"], goal["place"])
+    for space, other in ((line, np.zeros(3)), (line, None), (line, "north"), (both, {"place": np.zeros(2)}), (both, 1)):
+        observation = "states" if space is line else "both"
+        assert "goal" not in GymEnv(Told(space, other), "told", observation).reset()[1]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "env_id", ["Hopper-v4", "HalfCheetah-v4", "InvertedPendulum-v5", "Pendulum-v1", "MountainCarContinuous-v0"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.windows import Steps, Windows, occupancy, resample, split, split_indices, step_rows, to_go
+from mpdiffuser.windows import GOALS, Steps, Windows, occupancy, resample, split, split_indices, step_rows, to_go
 
 
 def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
@@ -156,6 +156,30 @@ def test_the_example_of_the_docstring(make_episodes) -> None:
     assert batch["latents"][..., 0].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 5, 5]]
     assert batch["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["action_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("distance", [1.0, 4.0, 60.0])
+def test_a_goal_is_a_later_state_at_a_geometric_distance(make_episodes, distance: float) -> None:
+    """P(k steps) = (1 - p)^(k - 1) p with p = 1 / distance; the last state of the episode has the rest."""
+    lengths = [20] * 60
+    episodes = make_episodes(lengths, latent_dim=1)
+    episodes["observations"][:, 0] = np.arange(21 * 60)
+    normalizers = Normalizer(1), Normalizer(2), Marginals(1)
+    windows = Windows(episodes, targets_of(episodes), 4, *normalizers, goal_distance=distance)
+    assert len(windows) == 60 * 20 * GOALS
+    batch = windows.batch(torch.arange(len(windows)))
+    start, goal = (rows.numpy().astype(int) for rows in (batch["latents"][:, 0, 0], batch["goal"][:, 0]))
+    assert (start // 21 == goal // 21).all() and (goal > start).all()
+    assert (np.bincount(start)[step_rows(episodes)] == GOALS).all()
+    np.testing.assert_array_equal(windows.sources(torch.arange(len(windows))), start // 21)
+    for left in (1, 7, 20):  # steps to the end of the episode
+        found = np.bincount((goal - start)[20 - start % 21 == left], minlength=left + 1) / (60 * GOALS)
+        expected = [
+            0.0,
+            *((1 - 1 / distance) ** k / distance for k in range(left - 1)),
+            (1 - 1 / distance) ** (left - 1),
+        ]
+        np.testing.assert_allclose(found, expected, atol=0.06)  # 3.7 standard errors at 1 / 2
 
 
 def test_step_rows(make_episodes) -> None:
