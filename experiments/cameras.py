@@ -116,7 +116,7 @@ def measure(data_seed: int, seed: int, folder: Path, options: Sequence[str]) -> 
     return {**r2, "minutes": round(sum(clock.seconds.values()) / 60, 1)}
 
 
-HEAD = """# Two cameras and a measured arm
+HEAD = """# Cameras and joints
 
 {written_by}, with other jobs beside. R2 of a
 linear regression from the 18 latent dimensions, on the 6 held-out of 60 episodes of 40 decisions, mean over

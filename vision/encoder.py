@@ -177,7 +177,7 @@ class Representation(Model):
         encoder_config: dict[str, Any],
         state_dim: int = 0,
         ahead: int = 0,
-        feature_noise: float = 6.0,
+        feature_noise: float = 3.5,
         hidden: int = 256,
         shift: int = 3,
         state_weight: float = 5.0,

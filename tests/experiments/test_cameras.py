@@ -43,7 +43,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cameras, "recordings", lambda seed: draw(seed, episodes=10, steps=12))
     page = tmp_path / "page.md"
     arguments = ["--data-seeds", "3", "--seeds", "0", "1", "--folder", str(tmp_path), "--page", str(page), "--set"]
-    arguments += ["train.representation.steps=3", "validation=0.4", "encoder=conv", "encoder.trainable=false", "encoder.pool=2"]
+    arguments += ["train.representation.steps=3", "validation=0.4"]
+    arguments += ["encoder=conv", "encoder.trainable=false", "encoder.pool=2"]
     cameras.main(arguments)
     rows = re.findall(r"^\| 3 \| (\d) \| (\S+) \| (\S+) \| (\S+) \|", page.read_text(), re.MULTILINE)
     assert [seed for seed, *_ in rows] == ["0", "1"]

@@ -95,7 +95,7 @@ def test_following_actions_that_are_not_known_do_not_count(small) -> None:
 def test_noise_on_features_is_of_the_training_and_of_the_pictures_alone(small) -> None:
     """It is the same in all frames of a step, so the difference of two frames has none."""
     representation, batch = demonstrations(small)
-    representation.encoder.standard.std.data[:] = 2
+    representation.encoder.standard.std.data[:] = 3
     random = representation.draw(4, None, torch.Generator().manual_seed(0))
     seen = []
     normalize = representation.encoder.standard.normalize
@@ -104,7 +104,7 @@ def test_noise_on_features_is_of_the_training_and_of_the_pictures_alone(small) -
         representation.train(training).loss(batch, random, None)
     n = representation.encoder.picture_dim
     expected = batch["features"].clone()
-    expected[..., :n] += 6 * 2 * random["features"][:, None]
+    expected[..., :n] += 3.5 * 3 * random["features"][:, None]
     torch.testing.assert_close(seen[0], expected)
     assert torch.equal(seen[1], batch["features"])
 
