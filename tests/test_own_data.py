@@ -14,11 +14,14 @@ import evaluate
 import train_state
 import train_vision
 from envs.datasets import open_datasets
+from experiments import cameras
 from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION, Actions, Observation, Record
+from mpdiffuser.windows import split_indices
+from vision.data import cached_features, encode
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3"]
 TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning")]
@@ -159,6 +162,24 @@ def test_two_cameras_and_joints(tmp_path: Path, told: Run) -> None:
         controller.act(seen["top"])
     with pytest.raises(InputError, match=r"found \['side', 'top'\]"):
         controller.act(seen)
+
+
+@pytest.mark.slow
+def test_latents_of_demonstrations_tell_where_the_arm_is(tmp_path: Path, told: Run) -> None:
+    """On held-out episodes, by a linear regression; the object is in the pictures alone."""
+    data, _ = cameras.recordings(5, episodes=EPISODES, steps=STEPS)
+    data.save(tmp_path / "arm")
+    output = tmp_path / "out"
+    words = [f"dataset={tmp_path / 'arm'}", f"output_dir={output}", f"data_root={tmp_path / 'data'}"]
+    told(train_vision, *words, *TINY, *PIXELS)
+    losses = [json.loads(line) for line in (output / "representation" / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["following"]) for line in losses if "following" in line)
+    assert any("validation_following" in line for line in losses)
+    encoder = MPDiffuserPipeline.from_pretrained(output / "pipeline").encoder
+    latents = encode(encoder, data, cached_features(encoder, data, tmp_path / "data" / "cache"))
+    train, held_out = (np.isin(data.episode_of_row, part) for part in split_indices(EPISODES, 0.3, 0))
+    arm = data["observations"]
+    assert held_out.any() and cameras.linear_r2(latents, arm, train, held_out) > 0.95
 
 
 def test_pictures_alone_are_for_the_other_command(tmp_path: Path, told: Run) -> None:

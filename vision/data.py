@@ -148,6 +148,16 @@ def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
     return np.where((between < rows[:, 1:])[..., None], episodes["actions"][between], np.float32(0))
 
 
+def following_actions(episodes: Episodes, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the actions (B, count, m) from each row of rows (B,) on, and whether they are known (B, count).
+
+    An action after the end of the episode is not known; the episode's last action replaces it.
+    """
+    last = episodes.offsets[1:][episodes.episode_of_row[rows]] - 2
+    index = rows[:, None] + np.arange(count)
+    return episodes["actions"][np.minimum(index, last[:, None])], index <= last[:, None]
+
+
 @torch.inference_mode()
 def encode(encoder: Model, episodes: Episodes, features: Rows, batch: int = 1024) -> np.ndarray:
     """Return the latents (M, d) float32 of all rows, computed from features (M, F)."""
@@ -180,7 +190,8 @@ class FrameSteps:
         history: number of frames for a latent.
         features: (M, F), of a frozen backbone; None: the examples have frames.
         true_states: whether the examples have the true states, if the dataset has them.
-        statistics: mean and standard deviation of states and rewards; None: those of these episodes.
+        statistics: mean and standard deviation of the targets; None: those of these episodes.
+        ahead: K, the number of following actions that the examples have.
     """
 
     def __init__(
@@ -191,6 +202,7 @@ class FrameSteps:
         features: Rows | None,
         true_states: bool,
         statistics: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+        ahead: int = 0,
     ) -> None:
         rows = step_rows(episodes)
         self.rows = rows[np.isin(episodes.episode_of_row[rows], chosen)]
@@ -210,7 +222,12 @@ class FrameSteps:
         targets = {"rewards": np.array(episodes["rewards"][self.rows])}
         if states := episodes.record.names(TRUE_STATE) if true_states else []:
             targets["states"] = Rows([episodes[name] for name in states])[self.rows]
+        self.episodes, self.ahead = episodes, ahead
         self.statistics = statistics or {k: (v.mean(0), v.std(0) + 1e-6) for k, v in targets.items()}
+        if ahead and statistics is None:
+            taken = episodes["actions"][self.rows]
+            spread = taken.std(0)
+            self.statistics["following"] = taken.mean(0), np.where(spread < 1e-3, 1, spread).astype(np.float32)
         self.targets = {k: (v - self.statistics[k][0]) / self.statistics[k][1] for k, v in targets.items()}
 
     def __len__(self) -> int:
@@ -222,10 +239,15 @@ class FrameSteps:
         Returns:
             `features` (B, history + 1, F), or `frames_0`, `frames_1`, ... (B, history + 1, height, width, 3) of each
             camera and `measured` (B, history + 1, p). Also `actions` (B, history, m), standardised `rewards` (B,) and,
-            if the data have true states, `states` (B, s).
+            if the data have true states, `states` (B, s). With `ahead` also the standardised actions `following`
+            (B, K, m) from the step's own on, and whether they are `known` (B, K).
         """
         i = indices.numpy()
         targets = {k: v[i].astype(np.float32) for k, v in self.targets.items()}
+        if self.ahead:
+            following, targets["known"] = following_actions(self.episodes, self.rows[i], self.ahead)
+            mean, spread = self.statistics["following"]
+            targets["following"] = (following - mean) / spread
         found = {k: v[self.index[i]] for k, v in self.inputs.items()} | {"actions": self.actions[i]} | targets
         return {k: torch.from_numpy(v) for k, v in found.items()}
 

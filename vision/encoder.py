@@ -155,9 +155,16 @@ class Representation(Model):
     latents then learn to represent the earlier actions: they help to predict the next action, but they are not part of
     the state. Therefore the action is predicted only if the data have no true states.
 
+    Demonstrations without rewards have no target that depends on an object which is in the pictures alone. There a
+    linear layer predicts the actions that follow, since these depend on it. Demonstrations are few, so the head could
+    learn each picture by heart. Noise on the features of a frozen backbone prevents this, as a ridge penalty does
+    (Bishop 1995). All frames of a history have the same noise, so movements stay visible.
+
     Args:
         encoder_config: arguments of the `PixelEncoder`.
         state_dim: dimension of the true states; 0: the data have none. A linear layer predicts them from the latents.
+        ahead: K, the number of following actions that the latents predict, for demonstrations; 0: none.
+        feature_noise: its standard deviation, in standard deviations of each feature; only with ahead.
         hidden: width of the two hidden layers of the other heads.
         shift: largest random shift in pixels, for a backbone that is trained (Yarats et al. 2022).
         state_weight: weight of the loss of the true states.
@@ -169,6 +176,8 @@ class Representation(Model):
         self,
         encoder_config: dict[str, Any],
         state_dim: int = 0,
+        ahead: int = 0,
+        feature_noise: float = 3.5,
         hidden: int = 256,
         shift: int = 3,
         state_weight: float = 5.0,
@@ -182,14 +191,22 @@ class Representation(Model):
         self.next = mlp(d + action_dim, hidden, d)
         self.reward = mlp(d + action_dim, hidden, 1)
         self.state = nn.Linear(d, state_dim) if state_dim else None
+        self.following = nn.Linear(d, ahead * action_dim) if ahead else None
 
     def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Sample the random numbers of one training step: shift (B, 2) in pixels, noise of the latents (B, 2, d)."""
+        """Sample the random numbers of one training step.
+
+        Returns:
+            shift (B, 2) in pixels, noise of the latents (B, 2, d), and with `ahead` that of the features (B, C F).
+        """
         s, d = self.config["shift"], self.encoder.config["latent_dim"]
-        return {
+        random = {
             "shift": torch.randint(-s, s + 1, (batch, 2), generator=generator),
             "noise": torch.randn(batch, 2, d, generator=generator),
         }
+        if self.following is not None and not self.encoder.config["trainable"]:
+            random["features"] = torch.randn(batch, self.encoder.picture_dim, generator=generator)
+        return random
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
@@ -198,9 +215,12 @@ class Representation(Model):
 
         The batch has `features` (B, history + 1, F) or, for a backbone that is trained, `frames_0`, `frames_1`, ...
         (B, history + 1, height, width, 3) of each camera and `measured` (B, history + 1, p), and `actions`
-        (B, history, m), standardised `rewards` (B,) and `states` (B, s). The last action is the predicted one.
+        (B, history, m), standardised `rewards` (B,) and `states` (B, s). The last action is the predicted one. With
+        `ahead` it has the standardised actions `following` (B, K, m) and whether each is `known` (B, K).
         """
         features = batch["features"] if "features" in batch else self._features(batch, random["shift"])
+        if self.training and "features" in random:
+            features = self._noisy(features, random["features"])
         frames, actions = self.encoder.frames(features), batch["actions"]
         mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
         with torch.no_grad():
@@ -224,7 +244,17 @@ class Representation(Model):
             # of the picture) do not dominate the loss
             error = smooth_l1_loss(self.state(now), batch["states"], beta=0.05)
             parts["state"] = self.config["state_weight"] * error
+        if self.following is not None:
+            error = (self.following(now).view_as(batch["following"]) - batch["following"]).square().mean(-1)
+            # the action that is taken counts as much as all K together
+            parts["following"] = error[:, 0].mean() + error[batch["known"]].mean()
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
+
+    def _noisy(self, features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Features (B, n, C F + p), noise (B, C F) -> features with noise on those of the pictures."""
+        pictures, measured = features.tensor_split([noise.shape[-1]], -1)
+        noise = self.config["feature_noise"] * self.encoder.standard.std[: noise.shape[-1]] * noise
+        return torch.cat([pictures + noise[:, None], measured], -1)
 
     def _features(self, batch: dict[str, torch.Tensor], shift: torch.Tensor) -> torch.Tensor:
         parts = []

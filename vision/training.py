@@ -14,7 +14,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, train_config
 from mpdiffuser.record import TRUE_STATE
 from mpdiffuser.trainer import Trainer
-from mpdiffuser.training import common_options
+from mpdiffuser.training import common_options, imitates
 from mpdiffuser.windows import split_indices
 from vision.data import FrameSteps, Pictures, Rows, cached_features, encode, encode_frames, inputs, weights_fingerprint
 from vision.decoder import Decoder
@@ -68,7 +68,9 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
     states = episodes.record.names(TRUE_STATE) if cfg.true_states else []
-    representation = Representation(options, sum(episodes[name].shape[1] for name in states))
+    # true states are better targets than the actions of demonstrations
+    ahead = cfg.horizon if imitates(cfg, episodes) and not states else 0
+    representation = Representation(options, sum(episodes[name].shape[1] for name in states), ahead)
     representation.encoder.load_state_dict(encoder.state_dict())
     return representation.eval()
 
@@ -125,9 +127,9 @@ def train_encoder(
     elif measured := inputs(episodes)[1]:
         encoder.standard.fit_last(Rows([episodes[name] for name in measured])[:])
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
-    true_states = representation.state is not None
-    data = FrameSteps(episodes, train, encoder.history, features, true_states)
-    validation = FrameSteps(episodes, held_out, encoder.history, features, true_states, data.statistics)
+    true_states, ahead = representation.state is not None, representation.config["ahead"]
+    data = FrameSteps(episodes, train, encoder.history, features, true_states, ahead=ahead)
+    validation = FrameSteps(episodes, held_out, encoder.history, features, true_states, data.statistics, ahead)
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
         where = (train_config(cfg, name), output / name, accelerator)

@@ -10,7 +10,16 @@ import torch
 from mpdiffuser.controller import LatentHistory
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION, TRUE_STATE, Actions, Observation, Record
-from vision.data import FrameSteps, cached_features, encode, encode_frames, history_actions, history_rows, inputs
+from vision.data import (
+    FrameSteps,
+    cached_features,
+    encode,
+    encode_frames,
+    following_actions,
+    history_actions,
+    history_rows,
+    inputs,
+)
 from vision.encoder import PixelEncoder
 
 SIZE = 32
@@ -35,6 +44,13 @@ def test_history_actions_lie_between_the_frames(episodes: Episodes) -> None:
     taken, none = episodes["actions"], np.zeros(2, np.float32)
     expected = [[none, none], [none, taken[0]], [taken[3], taken[4]], [none, none], [none, none]]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_following_actions_are_known_within_their_episode(episodes: Episodes) -> None:
+    found, known = following_actions(episodes, np.array([0, 4, 5, 7, 16]), 3)
+    rows = [[0, 1, 2], [4, 5, 5], [5, 5, 5], [7, 8, 9], [16, 16, 16]]
+    np.testing.assert_array_equal(found, episodes["actions"][rows])
+    assert known.astype(int).tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("history", [1, 2, 4])
@@ -199,3 +215,15 @@ def test_held_out_steps_use_the_training_statistics(episodes: Episodes) -> None:
     expected = (episodes["rewards"][12:17] - known.mean()) / known.std()
     np.testing.assert_allclose(held_out.batch(torch.arange(5))["rewards"], expected, rtol=1e-3)
     assert "states" not in FrameSteps(episodes, np.array([2]), 2, None, False).batch(torch.arange(5))
+
+
+def test_following_actions_are_standardised_as_in_training(episodes: Episodes) -> None:
+    episodes.arrays["actions"][:, 1] = 0.25  # a gripper that does not move
+    train = FrameSteps(episodes, np.array([0, 1]), 2, None, False, ahead=3)
+    held_out = FrameSteps(episodes, np.array([2]), 2, None, False, train.statistics, ahead=3)
+    batch = held_out.batch(torch.tensor([0, 4]))
+    used = episodes["actions"][[*range(6), *range(7, 11)]]
+    expected, known = following_actions(episodes, np.array([12, 16]), 3)
+    expected = (expected - used.mean(0)) / [used[:, 0].std(), 1]
+    np.testing.assert_allclose(batch["following"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(batch["known"], known)

@@ -69,6 +69,53 @@ def test_the_action_to_tell_is_hidden_from_what_tells_it(small) -> None:
     torch.testing.assert_close(gradient[:, 2], 2 * (actions[:, 2] - told) / 8)  # only as the target
 
 
+def demonstrations(small, **settings) -> tuple[Representation, dict[str, torch.Tensor]]:
+    """A representation of demonstrations with two measured values, and a batch of four steps."""
+    torch.manual_seed(0)
+    config = {**small, "history": 2, "latent_dim": 6, "proprioception": 2, **settings}
+    representation = Representation(config, ahead=3)
+    features = torch.randn(4, 3, representation.encoder.picture_dim + 2)
+    known = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    batch = {"features": features, "actions": torch.rand(4, 2, 2), "rewards": torch.zeros(4)}
+    return representation, batch | {"following": torch.randn(4, 3, 2), "known": known}
+
+
+def test_following_actions_that_are_not_known_do_not_count(small) -> None:
+    representation, batch = demonstrations(small)
+    batch["following"].requires_grad_()
+    quiet = {"noise": torch.zeros(4, 2, 6)}
+    loss = representation.loss(batch, quiet, None)["following"]
+    (gradient,) = torch.autograd.grad(loss, batch["following"])
+    latents = representation.encoder(batch["features"][:, :2], batch["actions"][:, :1])
+    error = batch["following"] - representation.following(latents).view(4, 3, 2)
+    weight = batch["known"] / 9 + torch.tensor([1 / 4, 0, 0])
+    torch.testing.assert_close(gradient, error * weight[..., None])
+
+
+def test_noise_on_features_is_of_the_training_and_of_the_pictures_alone(small) -> None:
+    """It is the same in all frames of a step, so the difference of two frames has none."""
+    representation, batch = demonstrations(small)
+    representation.encoder.standard.std.data[:] = 3
+    random = representation.draw(4, None, torch.Generator().manual_seed(0))
+    seen = []
+    normalize = representation.encoder.standard.normalize
+    representation.encoder.standard.normalize = lambda features: seen.append(features) or normalize(features)
+    for training in (True, False):
+        representation.train(training).loss(batch, random, None)
+    n = representation.encoder.picture_dim
+    expected = batch["features"].clone()
+    expected[..., :n] += 3.5 * 3 * random["features"][:, None]
+    torch.testing.assert_close(seen[0], expected)
+    assert torch.equal(seen[1], batch["features"])
+
+
+def test_no_noise_on_features_without_demonstrations_or_with_a_trained_backbone(small) -> None:
+    drawn = {"shift", "noise"}
+    assert set(Representation(small).draw(2, None, torch.Generator())) == drawn
+    trained, _ = demonstrations(small, trainable=True)
+    assert set(trained.draw(2, None, torch.Generator())) == drawn
+
+
 def test_saving_and_loading(make_encoder, tmp_path: Path) -> None:
     encoder = make_encoder(trainable=True)
     encoder.save_pretrained(tmp_path)

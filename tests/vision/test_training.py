@@ -63,6 +63,20 @@ def test_true_states_are_a_target_where_they_may_be(episodes: Episodes, tmp_path
     assert build_representation(configuration(tmp_path), episodes).state is None
 
 
+@pytest.mark.slow
+def test_following_actions_are_a_target_of_demonstrations(episodes: Episodes, tmp_path: Path) -> None:
+    """That is, where there are neither rewards nor true states."""
+    cfg = configuration(tmp_path, "horizon=8")
+    states, pictures = episodes.record, episodes.record.only(PICTURE)
+    for missing, record, ahead in (
+        (["rewards"], pictures, 8),
+        (["rewards"], states, 0),
+        ([], pictures, 0),
+    ):
+        episodes.info["missing"], episodes.record = missing, record
+        assert build_representation(cfg, episodes).config["ahead"] == ahead
+
+
 def test_episodes_without_frames(make_episodes: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no pictures; for states use train_state\.py"):
         build_representation(configuration(tmp_path), make_episodes([4, 4]))
