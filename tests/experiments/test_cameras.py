@@ -40,6 +40,7 @@ def test_a_regression() -> None:
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = cameras.recordings
+    monkeypatch.setattr(cameras, "TRAINING", 6)
     monkeypatch.setattr(cameras, "recordings", lambda seed: draw(seed, episodes=10, steps=12))
     page = tmp_path / "page.md"
     arguments = ["--data-seeds", "3", "--seeds", "0", "1", "--folder", str(tmp_path), "--page", str(page), "--set"]
