@@ -124,10 +124,10 @@ HEAD = """# Cameras and joints
 
 {written_by}, with other jobs beside. R2 of a
 linear regression from the 18 latent dimensions, fitted to the 60 training episodes of 40 decisions, on 40 further
-episodes, mean over dimensions. The recordings are drawn: two cameras of {height} x {width} pixels see an arm's tip and an object, each
-before a background of its own. The arm's position is measured, so it is part of the latent. The object's place is in
-the pictures alone, and the demonstrated action is the way to it, at most a degree in each dimension. There are no
-rewards. All options are the defaults.
+episodes, mean over dimensions. The recordings are drawn: two cameras of {height} x {width} pixels see an arm's tip and
+an object, each before a background of its own. The arm's position is measured, so it is part of the latent. The
+object's place is in the pictures alone, and the demonstrated action is the way to it, at most a degree in each
+dimension. There are no rewards. All options are the defaults.
 
 """
 

@@ -85,15 +85,16 @@ def cached_frames(encoder: PixelEncoder, episodes: Episodes, key: str, folder: P
     kind = f"{c['backbone']}-{c['stride']}-{c['pool']}".replace(":", "_").replace("/", "_")
     name = f"features-{kind}-{weights_fingerprint(encoder.frame_net)}-{episodes.checksum(key)}"
     file, shape = folder / f"{name}.npy", (len(episodes[key]), encoder.frame_net.dim)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-    with lock:
-        if file.exists():
-            print(f"Features: reusing {file}")
+    if file.exists():
+        print(f"Features: reusing {file}")
+    else:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+        with lock:
+            if not file.exists():  # another process may have computed it
+                _compute(encoder, episodes[key], file, shape, batch)
             file.with_suffix(".progress").unlink(missing_ok=True)  # left by a process killed before its last step
-        else:
-            _compute(encoder, episodes[key], file, shape, batch)
     features = _open_features(file)
     if features is None or (features.shape, features.dtype) != (shape, np.float16):
         raise InputError(f"{file}: damaged; remove it, then it is computed again")

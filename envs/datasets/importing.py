@@ -114,6 +114,8 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
     left_out |= dict.fromkeys(dropped, "not in all of the datasets")
     info = {key: value for key, value in first.info.items() if all(part.info.get(key) == value for part in parts)}
     info |= {"joined": [str(part.path) for part in parts], "left_out": left_out}
+    known = [part.info["decision_seconds"] for part in parts if part.info.get("decision_seconds") is not None]
+    info |= {"decision_seconds": known[0]} if known else {}
     info |= {"missing": sorted({key for part in parts for key in _missing(part)})}
     return stacked(parts, common, info, first.path)
 
@@ -128,7 +130,8 @@ def _check_fit(first: Episodes, other: Episodes) -> None:
     }
     for name, pair in facts.items():
         ours, theirs = pair
-        if ours != theirs:
+        unknown = name == "decision_seconds" and None in (ours, theirs)
+        if ours != theirs and not unknown:
             raise InputError(
                 f"dataset: {other.path} does not fit {first.path}: {name}: found {theirs}, expected {ours}; train on "
                 "them separately"

@@ -224,6 +224,11 @@ def _joined(parts: list[Episodes], folder: Path) -> Episodes:
         info["notes"] = (
             notes if len(notes) <= NOTES else [*notes[:NOTES], f"and {len(notes) - NOTES} more of this kind"]
         )
+    stems = {Path(part.info["file"]).stem for part in parts}
+    held_out = sorted(stem for stem in stems if stem.endswith("-val") and stem.removesuffix("-val") in stems)
+    if held_out:
+        told = f"{held_out[0]} is read too, as the name of a held-out file; to leave it out, give the other file's path"
+        info["notes"] = [*info.get("notes", []), told]
     final = next((part.info for part in parts if "final_observations" in part.info), {})
     info |= {key: final[key] for key in ("final_observations",) if key in final}
     return stacked(parts, keys, info, folder)

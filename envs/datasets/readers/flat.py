@@ -8,7 +8,7 @@ Layout of a file with N transitions, episode after episode:
     optional: next_observations, next_frames, ..., costs (N,), action_low (m,), action_high (m,)
 
 action_low and action_high declare the bounds of actions, in their own units. Without them the bounds are the range of
-the data.
+the data. decision_seconds, one number, is the time from a row to the next.
 
 Pictures may also be called `observations`. Gymnasium's names `terminations` and `truncations` are accepted for
 terminals and timeouts. A recording of your own:
@@ -50,6 +50,7 @@ REQUIRED = ("actions",)
 ALIASES = {"terminations": "terminals", "truncations": "timeouts"}
 UNUSED = "no array of this layout (envs/datasets/readers/flat.py)"
 BOUNDS = ("action_low", "action_high")
+SECONDS = "decision_seconds"
 VECTORS = ("observations", "actions", "rewards", "costs", "terminals", "timeouts", *BOUNDS)
 PICTURES = "pictures (N, height, width, 3) uint8, 0 to 255"
 PART = 2**12  # rows compared at once
@@ -81,13 +82,13 @@ def read_flat(
         if not len(steps):
             raise InputError(f"{file}: terminals, timeouts: no episode with a step in {len(terminals)} rows")
         out, offsets = reader.arrays(starts, steps, terminated, following)
-        bounds = reader.bounds(out["actions"].shape[1])
+        bounds, seconds = reader.bounds(out["actions"].shape[1]), reader.seconds()
     lasts = offsets[1:] - 1
     out["terminations"], out["truncations"] = (np.zeros(offsets[-1], bool) for _ in range(2))
     out["terminations"][lasts - 1], out["truncations"][lasts - 1] = terminated, ~terminated
     missing = [key for key in ("rewards", "timeouts") if key not in reader.names]
     missing += [] if following else ["next_observations"]
-    notes: dict[str, Any] = {"file": file.name, "missing": missing, "left_out": reader.left_out()}
+    notes: dict[str, Any] = {"file": file.name, "missing": missing, "left_out": reader.left_out()} | seconds
     if reader.notes:
         notes["notes"] = list(reader.notes.values())
     if not following and terminated.any():
@@ -325,6 +326,17 @@ class _Reader:
             number = int(np.argmax(low > high))
             raise InputError(f"{self.file}: action_low: must be at most action_high, found {low[number]} in {number}")
         return Actions(tuple(low.astype(float).tolist()), tuple(high.astype(float).tolist()), DECLARED)
+
+    def seconds(self) -> dict[str, float]:
+        """The declared seconds a decision, if the file has them."""
+        if SECONDS not in self.names:
+            return {}
+        self.read_names.add(self.names[SECONDS])
+        entry = self.entries[SECONDS]
+        found = read_array(self.file, SECONDS, replace(entry, shape=entry.shape or (1,)), np.float64, (1,))
+        if not 0 < found[0] < 1e6:
+            raise InputError(f"{self.file}: {SECONDS}: must be a positive number, found {found[0]}")
+        return {SECONDS: round(float(found[0]), 9)}
 
     def left_out(self) -> dict[str, str]:
         """Arrays and groups that are not read -> why."""

@@ -8,6 +8,7 @@ Since 0.5.3 Minari keeps large pictures (height, width, 3) or (height, width) as
 each as a row of bytes. Earlier it kept them as they are.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -71,6 +72,8 @@ def read_minari(source: str | Path) -> Episodes:
     left_out = {name: reason for one in episodes for name, reason in one.left_out.items()}
     notes = {key: told for one in episodes for key, told in one.notes.items()}
     info = {"source": f"Minari {source}", "missing": [], "left_out": left_out} if note is None else note
+    if recorded := _env_id(about.get("env_spec")):
+        notes["environment"] = f"recorded in {recorded}; environment={recorded} evaluates in it, if it is installed"
     info |= {"notes": list(notes.values())} if notes else {}
     result = Episodes(joined, np.append(0, np.cumsum(lengths)), info, folder, record=record)  # type: ignore[arg-type]
     bounds = _bounds(folder / "data/metadata.json", about.get("action_space"), joined["actions"].shape[1])
@@ -134,6 +137,14 @@ def _about(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if note is not None and not isinstance(note, dict):
         raise InputError(f"{file}: {INFO_KEY}: must be an object, found a {type(note).__name__}")
     return about, note
+
+
+def _env_id(spec: Any) -> str | None:
+    """The gymnasium id of the environment that the metadata tell of. It is a text; nothing is made of it."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        name = (json.loads(spec) if isinstance(spec, str) else spec).get("id")
+        return name if isinstance(name, str) and re.fullmatch(r"[-\w./]{1,80}", name) else None
+    return None
 
 
 def _bounds(file: Path, space: Any, width: int) -> Actions | None:

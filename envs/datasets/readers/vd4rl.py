@@ -183,6 +183,11 @@ def _joined(source: Path, shards: list[_Shard], info: dict[str, Any]) -> Episode
         arrays[key][lasts] = 0
     arrays["terminations"][lasts - 1], arrays["truncations"][lasts - 1] = terminal[lasts], ~terminal[lasts]
     arrays["frames"] = StoredPictures((rows, *size, 3), pictures, [shard.file for shard in shards])
+    if task := _origin(source).get("task"):
+        notes["environment"] = (
+            f"environment=task task={task} task.action_repeat=2 evaluates in dm_control; also give task.size and "
+            "task.camera"
+        )
     told = {"notes": list(notes.values())} if notes else {}
     record = Record.of(arrays, lasts).with_actions(Actions.unit(width))
     return Episodes(arrays, offsets, _origin(source) | told | info, source, record=record)

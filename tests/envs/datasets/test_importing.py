@@ -69,6 +69,29 @@ def test_files_that_tell_the_ends_of_episodes_in_other_ways(tmp_path: Path) -> N
         open_datasets([*files, write(tmp_path / "d.npz")])
 
 
+def test_seconds_a_decision(tmp_path: Path) -> None:
+    """A file may declare them; where only some do, they are those of all."""
+    slow, fast, open_ = (
+        write(tmp_path / f"{name}.npz", **({"decision_seconds": np.array(value)} if value else {}))  # type: ignore[arg-type]
+        for name, value in (("slow", 0.1), ("fast", 0.02), ("open", None))
+    )
+    assert open_datasets(slow).info["decision_seconds"] == 0.1 and not open_datasets(slow).info["left_out"]
+    assert "decision_seconds" not in open_datasets(open_).info
+    assert open_datasets([open_, slow]).info["decision_seconds"] == 0.1
+    with pytest.raises(InputError, match=r"fast.npz does not fit .*slow.npz: decision_seconds: found 0.02, expected 0"):
+        open_datasets([slow, fast])
+    for wrong in (np.zeros(1), np.array([0.1, 0.1]), np.array(-1.0), np.array(np.nan)):
+        file = write(tmp_path / "wrong.npz", decision_seconds=wrong)
+        with pytest.raises(InputError, match="decision_seconds: must"):
+            open_datasets(file)
+
+
+def test_a_held_out_file_in_a_folder_is_told_of(tmp_path: Path) -> None:
+    for name in ("maze", "maze-val"):
+        write(tmp_path / f"{name}.npz")
+    assert any("maze-val is read too" in note for note in open_datasets(str(tmp_path)).info["notes"])
+
+
 def test_arrays_that_some_lack_are_left_out(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.npz", costs=np.ones(7)), write(tmp_path / "b.npz", 1)]
     found = open_datasets(files)

@@ -77,7 +77,9 @@ def test_64px(tmp_path: Path, capsys, terminal: bool) -> None:
     assert_holds(episodes, parts, terminal)
     assert episodes.info["left_out"].keys() == {"discount"} and not episodes.info["missing"]
     facts = {"source": "V-D4RL", "action_repeat": 2, "task": "walker_walk", "quality": "medium"}
-    assert {key: episodes.info[key] for key in facts} == facts and "notes" not in episodes.info
+    assert {key: episodes.info[key] for key in facts} == facts
+    (note,) = episodes.info["notes"]
+    assert note.startswith("environment=task task=walker_walk task.action_repeat=2 ")
     assert capsys.readouterr().out == "V-D4RL: 3 files, 3 episodes, 21 steps, 64x64 px\n"
     assert_holds(read_vd4rl(folder / "2022-1-8.npz"), parts[1:2], terminal)
 
