@@ -22,6 +22,8 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
 from mpdiffuser.training import (
     check_folder,
+    dynamics_episodes,
+    dynamics_info,
     identities,
     imitates,
     train_pipeline,
@@ -44,19 +46,31 @@ def dataset(cfg: DictConfig) -> Episodes:
     return open_task(cfg.task.name, cfg.task.suite, cfg.data_dir)
 
 
-def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
-    """Train the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
+def train(
+    cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock, more: Episodes | None = None
+) -> None:
+    """Train the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir.
+
+    Args:
+        episodes: the planner's data.
+        accelerator, clock: of the run.
+        more: further data of the dynamics model; None: there are none.
+    """
     methods = trained_methods(cfg, episodes)
     encoder = state_encoder(episodes, cfg.history)
+    more = more and dynamics_episodes(cfg, more, episodes, STATES)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     check_samplers(cfg, cfg.horizon, bounds)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()
-    stages = identities(cfg, {"data": info["data"]}, methods, info.get("cost_limits", ()), imitates(cfg, episodes))
+    info |= {"dynamics_data": dynamics_info(cfg, more)} if more else {}
+    whole = ({"data": info["data"]}, methods, info.get("cost_limits", ()), imitates(cfg, episodes))
+    stages = identities(cfg, *whole, info.get("dynamics_data"))
     check_folder(Path(cfg.output_dir), stages)
     start_trackers(accelerator, cfg)
     encoded = encode_states(encoder, episodes)
-    pipeline = train_pipeline(cfg, encoded, encoder, None, accelerator, clock, info, methods)
+    more = more and encode_states(encoder, more)
+    pipeline = train_pipeline(cfg, encoded, encoder, None, accelerator, clock, info, methods, more=more)
     if accelerator.is_main_process:
         write_held_out(cfg, pipeline, encoded, clock)
 
@@ -68,8 +82,11 @@ def main(cfg: DictConfig) -> None:
     check_training(cfg)
     episodes, output = with_environment(dataset(cfg), cfg.environment, *STATES), Path(cfg.output_dir)
     prepare(cfg, episodes.info.get("environment"), output)
+    more = None
+    if cfg.dynamics_data:
+        more = open_datasets(cfg.dynamics_data, cfg.data_dir, settings(cfg["keys"]), pictures=False)
     accelerator, clock = start(cfg), Clock()
-    train(cfg, episodes, accelerator, clock)
+    train(cfg, episodes, accelerator, clock, more)
     if accelerator.is_main_process:
         evaluate_run(cfg, output, clock)
     accelerator.end_training()

@@ -26,6 +26,8 @@ from mpdiffuser.launch import Clock, check_samplers, check_training, origin, sta
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION
 from mpdiffuser.training import (
     check_folder,
+    dynamics_episodes,
+    dynamics_info,
     identities,
     imitates,
     train_pipeline,
@@ -33,17 +35,26 @@ from mpdiffuser.training import (
     unit_actions,
 )
 from vision.data import inputs
-from vision.training import build_representation, check_encoder, encoder_identities, train_encoder
+from vision.training import build_representation, check_encoder, encode_episodes, encoder_identities, train_encoder
 
 SEEN = (PICTURE, PROPRIOCEPTION)  # kinds of observations that the pipeline gets
 # entries of the dataset's info that are copied to the pipeline's info
 KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
 
 
-def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock) -> None:
-    """Train the encoder and the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir."""
+def train(
+    cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: Clock, more: Episodes | None = None
+) -> None:
+    """Train the encoder and the models of cfg.evaluation.methods, and save the pipeline in cfg.output_dir.
+
+    Args:
+        episodes: the planner's data.
+        accelerator, clock: of the run.
+        more: further data of the dynamics model; None: there are none.
+    """
     methods = trained_methods(cfg, episodes)
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
+    more = more and dynamics_episodes(cfg, more, episodes, SEEN)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     info["data"] = episodes.checksum()
     info["record"] = episodes.record.only(*SEEN).with_actions(bounds).to_json()
@@ -51,10 +62,13 @@ def train(cfg: DictConfig, episodes: Episodes, accelerator: Accelerator, clock: 
     representation = build_representation(cfg, episodes)
     encoder_stages = encoder_identities(cfg, info["data"], representation)
     latents = encoder_stages["representation"]
-    check_folder(Path(cfg.output_dir), encoder_stages | identities(cfg, latents, methods, (), imitates(cfg, episodes)))
+    info |= {"dynamics_data": dynamics_info(cfg, more)} if more else {}
+    stages = identities(cfg, latents, methods, (), imitates(cfg, episodes), info.get("dynamics_data"))
+    check_folder(Path(cfg.output_dir), encoder_stages | stages)
     start_trackers(accelerator, cfg)
     encoder, decoder, encoded = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
-    pipeline = train_pipeline(cfg, encoded, encoder, decoder, accelerator, clock, info, methods, latents)
+    more = more and encode_episodes(cfg, encoder, more, accelerator, clock)
+    pipeline = train_pipeline(cfg, encoded, encoder, decoder, accelerator, clock, info, methods, latents, more)
     if accelerator.is_main_process:
         write_held_out(cfg, pipeline, encoded, clock, episodes[inputs(episodes)[0][0]])
 
@@ -84,11 +98,14 @@ def main(cfg: DictConfig) -> None:
     check_encoder(cfg, episodes)
     if simulated is not None and cfg.evaluation.methods:
         check_simulator(cfg, simulated, observed(episodes.record.only(*SEEN)) if episodes else "frames")
+    more = None
+    if cfg.dynamics_data:
+        more = import_datasets(cfg.dynamics_data, cfg.data_root, cfg.data_dir, settings(cfg["keys"]))
     accelerator = start(cfg)
     if episodes is None:
         with clock("collect"), accelerator.main_process_first():
             episodes = Episodes.load(collect(*chosen, processes=cfg.processes))
-    train(cfg, episodes, accelerator, clock)
+    train(cfg, episodes, accelerator, clock, more)
     if accelerator.is_main_process:
         evaluate_run(cfg, output, clock)
     accelerator.end_training()

@@ -24,7 +24,7 @@ from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import SEEN, Actions
+from mpdiffuser.record import DECLARED, SEEN, Actions
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import MAY_CHANGE, Trainer
 from mpdiffuser.tuning import tune
@@ -33,10 +33,23 @@ from mpdiffuser.windows import split, step_rows
 COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
 ORIGIN = ("commit", "versions", "levels")  # entries of a pipeline's info that may differ between equal pipelines
 # Options that no model depends on. The first group selects the dataset; the identity has the dataset's checksum
-# instead. No model depends on the decoder. All other options, including new ones, are part of each model's identity.
+# instead; likewise for the data of dynamics models alone. No model depends on the decoder. All other options, including
+# new ones, are part of each model's identity.
 WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
-    *("environment", "decoder", "output_dir", "run", "suffix", "processes", "threads", "mixed_precision", "trackers"),
+    *(
+        "dynamics_data",
+        "dynamics_share",
+        "environment",
+        "decoder",
+        "output_dir",
+        "run",
+        "suffix",
+        "processes",
+        "threads",
+        "mixed_precision",
+        "trackers",
+    ),
     *("debug", "debug_rules"),
     *MAY_CHANGE,
 }
@@ -94,6 +107,53 @@ def unit_actions(episodes: Episodes, out_of_bounds: str) -> tuple[Episodes, Acti
     return Episodes(arrays, episodes.offsets, episodes.info, episodes.path, episodes.numbers, record), bounds
 
 
+def dynamics_episodes(cfg: DictConfig, more: Episodes, episodes: Episodes, kinds: Sequence[str]) -> Episodes:
+    """Return the data of the dynamics model alone, with actions in the units that models see.
+
+    The bounds of the planner's data map actions to [-1, 1]. If they are declared, cfg.out_of_bounds tells what to do
+    with actions beyond them; with "widen", and beyond bounds that are only the range of the planner's data, the model
+    sees numbers beyond [-1, 1].
+
+    Args:
+        more: the data.
+        episodes: the planner's data, in their own units.
+        kinds: of the observations that are trained on (see `mpdiffuser.record.KINDS`).
+
+    Raises:
+        InputError: for a share that is not allowed, or if the data are not of the same robot: other observations,
+            actions, bounds or seconds a decision.
+    """
+    if not 0 < cfg.dynamics_share < 1:
+        raise InputError(f"dynamics_share: must lie between 0 and 1, found {cfg.dynamics_share}")
+    bounds, theirs = episodes.record.actions, more.record.actions
+    facts: dict[str, Any] = {
+        "observations": [_shapes(each, kinds) for each in (more, episodes)],
+        "number of actions": [len(each.low) for each in (theirs, bounds)],
+    }
+    if DECLARED == bounds.bounds == theirs.bounds:
+        facts["bounds of actions"] = [(each.low, each.high) for each in (theirs, bounds)]
+    seconds = [each.info.get("decision_seconds") for each in (more, episodes)]
+    if None not in seconds:
+        facts["decision_seconds"] = seconds
+    for name, (found, expected) in facts.items():
+        if found != expected:
+            raise InputError(
+                f"dynamics_data: {more.path}: {name}: found {found}, but the planner's data have {expected}"
+            )
+    keep = bounds.bounds != DECLARED or cfg.out_of_bounds == "widen"
+    if not keep:
+        unit, _ = unit_actions(replace(more, record=more.record.with_actions(bounds)), cfg.out_of_bounds)
+        return unit
+    unit = bounds.scale().to_unit(np.array(more["actions"]))
+    unit[more.offsets[1:] - 1] = 0
+    record = more.record.with_actions(Actions.seen(unit, more.offsets[1:] - 1))
+    return replace(more, arrays=more.arrays | {"actions": unit}, record=record)
+
+
+def _shapes(episodes: Episodes, kinds: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    return {name: episodes.record.observations[name].shape for name in episodes.record.names(*kinds)}
+
+
 def imitates(cfg: DictConfig, episodes: Episodes) -> bool:
     """Return whether the planner imitates and there is no ranker: with goals, or if data have no rewards and costs."""
     return cfg.goals or ("rewards" in episodes.info.get("missing", ()) and "costs" not in episodes)
@@ -140,6 +200,7 @@ def identities(
     methods: Sequence[str],
     limits: Sequence[float] = (),
     imitating: bool = False,
+    dynamics_data: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return name -> identity of all models of the methods (see `mpdiffuser.identity`).
 
@@ -149,14 +210,22 @@ def identities(
         methods: names of the methods.
         limits: the cost limits of an episode that the methods get.
         imitating: result of `imitates`.
+        dynamics_data: result of `dynamics_info`; None: the dynamics model has no data of its own.
+
+    Raises:
+        InputError: if no model of the methods is trained on the dynamics data.
     """
     recipes = run_recipes(Path(cfg.output_dir), methods, limits, imitating)
     options, common = settings(cfg), common_options(cfg)
+    own = {key: dynamics_data[key] for key in ("data", "planner_share")} if dynamics_data else {}
+    if dynamics_data and not any(recipe.dynamics_data for recipe in recipes.values()):
+        raise InputError(f"dynamics_data: none of {', '.join(methods)} has a dynamics model; leave the option out")
 
     def identity(recipe: Recipe) -> dict[str, Any]:
         after = {name: identity(recipes[name]) for name in recipe.after}
         train = settings(cfg.train[recipe.section or recipe.name]) if recipe.train is not None else None
-        return {**data, "options": recipe.settings(options, common), "train_section": train, "after": after}
+        more = {"dynamics_data": own} if recipe.dynamics_data and own else {}
+        return {**data, **more, "options": recipe.settings(options, common), "train_section": train, "after": after}
 
     return {name: identity(recipe) for name, recipe in recipes.items()}
 
@@ -178,6 +247,7 @@ def train_pipeline(
     info: dict[str, Any],
     methods: Sequence[str] = ("cloning", "planner", "mpdiffuser"),
     data_identity: Mapping[str, Any] | None = None,
+    more: Episodes | None = None,
 ) -> MPDiffuserPipeline:
     """Train the models of the methods under cfg.output_dir, and save the pipeline there.
 
@@ -186,9 +256,11 @@ def train_pipeline(
         episodes: the `observations` are latents (M, d).
         encoder, decoder: components of the pipeline; decoder None: no decoder.
         accelerator, clock: of the run.
-        info: saved in the pipeline. Its `cost_limits` are the limits that the methods get.
+        info: saved in the pipeline. Its `cost_limits` are the limits that the methods get, its `dynamics_data` is
+            `dynamics_info`.
         methods: names of the methods.
         data_identity: the identity of the latents; None: info["data"], the dataset's checksum.
+        more: latent episodes of the dynamics model alone; None: there are none.
 
     Returns:
         The pipeline. The folder `pipeline` has its components and the models of the other methods.
@@ -198,9 +270,10 @@ def train_pipeline(
     """
     output, limits = Path(cfg.output_dir), info.get("cost_limits", ())
     imitating = imitates(cfg, episodes)
-    expected = identities(cfg, data_identity or {"data": info["data"]}, methods, limits, imitating)
+    identity = data_identity or {"data": info["data"]}
+    expected = identities(cfg, identity, methods, limits, imitating, info.get("dynamics_data"))
     check_folder(output, expected)
-    data = training_data(cfg, episodes)
+    data = training_data(cfg, episodes, more)
 
     def fit(recipe: Recipe, name: str, model: Any, train: Any, held_out: Any) -> Any:
         config = train_config(cfg, recipe.section or recipe.name)
@@ -245,8 +318,22 @@ def assemble(
     )
 
 
-def training_data(cfg: DictConfig, episodes: Episodes) -> TrainingData:
-    """Split the episodes, and fit the normalisers to the training part.
+def dynamics_info(cfg: DictConfig, more: Episodes) -> dict[str, Any]:
+    """Return what a pipeline's info tells of the dynamics model's own data."""
+    steps = int(more.lengths.sum())
+    return {
+        **{"source": str(more.path), "data": more.checksum(*more.record.observations, "actions")},
+        **{"episodes": len(more), "steps": steps, "planner_share": cfg.dynamics_share},
+    }
+
+
+def training_data(cfg: DictConfig, episodes: Episodes, more: Episodes | None = None) -> TrainingData:
+    """Split the episodes, and fit the normalisers to the training part of the planner's episodes.
+
+    Args:
+        cfg: the whole configuration.
+        episodes: latent episodes.
+        more: latent episodes of the dynamics model alone; None: there are none.
 
     Raises:
         InputError: if the data are not finite.
@@ -254,7 +341,11 @@ def training_data(cfg: DictConfig, episodes: Episodes) -> TrainingData:
     train, held_out = split(episodes.check_finite(), cfg.validation, cfg.seed)
     latents = Normalizer(train["observations"].shape[1]).fit(train["observations"])
     actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][step_rows(train)])
-    return TrainingData(common_options(cfg), (train, held_out), latents, actions, NoiseSchedule())
+    data = TrainingData(common_options(cfg), (train, held_out), latents, actions, NoiseSchedule())
+    if more is not None:
+        data.dynamics_parts = split(more.check_finite(), cfg.validation, cfg.seed)
+        data.planner_share = cfg.dynamics_share
+    return data
 
 
 def train_recipes(

@@ -8,6 +8,8 @@ loss. Example: an episode of T = 5 steps (rows z_0..z_5) and horizon H = 4:
     start 4:  z4 z5 z5 z5      mask 1 1 0 0      action_mask 1 0 0 0
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.signal import lfilter
@@ -139,7 +141,45 @@ class Windows:
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the windows (B,) are from."""
-        return self.owners[self.first_rows(indices)]
+        return self.owners[self.first_rows(indices).numpy()]
+
+
+class Mixture:
+    """Training examples of several sources, accessed by index. Each source makes up a share of them.
+
+    Args:
+        parts: the sources, such as `Windows`.
+        shares: the share of each source, of sum 1.
+    """
+
+    def __init__(self, parts: Sequence[Windows], shares: Sequence[float]) -> None:
+        lengths = [len(part) for part in parts]
+        self.parts, self.firsts = list(parts), np.cumsum([0, *lengths[:-1]])
+        weights = np.repeat([share / length for share, length in zip(shares, lengths)], lengths)
+        self.items = torch.from_numpy(resample(weights))
+        self.owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(lengths))[self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the examples of indices (B,), as the sources return them."""
+        places, found = self._split(indices)
+        joined = [part.batch(each) for part, each in zip(self.parts, found)]
+        order = torch.cat(places).argsort()
+        return {key: torch.cat([each[key] for each in joined])[order] for key in joined[0]}
+
+    def sources(self, indices: torch.Tensor) -> np.ndarray:
+        """Return the numbers (B,) of the episodes, each in its own dataset, that the examples (B,) are from."""
+        places, found = self._split(indices)
+        numbers = np.concatenate([part.sources(each) for part, each in zip(self.parts, found)])
+        return numbers[torch.cat(places).argsort().numpy()]
+
+    def _split(self, indices: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return for each source the places in the batch and the source's own indices."""
+        places = [torch.nonzero(self.owner[indices] == number)[:, 0] for number in range(len(self.parts))]
+        own = [self.items[indices[place]] - int(first) for place, first in zip(places, self.firsts)]
+        return places, own
 
 
 def resample(weights: np.ndarray) -> np.ndarray:
@@ -196,7 +236,7 @@ class Steps:
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the steps (B,) are from."""
-        return self.owners[indices]
+        return self.owners[indices.numpy()]
 
 
 class NextSteps(Steps):

@@ -254,7 +254,7 @@ class FrameSteps:
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the steps (B,) are from."""
-        return self.owners[indices]
+        return self.owners[indices.numpy()]
 
 
 class Pictures:
@@ -281,4 +281,4 @@ class Pictures:
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the frames (B,) are from."""
-        return self.owners[indices]
+        return self.owners[indices.numpy()]

@@ -144,3 +144,23 @@ def train_encoder(
         decoder.latents.fit(latents)
         decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     return encoder, decoder, with_latents(episodes, latents)
+
+
+def encode_episodes(
+    cfg: DictConfig, encoder: PixelEncoder, episodes: Episodes, accelerator: Accelerator, clock: Clock
+) -> Episodes:
+    """Return further episodes with the latents (M, d) of a trained encoder as `observations`.
+
+    Args:
+        cfg: the whole configuration.
+        encoder: the trained encoder.
+        episodes: with the observations that the encoder was trained on.
+        accelerator, clock: of the run.
+    """
+    if encoder.config["trainable"]:
+        with clock("latents"):
+            return with_latents(episodes, encode_frames(encoder, episodes))
+    with clock("features"), accelerator.main_process_first():
+        features = cached_features(encoder, episodes, Path(cfg.data_root) / "cache")
+    with clock("latents"):
+        return with_latents(episodes, encode(encoder, episodes, features))

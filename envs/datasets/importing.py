@@ -5,6 +5,7 @@ import glob
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,7 +14,7 @@ from envs.datasets.opening import dataset_files, open_dataset, stacked
 from mpdiffuser.episodes import VERSION, Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import fingerprint, writing
-from mpdiffuser.record import SEEN, Actions
+from mpdiffuser.record import PICTURE, SEEN, Actions
 
 Sources = str | Sequence[str]
 
@@ -30,14 +31,15 @@ def open_datasets(
         sources: ids or paths (see `open_dataset`).
         data_dir: folder of a task's file; None: the suite's own cache folder.
         keys: our names of arrays -> their names in an npz or HDF5 file; None: the same name.
-        pictures: whether films are kept.
+        pictures: whether pictures are kept; data of nothing else keep them.
 
     Raises:
         InputError: as `open_dataset`, or if the datasets do not fit together.
     """
     names = [sources] if isinstance(sources, str) else list(sources)
     renamed = {name: key for name, key in (keys or {}).items() if key}
-    return joined([open_dataset(name, data_dir, keys=renamed, pictures=pictures) for name in names])
+    found = joined([open_dataset(name, data_dir, keys=renamed, pictures=pictures) for name in names])
+    return found if pictures else _without_pictures(found)
 
 
 def import_datasets(
@@ -118,6 +120,16 @@ def joined(parts: Sequence[Episodes]) -> Episodes:
     info |= {"decision_seconds": known[0]} if known else {}
     info |= {"missing": sorted({key for part in parts for key in _missing(part)})}
     return stacked(parts, common, info, first.path)
+
+
+def _without_pictures(episodes: Episodes) -> Episodes:
+    dropped = episodes.record.names(PICTURE)
+    if len(dropped) == len(episodes.record.observations):
+        return episodes
+    kept = [name for name in episodes.record.observations if name not in dropped]
+    record = replace(episodes.record, observations={name: episodes.record.observations[name] for name in kept})
+    arrays = {name: array for name, array in episodes.arrays.items() if name not in dropped}
+    return replace(episodes, arrays=arrays, record=record)
 
 
 def _check_fit(first: Episodes, other: Episodes) -> None:

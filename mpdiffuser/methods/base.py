@@ -26,7 +26,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.safe_loading import load_model
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.windows import Windows, occupancy, step_rows, to_go
+from mpdiffuser.windows import Mixture, Windows, occupancy, step_rows, to_go
 
 
 @dataclass
@@ -38,6 +38,8 @@ class TrainingData:
         parts: training and held-out episodes; their `observations` are latents.
         latents, actions: normalisers, fitted to the training episodes.
         schedule: noise schedule of all diffusion models.
+        dynamics_parts: further episodes, for dynamics models alone; None: there are none.
+        planner_share: with them, the share of a dynamics model's windows that are of `parts`.
         trained: name -> trained model.
         shared: name -> result of a recipe that later recipes use.
         info: entries that recipes add to the pipeline's info.
@@ -55,6 +57,8 @@ class TrainingData:
     latents: Normalizer
     actions: Normalizer
     schedule: NoiseSchedule
+    dynamics_parts: tuple[Episodes, Episodes] | None = None
+    planner_share: float = 1.0
     trained: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
@@ -116,6 +120,18 @@ class TrainingData:
         normalizers = self.latents, self.actions, condition
         return Windows(self.parts[part], targets, self.settings["horizon"], *normalizers, weights, distance)
 
+    def dynamics_windows(self, part: int, own: Windows) -> Windows | Mixture:
+        """Return the windows of one part for a dynamics model: `own`, mixed with those of `dynamics_parts`.
+
+        The normalisers are those of `parts`.
+        """
+        if self.dynamics_parts is None:
+            return own
+        episodes, share = self.dynamics_parts[part], self.planner_share
+        unused = np.zeros((len(episodes["actions"]), self.target_dim), np.float32)
+        normalizers = self.latents, self.actions, self.logged_condition
+        return Mixture([own, Windows(episodes, unused, self.settings["horizon"], *normalizers)], [share, 1 - share])
+
     def logged_windows(self, part: int) -> Windows:
         """Return the windows of one part with equal weights and the logged return_to_go and cost_to_go as targets."""
         return self.windows(part, self.logged_targets[part], self.logged_condition)
@@ -144,6 +160,7 @@ class Recipe:
         section: name of the section `train.SECTION`; None: the model's name.
         options: returns further settings from the whole configuration, for a model that uses only a part of a section.
         own_seed: whether the model's initial weights depend only on the seed, not on models built before.
+        dynamics_data: whether the model is trained on `TrainingData.dynamics_parts` too.
         fit_with: replaces the standard training; called with (fit, model, data).
     """
 
@@ -157,6 +174,7 @@ class Recipe:
     section: str | None = None
     options: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     own_seed: bool = True
+    dynamics_data: bool = False
     fit_with: Callable[[Fit, Any, TrainingData], Any] | None = None
 
     def settings(self, cfg: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:

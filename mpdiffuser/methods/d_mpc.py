@@ -72,7 +72,9 @@ class DMPC(Baseline):
             CleanDynamics,
             lambda data: CleanDynamics(**data.dims, horizon=data.settings["horizon"], **data.settings["dynamics"]),
             {"steps": 5000, "batch_size": 64, "learning_rate": 1e-3},
+            lambda data, part: data.dynamics_windows(part, data.logged_windows(part)),
             sections=("dynamics",),
+            dynamics_data=True,
         ),
         CRITIC,
     )

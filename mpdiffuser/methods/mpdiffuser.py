@@ -3,12 +3,16 @@
 from mpdiffuser.methods.base import Planning, Recipe, TrainingData
 from mpdiffuser.methods.planner import PLANNER, RANKER
 from mpdiffuser.models.denoisers import Dynamics
-from mpdiffuser.windows import Windows
+from mpdiffuser.windows import Mixture, Windows
 
 
-def dynamics_windows(data: TrainingData, part: int) -> Windows:
-    """Return the windows of one part. Their weight is the frequency of their first row; returns have no effect."""
-    return data.windows(part, data.targets[part], data.condition, data.frequencies[part])
+def dynamics_windows(data: TrainingData, part: int) -> Windows | Mixture:
+    """Return the windows of one part, with those of the dynamics model's own data.
+
+    The weight of the planner's windows is the frequency of their first row; returns have no effect.
+    """
+    own = data.windows(part, data.targets[part], data.condition, data.frequencies[part])
+    return data.dynamics_windows(part, own)
 
 
 DYNAMICS = Recipe(
@@ -20,6 +24,7 @@ DYNAMICS = Recipe(
     after=("ranker",),
     sections=("dynamics",),
     own_seed=False,
+    dynamics_data=True,
 )
 
 
