@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from mpdiffuser.action_scale import ActionScale
 from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.errors import InputError
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Objective, Plan
-from mpdiffuser.record import PICTURE, ActionScale, Record, read_observations
+from mpdiffuser.record import PICTURE, Record, read_observations
 from mpdiffuser.sampler import SamplerConfig
 
 Observations = np.ndarray | Mapping[str, np.ndarray]

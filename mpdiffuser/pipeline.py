@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 
+from mpdiffuser.action_scale import ActionMap, ActionScale
 from mpdiffuser.budget import Allowance
 from mpdiffuser.engines import Prepared, compiled, resolved
 from mpdiffuser.errors import InputError
@@ -22,7 +23,7 @@ from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.plan import Objective, Plan, candidate_weights, total_reward
-from mpdiffuser.record import PICTURE, Actions, ActionScale, Record
+from mpdiffuser.record import PICTURE, Actions, Record
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
@@ -99,7 +100,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
     @cached_property
     def action_scale(self) -> ActionScale:
         """The map between the data's units of actions and [-1, 1], in which the models compute."""
-        return self.action_bounds.scale()
+        return self.action_bounds.scale(self.action_map)
+
+    @cached_property
+    def action_map(self) -> ActionMap | None:
+        """How a changed robot's actions differ (`mpdiffuser.adaptation`); None: the robot is that of the data."""
+        found = self.config["info"].get("adaptation")
+        return None if found is None else ActionMap.from_json(found["map"], "the pipeline's info.adaptation.map")
 
     @property
     def sampler_defaults(self) -> SamplerConfig:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mpdiffuser.action_scale import ActionMap, ActionScale
 from mpdiffuser.errors import InputError
 
 PICTURE, PROPRIOCEPTION, TRUE_STATE = "picture", "proprioception", "true_state"
@@ -129,49 +130,15 @@ class Actions:
         """Return the declared bounds -1 and 1 of `dim` actions."""
         return cls((-1.0,) * dim, (1.0,) * dim, DECLARED)
 
-    def scale(self) -> "ActionScale":
-        """Return the map between the data's units and [-1, 1]."""
-        return ActionScale(*(np.array(end, np.float64) for end in (self.low, self.high)))
+    def scale(self, change: ActionMap | None = None) -> ActionScale:
+        """Return the map between the data's units and [-1, 1]. `change` is that of a changed robot."""
+        return ActionScale(np.array(self.low, np.float64), np.array(self.high, np.float64), change)
 
     def beyond(self, rows: np.ndarray) -> np.ndarray:
         """Return which of the actions (N, m) are outside of the bounds, (N, m)."""
         low, high = np.array(self.low), np.array(self.high)
         slack = TOLERANCE * np.maximum(high - low, 1e-6)
         return (rows < low - slack) | (rows > high + slack)
-
-
-class ActionScale:
-    """The affine map between actions in the data's units and [-1, 1]. A constant action is 0 in [-1, 1].
-
-    Args:
-        low, high: (m,), the bounds in the data's units.
-    """
-
-    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
-        self.low, self.high = low, high
-        self.center, self.half = (low + high) / 2, (high - low) / 2
-        self.identity = bool((self.center == 0).all() and (self.half == 1).all())
-        self._divisor = np.where(self.half > 0, self.half, 1.0)
-
-    def to_unit(self, actions: Any) -> Any:
-        """Actions (..., m) in the data's units, numpy or torch -> in [-1, 1] if they are within the bounds."""
-        if self.identity:
-            return actions
-        return (actions - self._like(actions, self.center)) / self._like(actions, self._divisor)
-
-    def to_data(self, actions: Any) -> Any:
-        """Actions (..., m), numpy or torch, in [-1, 1] -> in the data's units."""
-        if self.identity:
-            return actions
-        return self._like(actions, self.center) + self._like(actions, self.half) * actions
-
-    def clip(self, actions: np.ndarray) -> np.ndarray:
-        """Return actions (..., m) in the data's units, clipped to the bounds."""
-        low, high = (end.astype(actions.dtype) for end in (self.low, self.high))
-        return actions.clip(low, high)
-
-    def _like(self, actions: Any, values: np.ndarray) -> Any:
-        return values.astype(actions.dtype) if isinstance(actions, np.ndarray) else actions.new_tensor(values)
 
 
 def read_observations(

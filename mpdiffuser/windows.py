@@ -152,7 +152,7 @@ class Mixture:
         shares: the share of each source, of sum 1.
     """
 
-    def __init__(self, parts: Sequence[Windows], shares: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence["Windows | Steps"], shares: Sequence[float]) -> None:
         lengths = [len(part) for part in parts]
         self.parts, self.firsts = list(parts), np.cumsum([0, *lengths[:-1]])
         weights = np.repeat([share / length for share, length in zip(shares, lengths)], lengths)

@@ -26,7 +26,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.safe_loading import load_model
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.windows import Mixture, Windows, occupancy, step_rows, to_go
+from mpdiffuser.windows import Mixture, NextSteps, Windows, occupancy, step_rows, to_go
 
 
 @dataclass
@@ -131,6 +131,17 @@ class TrainingData:
         unused = np.zeros((len(episodes["actions"]), self.target_dim), np.float32)
         normalizers = self.latents, self.actions, self.logged_condition
         return Mixture([own, Windows(episodes, unused, self.settings["horizon"], *normalizers)], [share, 1 - share])
+
+    def dynamics_steps(self, part: int) -> NextSteps | Mixture:
+        """Return the steps of one part for a model of the dynamics, mixed with those of `dynamics_parts`."""
+
+        def steps(episodes: Episodes) -> NextSteps:
+            return NextSteps(episodes, np.zeros(len(episodes["rewards"]), np.float32))
+
+        own = steps(self.parts[part])
+        if self.dynamics_parts is None:
+            return own
+        return Mixture([own, steps(self.dynamics_parts[part])], [self.planner_share, 1 - self.planner_share])
 
     def logged_windows(self, part: int) -> Windows:
         """Return the windows of one part with equal weights and the logged return_to_go and cost_to_go as targets."""

@@ -3,7 +3,8 @@
 from mpdiffuser.methods.base import Planning, Recipe, TrainingData
 from mpdiffuser.methods.planner import PLANNER, RANKER
 from mpdiffuser.models.denoisers import Dynamics
-from mpdiffuser.windows import Mixture, Windows
+from mpdiffuser.models.forward import ForwardModel
+from mpdiffuser.windows import Mixture, Windows, step_rows
 
 
 def dynamics_windows(data: TrainingData, part: int) -> Windows | Mixture:
@@ -28,6 +29,24 @@ DYNAMICS = Recipe(
 )
 
 
+def build_forward(data: TrainingData) -> ForwardModel:
+    """Build an untrained forward model with fitted normalisers."""
+    model, episodes, rows = ForwardModel(**data.dims), data.parts[0], step_rows(data.parts[0])
+    model.latents.fit(episodes["observations"])
+    model.changes.fit(episodes["observations"][rows + 1] - episodes["observations"][rows])
+    return model
+
+
+FORWARD = Recipe(
+    "forward",
+    ForwardModel,
+    build_forward,
+    {"steps": 4000, "batch_size": 256, "learning_rate": 1e-3},
+    TrainingData.dynamics_steps,
+    dynamics_data=True,
+)
+
+
 class MPDiffuser(Planning):
     """Samples plans with both models and the settings of the section `sampler`."""
 
@@ -39,5 +58,5 @@ class MPDiffuser(Planning):
         "consistent with their actions; a ranker then chooses one of them."
     )
     order = 91
-    models = (RANKER, PLANNER, DYNAMICS)
+    models = (RANKER, PLANNER, DYNAMICS, FORWARD)
     evaluated_with = ("random", "cloning", "planner", "expert")

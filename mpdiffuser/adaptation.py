@@ -1,0 +1,154 @@
+"""Adapt a pipeline to a changed robot by its actions, from a few minutes of play.
+
+The forward model g of the nominal robot predicts one step: z' = g(z, u). On the changed robot an action u has the
+effect of another action T u of the nominal robot, T u = A u + b. From play data T is fitted by
+
+    minimise  mean || (g(z, T u) - z') / s ||^2 + (e / N) || (A - I, b) / PRIOR ||^2
+
+over N steps, where s is the standard deviation of a step's change and e the error with T = I. The second term is the
+prior that the robot has hardly changed. A planner's action v is then executed as T^-1 v, within the bounds.
+
+T is the identity, a gain and a bias for each action, or a matrix and a bias. The form is the simplest whose held-out
+error is within one standard error of the lowest, or that has nearly all of the lowest error's gain over the identity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from mpdiffuser.action_scale import ActionMap
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.models.forward import ForwardModel
+from mpdiffuser.tuning import clustered_error
+from mpdiffuser.windows import step_rows
+
+FORMS = ("identity", "gains", "matrix")  # simplest first
+PRIOR = 0.5  # standard deviation of gains and biases before any data
+ENOUGH = 0.95
+ROWS = 20_000  # most steps that are used
+SATURATED = 0.05  # share of actions at the bounds from which on it is told
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of play: decoded latents (N, d), actions (N, m) in [-1, 1], the next latents, episodes (N,)."""
+
+    latents: torch.Tensor
+    actions: torch.Tensor
+    following: torch.Tensor
+    owners: np.ndarray
+
+    @classmethod
+    def of(cls, episodes: Episodes) -> Self:
+        """Return the steps of latent episodes; of more than `ROWS`, evenly spaced ones."""
+        rows = step_rows(episodes)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), ROWS)).astype(int)]
+        places = {"observations": rows, "actions": rows, "following": rows + 1}
+        arrays = {
+            name: torch.from_numpy(np.array(episodes["observations" if name == "following" else name][index]))
+            for name, index in places.items()
+        }
+        return cls(arrays["observations"], arrays["actions"], arrays["following"], episodes.episode_of_row[rows])
+
+    def errors(self, forward: ForwardModel, change: ActionMap) -> np.ndarray:
+        """Return the forward model's error of each step (N,) if T is `change`."""
+        with torch.inference_mode():
+            return forward.errors(self.latents, _apply(change, self.actions), self.following).numpy()
+
+
+def _apply(change: ActionMap, actions: torch.Tensor) -> torch.Tensor:
+    return actions @ actions.new_tensor(change.matrix).T + actions.new_tensor(change.bias)
+
+
+def fit(forward: ForwardModel, steps: Steps, form: str) -> ActionMap:
+    """Return the T of one form that fits the steps best (see the module).
+
+    Args:
+        forward: of the nominal robot.
+        steps: of the changed robot.
+        form: of `FORMS`.
+    """
+    m = steps.actions.shape[1]
+    if form == "identity":
+        return ActionMap.identity(m)
+    free = torch.ones(m, m) if form == "matrix" else torch.eye(m)
+    change, bias = torch.zeros(m, m, requires_grad=True), torch.zeros(m, requires_grad=True)
+    noise = float(steps.errors(forward, ActionMap.identity(m)).mean())
+
+    def objective() -> torch.Tensor:
+        matrix = torch.eye(m) + free * change
+        error = forward.errors(steps.latents, steps.actions @ matrix.T + bias, steps.following).mean()
+        prior = ((free * change / PRIOR).square().sum() + (bias / PRIOR).square().sum()) / len(steps.actions)
+        return error / noise + prior
+
+    search = torch.optim.LBFGS([change, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        search.zero_grad()
+        value = objective()
+        value.backward()
+        return value
+
+    search.step(closure)
+    with torch.no_grad():
+        return ActionMap.of((torch.eye(m) + free * change).numpy(), bias.detach().numpy())
+
+
+def choose(forward: ForwardModel, train: Steps, held_out: Steps) -> tuple[ActionMap, dict[str, Any]]:
+    """Return T and what is to be known of it.
+
+    The form is the simplest whose error on held-out steps is within one standard error of the lowest, or that has the
+    share `ENOUGH` of the lowest error's gain over the identity. Standard errors are of the difference, with episodes as
+    clusters.
+
+    Args:
+        forward: of the nominal robot, without gradients.
+        train, held_out: steps of the changed robot.
+
+    Returns:
+        T, and as JSON the chosen `form` and of each form its `errors` on held-out steps.
+    """
+    maps = {form: fit(forward, train, form) for form in FORMS}
+    errors = {form: held_out.errors(forward, change) for form, change in maps.items()}
+    best = min(FORMS, key=lambda form: float(errors[form].mean()))
+
+    def near(form: str) -> bool:
+        gap, gain = errors[form] - errors[best], errors["identity"] - errors[best]
+        least = max(clustered_error(gap, held_out.owners), (1 - ENOUGH) * float(gain.mean()))
+        return bool(gap.mean() <= least)
+
+    form = next(form for form in FORMS if form == best or near(form))
+    return maps[form], {"form": form, "errors": {name: float(f"{each.mean():.4g}") for name, each in errors.items()}}
+
+
+def saturation(change: ActionMap, mean: np.ndarray, std: np.ndarray, count: int = 10_000) -> np.ndarray:
+    """Return the share of each action (m,) that T^-1 puts beyond the bounds.
+
+    Args:
+        change: T.
+        mean, std: (m,), of the actions in [-1, 1] that the planner was trained on, which are taken for normal.
+        count: number of random actions.
+    """
+    actions = np.random.default_rng(0).normal(mean, std, (count, len(mean))).clip(-1, 1)
+    executed = (actions - np.array(change.bias)) @ np.linalg.inv(np.array(change.matrix)).T
+    return (np.abs(executed) > 1).mean(0)
+
+
+def warnings(change: ActionMap, saturated: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Return a sentence on each action whose robot lacks the strength that the planner's actions need.
+
+    Args:
+        change: T.
+        saturated: result of `saturation`.
+        names: of the actions; empty: unknown.
+    """
+    gains = np.diag(np.array(change.matrix))
+    return [
+        f"action {names[number] if names else number}: its gain is {gain:.2f}; {share:.0%} of the planner's actions "
+        "would be beyond the bounds. This robot lacks the strength; train again with data of it"
+        for number, (gain, share) in enumerate(zip(gains, saturated))
+        if gain < 0.9 and share > SATURATED
+    ]
