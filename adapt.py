@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from envs.datasets import import_datasets, open_datasets
 from mpdiffuser.action_scale import ActionMap
-from mpdiffuser.adaptation import Steps, choose, saturation, warnings
+from mpdiffuser.adaptation import Steps, choose, pieces, saturation, warnings
 from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
@@ -33,12 +33,14 @@ from mpdiffuser.windows import Windows, split
 from vision.data import encode_frames
 from vision.states import encode_states, with_latents
 
+FEWEST = 100  # steps of play
+
 
 def play(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> Episodes:
     """Open the play data, with actions in [-1, 1] by the pipeline's bounds.
 
     Raises:
-        InputError: if they are not of the pipeline's robot: other observations or actions, or too few episodes.
+        InputError: if they are not of the pipeline's robot: other observations or actions, or too few steps.
     """
     opened = (cfg.dataset, cfg.data_dir, settings(cfg["keys"]))
     if pipeline.sees_pixels:
@@ -55,8 +57,8 @@ def play(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> Episodes:
             f"dataset: {episodes.path}: found {found} and {widths[0]} actions, but the pipeline has {expected} and "
             f"{widths[1]} actions"
         )
-    if len(episodes) < 2:
-        raise InputError(f"dataset: {episodes.path}: must have at least 2 episodes, one is held out; found 1")
+    if episodes.lengths.sum() < FEWEST:
+        raise InputError(f"dataset: {episodes.path}: must have at least {FEWEST} steps, found {episodes.lengths.sum()}")
     if cfg.out_of_bounds == "widen":
         raise InputError("out_of_bounds: must be refuse or clip, since the pipeline's bounds stay; found widen")
     seen = replace(episodes.record, observations=record.observations, actions=record.actions)
@@ -65,10 +67,12 @@ def play(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> Episodes:
 
 
 def encoded(pipeline: MPDiffuserPipeline, episodes: Episodes) -> Episodes:
-    """Return the episodes with latents (M, d) as `observations`."""
+    """Return pieces of the episodes, with latents (M, d) as `observations`."""
     if pipeline.sees_pixels:
-        return with_latents(episodes, encode_frames(pipeline.encoder, episodes))
-    return encode_states(pipeline.encoder, episodes)
+        latents = with_latents(episodes, encode_frames(pipeline.encoder, episodes))
+    else:
+        latents = encode_states(pipeline.encoder, episodes)
+    return pieces(latents, pipeline.planner.config["horizon"])
 
 
 def as_nominal(episodes: Episodes, change: ActionMap) -> Episodes:

@@ -27,9 +27,32 @@ from mpdiffuser.windows import step_rows
 
 FORMS = ("identity", "gains", "matrix")  # simplest first
 PRIOR = 0.5  # standard deviation of gains and biases before any data
+PIECES, LONGEST = 20, 100  # number of pieces of play, and steps in one
 ENOUGH = 0.95
 ROWS = 20_000  # most steps that are used
 SATURATED = 0.05  # share of actions at the bounds from which on it is told
+
+
+def pieces(episodes: Episodes, horizon: int) -> Episodes:
+    """Return the episodes cut into pieces of consecutive steps, which can be held out one by one.
+
+    A piece has as many steps as give `PIECES` pieces, but at least `horizon` and at most `LONGEST`. The last
+    observation of a piece is the first one of the next.
+
+    Args:
+        episodes: latent episodes.
+        horizon: H of the plans.
+    """
+    total = int(episodes.lengths.sum())
+    length = min(max(total // PIECES, horizon), max(LONGEST, horizon))
+    parts = [
+        np.arange(first, min(first + length, last) + 1)
+        for first, last in zip(episodes.offsets[:-1].tolist(), (episodes.offsets[1:] - 1).tolist())
+        for first in range(first, last, length)
+    ]
+    rows, offsets = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+    arrays = {key: array[rows] for key, array in episodes.arrays.items()}
+    return Episodes(arrays, offsets, episodes.info, episodes.path, record=episodes.record)
 
 
 @dataclass(frozen=True)

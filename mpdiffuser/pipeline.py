@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
@@ -115,6 +116,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the components with diffusers, and the manifest that `from_pretrained` checks."""
+        kept = {key: value for key, value in self.config.items() if key != "_name_or_path"}  # where it was loaded from
+        self._internal_dict = FrozenDict(kept)
         super().save_pretrained(folder, safe_serialization=True, **options)
         write_manifest(Path(folder))
 

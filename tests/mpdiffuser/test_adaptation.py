@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.action_scale import ActionMap
-from mpdiffuser.adaptation import Steps, choose, fit, saturation, warnings
+from mpdiffuser.adaptation import Steps, choose, fit, pieces, saturation, warnings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.forward import ForwardModel
@@ -79,6 +79,22 @@ def test_nothing_changed(forward: ForwardModel) -> None:
     assert forms.count("identity") >= 6, forms
     change = fit(forward, parts[0], "matrix")
     np.testing.assert_allclose(change.matrix, np.eye(M), atol=0.06)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 250), min_size=1, max_size=6), st.integers(1, 40))
+def test_pieces(lengths: list[int], horizon: int) -> None:
+    """Each step is in one piece, in its order."""
+    rows = sum(lengths) + len(lengths)
+    counted = np.arange(rows, dtype=np.float32)
+    flags, offsets = np.zeros(rows, bool), np.cumsum([0, *(length + 1 for length in lengths)])
+    arrays = {"observations": counted[:, None], "actions": counted[:, None], "rewards": counted}
+    whole = Episodes(arrays | {"terminations": flags, "truncations": flags}, offsets)
+    found = pieces(whole, horizon)
+    steps = step_rows(found)
+    assert found["rewards"][steps].tolist() == step_rows(whole).tolist()
+    assert (found["rewards"][steps + 1] == found["rewards"][steps] + 1).all()
+    assert found.lengths.max() <= max(100, horizon) and len(found) >= min(20, sum(lengths) // horizon // 2)
 
 
 def test_few_steps_change_little(forward: ForwardModel) -> None:
