@@ -77,7 +77,7 @@ def contents(folder: Path) -> dict[str, str]:
 def test_what_a_run_leaves(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     assert list(metrics["methods"]) == ["mpdiffuser"] and metrics["seeds"] == [1000, 1001] and metrics["stand_in"]
-    assert {"planner", "dynamics", "ranker", "levels", "held_out"} == set(metrics["stages"])
+    assert {"planner", "dynamics", "forward", "ranker", "levels", "held_out"} == set(metrics["stages"])
     assert (trained / "report.html").exists() and (trained / "config.yaml").exists()
     info = MPDiffuserPipeline.from_pretrained(trained / "pipeline").config["info"]
     assert info["environment"] == {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None}

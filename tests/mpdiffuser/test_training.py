@@ -119,7 +119,17 @@ def test_options_of_sections(state, key: str, value: Any, expected: set[str]) ->
 
 
 def test_the_planners_size_is_its_own_and_its_likes(state) -> None:
-    others = {"ranker", "dynamics", "clean_dynamics", "cloning", "iql", "critic", "inverse", "logged_returns"}
+    others = {
+        "ranker",
+        "dynamics",
+        "clean_dynamics",
+        "cloning",
+        "iql",
+        "critic",
+        "inverse",
+        "logged_returns",
+        "forward",
+    }
     assert models_changed(state, "planner.width", 64) == ALL - others
 
 
@@ -193,7 +203,7 @@ def test_what_training_leaves(run) -> None:
     assert list(record["errors"]) == ["1", "2", "3", "4", "6", "8"] and min(record["errors"].values()) > 0
     assert (output / "pipeline" / "cloning").is_dir() and (output / "pipeline" / "cloning_within_5").is_dir()
     assert {log.parent.relative_to(output).as_posix() for log in output.rglob("log.jsonl")} == {
-        *("ranker", "ranker/round_1", "planner", "dynamics", "cloning", "cloning_within_5")
+        *("ranker", "ranker/round_1", "planner", "dynamics", "forward", "cloning", "cloning_within_5")
     }
     observations = np.zeros((1, 3), np.float32)
     np.testing.assert_allclose(Controller(loaded).act(observations), Controller(pipeline).act(observations), atol=1e-4)
@@ -203,7 +213,7 @@ def test_the_same_run_again_changes_nothing(run, capsys) -> None:
     output, episodes, _ = run
     before = tree(output)
     train(tiny(output, "threads=2", "skip_bad_steps=1"), episodes, ["cloning", "mpdiffuser"], cost_limits=[5])
-    assert capsys.readouterr().out.count("trained already") == 6
+    assert capsys.readouterr().out.count("trained already") == 7
     kept = {name: content for name, (_, content) in before.items() if not name.endswith("log.jsonl")}
     after = tree(output)
     assert {name: after[name][1] for name in kept} == kept

@@ -28,7 +28,7 @@ def test_dynamics_see_starts_as_often_as_occupancy_says(make_episodes) -> None:
 
 def test_it_is_trained_and_evaluated_with_what_it_is_compared_with() -> None:
     method = METHODS["mpdiffuser"]
-    assert list(recipes_of(["mpdiffuser"])) == ["ranker", "planner", "dynamics"]
+    assert list(recipes_of(["mpdiffuser"])) == ["ranker", "planner", "dynamics", "forward"]
     assert set(method.evaluated_with) == {"random", "cloning", "planner", "expert"}
     assert DYNAMICS.after == ("ranker",)
 
