@@ -39,7 +39,7 @@ SHARES: dict[str, dict[str, float]] = {
     "d_mpc": {"action_planner": 0.45, "clean_dynamics": 0.45, "critic": 0.1},
     "sample_and_rank": {"state_planner": 0.7, "inverse": 0.2, "critic": 0.1},
     "planner": {"planner": 0.7, "ranker": 0.15},
-    "mpdiffuser": {"planner": 0.7, "dynamics": 0.15, "ranker": 0.15},
+    "mpdiffuser": {"planner": 0.7, "dynamics": 0.14, "forward": 0.01, "ranker": 0.15},
 }
 OWNER = {"planner": "mpdiffuser"}  # a method without models of its own -> the method whose models it uses
 TRIAL = 40  # steps of the run that times a step
