@@ -112,6 +112,15 @@ def train_further(
 def main(cfg: DictConfig) -> None:
     """Adapt the pipeline `cfg.pipeline` to the robot of the play data `cfg.dataset`."""
     torch.set_num_threads(cfg.threads)
+    print(f"Pipeline: {adapt(cfg)}")
+
+
+def adapt(cfg: DictConfig) -> Path:
+    """Adapt a pipeline, print the result, and return the folder of the adapted pipeline.
+
+    Raises:
+        InputError: for a pipeline that cannot be adapted, data that do not fit, or a folder with another adaptation.
+    """
     folder = Path(cfg.pipeline)
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
     if pipeline.planner is None or pipeline.record is None:
@@ -138,7 +147,7 @@ def main(cfg: DictConfig) -> None:
     save(pipeline, folder, output / "pipeline", found)
     write_whole(output / "adaptation.json", json.dumps(found, indent=1))
     print(table(found))
-    print(f"Pipeline: {output / 'pipeline'}")
+    return output / "pipeline"
 
 
 def check_origin(file: Path, origin: dict[str, Any]) -> None:

@@ -273,4 +273,6 @@ def test_methods_that_need_rewards_are_refused_by_name(demonstrations, capsys) -
     costly = Episodes(arrays, episodes.offsets, episodes.info, record=episodes.record)
     assert not imitates(cfg, costly)  # its ranker tells costs
     found = identities(cfg, {"data": "abc"}, METHODS_TRAINED, imitating=True)
-    assert set(found) == {"planner", "dynamics", "forward", "cloning"} and not any(each["after"] for each in found.values())
+    assert set(found) == {"planner", "dynamics", "forward", "cloning"} and not any(
+        each["after"] for each in found.values()
+    )
