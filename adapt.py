@@ -175,7 +175,7 @@ def save(pipeline: MPDiffuserPipeline, folder: Path, target: Path, found: dict[s
 
 def table(found: dict[str, Any]) -> str:
     """Return the adaptation as text."""
-    lines = [f"Actions: {found['form']}; error of the next latent on held-out play, in variances of its change:"]
+    lines = [f"Actions: {found['form']}; error of the next latent on held-out play (mpdiffuser.adaptation):"]
     lines += [f"    {form:10} {error:g}" for form, error in found["errors"].items()]
     if found["form"] == "gains":
         gains = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(found["map"]["matrix"]))
