@@ -26,9 +26,9 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, write_manifest, write_whole, writing
 from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.preparation import unit_actions
 from mpdiffuser.safe_loading import load_model
 from mpdiffuser.trainer import TrainConfig, Trainer
-from mpdiffuser.training import unit_actions
 from mpdiffuser.windows import Windows, split
 from vision.data import encode_frames
 from vision.states import encode_states, with_latents

@@ -20,16 +20,8 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
-from mpdiffuser.training import (
-    check_folder,
-    dynamics_episodes,
-    dynamics_info,
-    identities,
-    imitates,
-    train_pipeline,
-    trained_methods,
-    unit_actions,
-)
+from mpdiffuser.preparation import dynamics_episodes, dynamics_info, imitates, unit_actions
+from mpdiffuser.training import check_folder, identities, train_pipeline, trained_methods
 from vision.states import STATES, encode_states, state_encoder
 
 

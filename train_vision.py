@@ -23,17 +23,9 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
+from mpdiffuser.preparation import dynamics_episodes, dynamics_info, imitates, unit_actions
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION
-from mpdiffuser.training import (
-    check_folder,
-    dynamics_episodes,
-    dynamics_info,
-    identities,
-    imitates,
-    train_pipeline,
-    trained_methods,
-    unit_actions,
-)
+from mpdiffuser.training import check_folder, identities, train_pipeline, trained_methods
 from vision.data import inputs
 from vision.training import build_representation, check_encoder, encode_episodes, encoder_identities, train_encoder
 

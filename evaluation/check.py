@@ -81,7 +81,7 @@ def gives_goals(environment: Mapping[str, Any], observation: Observed) -> bool:
 def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> None:
     """Raise InputError unless a pipeline folder has the models that the method needs.
 
-    A pipeline that imitates has no ranker (`mpdiffuser.training.imitates`).
+    A pipeline that imitates has no ranker (`mpdiffuser.preparation.imitates`).
     """
     recipes = METHODS[method].recipes(limits)
     if not METHODS[method].needs_rewards and not (folder / "ranker").is_dir():

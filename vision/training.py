@@ -12,9 +12,10 @@ from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, train_config
+from mpdiffuser.preparation import imitates
 from mpdiffuser.record import TRUE_STATE
 from mpdiffuser.trainer import Trainer
-from mpdiffuser.training import common_options, imitates
+from mpdiffuser.training import common_options
 from mpdiffuser.windows import split_indices
 from vision.data import FrameSteps, Pictures, Rows, cached_features, encode, encode_frames, inputs, weights_fingerprint
 from vision.decoder import Decoder

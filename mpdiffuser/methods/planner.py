@@ -123,7 +123,7 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
     """Return the windows of one part.
 
     Their weight is the product of the frequency, `advantage_weights` and `episode_weights` of their first row, to the
-    power `equalizing_power`. Without a ranker (see `mpdiffuser.training.imitates`) the weight is the frequency.
+    power `equalizing_power`. Without a ranker (see `mpdiffuser.preparation.imitates`) the weight is the frequency.
     """
     if "ranker" not in data.trained:
         goals = data.settings["goals"]

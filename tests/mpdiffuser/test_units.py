@@ -18,9 +18,10 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.preparation import imitates, unit_actions
 from mpdiffuser.record import DECLARED, PROPRIOCEPTION, SEEN, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.training import identities, imitates, train_pipeline, trained_methods, training_data, unit_actions
+from mpdiffuser.training import identities, train_pipeline, trained_methods, training_data
 from vision.states import encode_states, state_encoder
 
 STEPS, H = 14, 8
