@@ -51,13 +51,9 @@ class Observation:
         whole = all(type(n) is int and 0 < n <= LARGEST for n in self.shape)
         if len(self.shape) != KINDS[self.kind][1] - 1 or not whole:
             raise InputError(f"record: shape of a {self.kind}: found {self.shape}")
-        if self.names and self.names_differ:
+        texts = all(isinstance(name, str) for name in self.names)
+        if self.names and not (texts and (len(self.names),) == self.shape):
             raise InputError(f"record: names: must be {self.shape} texts, found {self.names}")
-
-    @property
-    def names_differ(self) -> bool:
-        """Whether the names are not one text for each entry."""
-        return (len(self.names),) != self.shape or not all(isinstance(name, str) for name in self.names)
 
     @property
     def dtype(self) -> str:
