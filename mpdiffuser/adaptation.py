@@ -6,8 +6,9 @@ effect of another action T u of the nominal robot, T u = A u + b. From play data
     minimise  mean h((g(z, T u) - z') / s) + (e / N) || (A - I, b) / PRIOR ||^2,      h(r) = sqrt(1 + r^2) - 1
 
 over N steps. s is the median size of the residual with T = I, and e the first term with T = I. h grows linearly, since
-contacts give a few large residuals. The second term is the prior that the robot has hardly changed. A planner's action
-v is then executed as T^-1 v, within the bounds.
+contacts give a few large residuals. The second term is the prior that the robot has hardly changed. Only steps with T u
+within the bounds count, since g has seen no others; T is fitted `ROUNDS` times, each time to the steps that count by
+the last T. A planner's action v is then executed as T^-1 v, within the bounds.
 
 T is the identity, a gain and a bias for each action, or a matrix and a bias. A form needs an error on held-out steps
 below that of the simpler ones, by more than a standard error and by the share MATERIAL.
@@ -30,6 +31,7 @@ FORMS = ("identity", "gains", "matrix")  # simplest first
 PRIOR = 0.5  # standard deviation of gains and biases before any data
 PIECES, LONGEST = 20, 100  # number of pieces of play, and steps in one
 MATERIAL = 0.05  # share of the error by which a form must be better than a simpler one
+ROUNDS, FEWEST = 4, 100  # of a fit, and steps that it needs at least
 ROWS = 20_000  # most steps that are used
 SATURATED = 0.05  # share of actions at the bounds from which on it is told
 
@@ -77,6 +79,17 @@ class Steps:
         }
         return cls(arrays["observations"], arrays["actions"], arrays["following"], episodes.episode_of_row[rows])
 
+    def within(self, *changes: ActionMap) -> "Steps":
+        """Return the steps whose actions T u are within [-1, 1] for all of the maps; too few: all steps."""
+        keep = np.ones(len(self.owners), bool)
+        for change in changes:
+            nominal = self.actions.numpy() @ np.array(change.matrix).T + np.array(change.bias)
+            keep &= (np.abs(nominal) <= 1).all(1)
+        if keep.sum() < FEWEST:
+            return self
+        rows = torch.from_numpy(keep)
+        return Steps(self.latents[rows], self.actions[rows], self.following[rows], self.owners[keep])
+
 
 class Misfit:
     """The error h of the forward model, in sizes of its residuals on the steps of the changed robot (see the module).
@@ -114,20 +127,23 @@ def fit(misfit: Misfit, steps: Steps, form: str) -> ActionMap:
     m = steps.actions.shape[1]
     if form == "identity":
         return ActionMap.identity(m)
-    free = torch.ones(m, m) if form == "matrix" else torch.eye(m)
+    found = ActionMap.identity(m)
+    for _ in range(ROUNDS):
+        found = _fitted(misfit, steps.within(found), torch.ones(m, m) if form == "matrix" else torch.eye(m))
+    return found
+
+
+def _fitted(misfit: Misfit, steps: Steps, free: torch.Tensor) -> ActionMap:
+    """Return the T that fits the steps best. The entries of A - I are 0 where those of `free` (m, m) are 0."""
+    m = len(free)
     change, bias = torch.zeros(m, m, requires_grad=True), torch.zeros(m, requires_grad=True)
     noise = float(misfit.of(steps, ActionMap.identity(m)).mean())
-
-    def objective() -> torch.Tensor:
-        matrix = torch.eye(m) + free * change
-        prior = ((free * change / PRIOR).square().sum() + (bias / PRIOR).square().sum()) / len(steps.actions)
-        return misfit(steps, matrix, bias).mean() / noise + prior
-
     search = torch.optim.LBFGS([change, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         search.zero_grad()
-        value = objective()
+        prior = ((free * change / PRIOR).square().sum() + (bias / PRIOR).square().sum()) / len(steps.actions)
+        value = misfit(steps, torch.eye(m) + free * change, bias).mean() / noise + prior
         value.backward()
         return value
 
@@ -148,6 +164,7 @@ def choose(forward: ForwardModel, train: Steps, held_out: Steps) -> tuple[Action
     """
     misfit = Misfit(forward, train)
     maps = {form: fit(misfit, train, form) for form in FORMS}
+    held_out = held_out.within(*maps.values())
     errors = {form: misfit.of(held_out, change) for form, change in maps.items()}
     chosen = FORMS[0]
     for form in FORMS[1:]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.action_scale import ActionMap
-from mpdiffuser.adaptation import Misfit, Steps, choose, fit, pieces, saturation, warnings
+from mpdiffuser.adaptation import Misfit, Steps, _fitted, choose, fit, pieces, saturation, warnings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.forward import ForwardModel
@@ -18,13 +18,15 @@ D, M = 4, 3
 EFFECT = np.array([[0.3, 0.0, 0.1, 0.0], [0.0, 0.3, 0.0, 0.1], [0.1, 0.0, 0.0, 0.3]])
 
 
-def play(gain: np.ndarray, bias: np.ndarray, seed: int = 0, episodes: int = 6, steps: int = 100) -> Episodes:
-    """z' = .95 z + (A u + b) EFFECT + noise, from random actions."""
+def play(
+    gain: np.ndarray, bias: np.ndarray, seed: int = 0, episodes: int = 6, steps: int = 100, most: float = np.inf
+) -> Episodes:
+    """z' = .95 z + (A u + b) EFFECT + noise, from random actions; A u + b ends at `most`."""
     random = np.random.default_rng(seed)
     states = np.zeros((episodes, steps + 1, D), np.float32)
     actions = random.uniform(-1, 1, (episodes, steps + 1, M)).astype(np.float32)
     for t in range(steps):
-        push = (actions[:, t] @ gain.T + bias) @ EFFECT
+        push = (actions[:, t] @ gain.T + bias).clip(-most, most) @ EFFECT
         states[:, t + 1] = 0.95 * states[:, t] + push + 0.01 * random.normal(size=(episodes, D))
     actions[:, -1] = 0
     rows = episodes * (steps + 1)
@@ -68,6 +70,16 @@ def test_the_difference_is_found(forward: ForwardModel, form: str, truth: tuple[
     np.testing.assert_allclose(change.matrix, truth[0], atol=0.06)
     np.testing.assert_allclose(change.bias, truth[1], atol=0.04)
     assert found["errors"][form] < 0.5 * found["errors"]["identity"]
+
+
+def test_steps_beyond_the_nominal_bounds_do_not_count(forward: ForwardModel) -> None:
+    """What follows them shows an effect that ends at the bounds; the whole gains are found all the same."""
+    gain = np.diag([1.5, 1.4, 1.6])
+    train, held_out = (Steps.of(play(gain, np.zeros(M), seed, most=1.0)) for seed in (6, 7))
+    once = np.diag(np.array(_fitted(Misfit(forward, train), train, torch.eye(M)).matrix))
+    change, found = choose(forward, train, held_out)
+    assert found["form"] == "gains" and (once < np.diag(gain) - 0.15).all()
+    np.testing.assert_allclose(np.diag(np.array(change.matrix)), np.diag(gain), atol=0.08)
 
 
 def test_nothing_changed(forward: ForwardModel) -> None:
