@@ -176,10 +176,9 @@ def save(pipeline: MPDiffuserPipeline, folder: Path, target: Path, found: dict[s
 def table(found: dict[str, Any]) -> str:
     """Return the adaptation as text."""
     lines = [f"Actions: {found['form']}; error of the next latent on held-out play (mpdiffuser.adaptation):"]
-    lines += [f"    {form:10} {error:g}" for form, error in found["errors"].items()]
-    if found["form"] == "gains":
-        gains = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(found["map"]["matrix"]))
-        lines.append(f"  gains {gains}; biases {', '.join(f'{bias:.2f}' for bias in found['map']['bias'])}")
+    lines += [f"    {form:18}{error:g}" for form, error in found["errors"].items()]
+    gains = ", ".join(f"{row[i]:.2f}" for i, row in enumerate(found["map"]["matrix"]))
+    lines.append(f"  gains {gains}; biases {', '.join(f'{bias:.2f}' for bias in found['map']['bias'])}")
     if "dynamics" in found:
         before, after = found["dynamics"]
         lines.append(f"Dynamics model: held-out loss {before:.4g} before, {after:.4g} after")

@@ -10,8 +10,9 @@ contacts give a few large residuals. The second term is the prior that the robot
 within the bounds count, since g has seen no others; T is fitted `ROUNDS` times, each time to the steps that count by
 the last T. A planner's action v is then executed as T^-1 v, within the bounds.
 
-T is the identity, a gain and a bias for each action, or a matrix and a bias. A form needs an error on held-out steps
-below that of the simpler ones, by more than a standard error and by the share MATERIAL.
+T is the identity, a gain for each action, a gain and a bias, or a matrix and a bias. A form is chosen in place of a
+simpler one if its error on held-out steps is lower by more than a standard error, and by more than the share MATERIAL
+of the error with T = I.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,10 @@ from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.tuning import clustered_error
 from mpdiffuser.windows import step_rows
 
-FORMS = ("identity", "gains", "matrix")  # simplest first
+FORMS = ("identity", "gains", "gains and biases", "matrix")  # simplest first
 PRIOR = 0.5  # standard deviation of gains and biases before any data
 PIECES, LONGEST = 20, 100  # number of pieces of play, and steps in one
-MATERIAL = 0.05  # share of the error by which a form must be better than a simpler one
+MATERIAL = 0.05  # share of the error with T = I by which a form must be better than a simpler one
 ROUNDS, FEWEST = 4, 100  # of a fit, and steps that it needs at least
 ROWS = 20_000  # most steps that are used
 SATURATED = 0.05  # share of actions at the bounds from which on it is told
@@ -129,12 +130,19 @@ def fit(misfit: Misfit, steps: Steps, form: str) -> ActionMap:
         return ActionMap.identity(m)
     found = ActionMap.identity(m)
     for _ in range(ROUNDS):
-        found = _fitted(misfit, steps.within(found), torch.ones(m, m) if form == "matrix" else torch.eye(m))
+        free = torch.ones(m, m) if form == "matrix" else torch.eye(m)
+        found = _fitted(misfit, steps.within(found), free, form != "gains")
     return found
 
 
-def _fitted(misfit: Misfit, steps: Steps, free: torch.Tensor) -> ActionMap:
-    """Return the T that fits the steps best. The entries of A - I are 0 where those of `free` (m, m) are 0."""
+def _fitted(misfit: Misfit, steps: Steps, free: torch.Tensor, biased: bool) -> ActionMap:
+    """Return the T that fits the steps best.
+
+    Args:
+        misfit, steps: see `fit`.
+        free: (m, m), 0 where A - I is 0.
+        biased: whether b may differ from 0.
+    """
     m = len(free)
     change, bias = torch.zeros(m, m, requires_grad=True), torch.zeros(m, requires_grad=True)
     noise = float(misfit.of(steps, ActionMap.identity(m)).mean())
@@ -143,13 +151,13 @@ def _fitted(misfit: Misfit, steps: Steps, free: torch.Tensor) -> ActionMap:
     def closure() -> torch.Tensor:
         search.zero_grad()
         prior = ((free * change / PRIOR).square().sum() + (bias / PRIOR).square().sum()) / len(steps.actions)
-        value = misfit(steps, torch.eye(m) + free * change, bias).mean() / noise + prior
+        value = misfit(steps, torch.eye(m) + free * change, biased * bias).mean() / noise + prior
         value.backward()
         return value
 
     search.step(closure)
     with torch.no_grad():
-        return ActionMap.of((torch.eye(m) + free * change).numpy(), bias.detach().numpy())
+        return ActionMap.of((torch.eye(m) + free * change).numpy(), (biased * bias).numpy())
 
 
 def choose(forward: ForwardModel, train: Steps, held_out: Steps) -> tuple[ActionMap, dict[str, Any]]:
@@ -169,7 +177,7 @@ def choose(forward: ForwardModel, train: Steps, held_out: Steps) -> tuple[Action
     chosen = FORMS[0]
     for form in FORMS[1:]:
         gain = errors[chosen] - errors[form]
-        least = max(clustered_error(gain, held_out.owners), MATERIAL * float(errors[chosen].mean()))
+        least = max(clustered_error(gain, held_out.owners), MATERIAL * float(errors[FORMS[0]].mean()))
         if gain.mean() > least:
             chosen = form
     return maps[chosen], {

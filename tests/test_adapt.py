@@ -54,7 +54,12 @@ def test_from_states(tmp_path: Path, run: Run) -> None:
     assert not status, error
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     found = json.loads((adapted / "adaptation.json").read_text())
-    assert found["form"] == "gains" and "gains 0." in printed and "Dynamics model: held-out loss" in printed
+    assert (
+        found["form"] == "gains"
+        and "gains 0." in printed
+        and "biases 0.00, 0.00" in printed
+        and "Dynamics model: held-out loss" in printed
+    )
     np.testing.assert_allclose(np.diag(found["map"]["matrix"]), GAINS, atol=0.15)
     check_manifest(adapted / "pipeline", "")
     old, new = (MPDiffuserPipeline.from_pretrained(folder / "pipeline") for folder in (output, adapted))

@@ -58,17 +58,18 @@ def forward() -> ForwardModel:
     return model.requires_grad_(False).eval()
 
 
-GAINS = np.diag([0.5, 1.4, 0.8]), np.array([0.1, 0.0, -0.2])
+GAINS = np.diag([0.5, 1.4, 0.8]), np.zeros(M)
+BIASED = np.diag([0.5, 1.4, 0.8]), np.array([0.3, 0.0, -0.3])
 MATRIX = np.array([[0.8, 0.3, 0.0], [-0.3, 0.8, 0.0], [0.2, 0.0, 1.2]]), np.array([0.0, 0.1, 0.0])
 
 
-@pytest.mark.parametrize(("form", "truth"), [("gains", GAINS), ("matrix", MATRIX)])
+@pytest.mark.parametrize(("form", "truth"), [("gains", GAINS), ("gains and biases", BIASED), ("matrix", MATRIX)])
 def test_the_difference_is_found(forward: ForwardModel, form: str, truth: tuple[np.ndarray, np.ndarray]) -> None:
     train, held_out = (Steps.of(play(*truth, seed)) for seed in (2, 3))
     change, found = choose(forward, train, held_out)
     assert found["form"] == form
-    np.testing.assert_allclose(change.matrix, truth[0], atol=0.06)
-    np.testing.assert_allclose(change.bias, truth[1], atol=0.04)
+    np.testing.assert_allclose(change.matrix, truth[0], atol=0.08)
+    np.testing.assert_allclose(change.bias, truth[1], atol=0.08)
     assert found["errors"][form] < 0.5 * found["errors"]["identity"]
 
 
@@ -76,7 +77,7 @@ def test_steps_beyond_the_nominal_bounds_do_not_count(forward: ForwardModel) -> 
     """What follows them shows an effect that ends at the bounds; the whole gains are found all the same."""
     gain = np.diag([1.5, 1.4, 1.6])
     train, held_out = (Steps.of(play(gain, np.zeros(M), seed, most=1.0)) for seed in (6, 7))
-    once = np.diag(np.array(_fitted(Misfit(forward, train), train, torch.eye(M)).matrix))
+    once = np.diag(np.array(_fitted(Misfit(forward, train), train, torch.eye(M), False).matrix))
     change, found = choose(forward, train, held_out)
     assert found["form"] == "gains" and (once < np.diag(gain) - 0.06).all()
     np.testing.assert_allclose(np.diag(np.array(change.matrix)), np.diag(gain), atol=0.08)
