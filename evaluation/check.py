@@ -28,7 +28,8 @@ def check_evaluation(cfg: DictConfig) -> None:
     section = cfg.evaluation
     if set(section.methods) - set(METHODS):
         raise InputError(f"evaluation.methods: must be of {', '.join(METHODS)}; found {list(section.methods)}")
-    for name, least in (("episodes", 1), ("first_seed", 0), ("probe_every", 0), ("parallel_controllers", 1)):
+    least_values = {"episodes": 1, "first_seed": 0, "probe_every": 0, "parallel_controllers": 1, "max_decisions": 1}
+    for name, least in least_values.items():
         if section[name] is not None and section[name] < least:
             raise InputError(f"evaluation.{name}: must be at least {least}, found {section[name]}")
     if section.first_seed + section.episodes > 2**32:

@@ -83,6 +83,7 @@ def evaluate(
     probe_every: int = 0,
     film: bool = False,
     label: str = "evaluate",
+    max_decisions: int | None = None,
 ) -> Outcome:
     """Run one episode for each seed, with policies of one method in parallel threads.
 
@@ -95,6 +96,7 @@ def evaluate(
             replanning. Environments whose state cannot be restored (`can_peek`) are not probed.
         film: whether the frames and plans of the first environment are recorded.
         label: title of the progress bar.
+        max_decisions: largest number of decisions in an episode; None: until the environment ends it.
     """
     ends = np.cumsum([batch.num_envs for batch in environments])
     parts = [[int(seed) for seed in part] for part in np.split(np.asarray(seeds), ends[:-1])]
@@ -104,7 +106,7 @@ def evaluate(
         torch.set_num_threads(threads)  # the setting applies only to this thread
         first = index == 0
         pair = (policies[index], environments[index])
-        return _episodes(*pair, parts[index], probe_every, film and first, label if first else None)
+        return _episodes(*pair, parts[index], probe_every, film and first, label if first else None, max_decisions)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
@@ -144,6 +146,7 @@ def _episodes(
     probe_every: int,
     film: bool,
     label: str | None,
+    max_decisions: int | None,
 ) -> tuple[Outcome, Any, Any]:
     """Run the episodes of one policy.
 
@@ -162,7 +165,7 @@ def _episodes(
     alive = np.ones(count, bool)
     decision, probe_due = 0, 0
     with progress(desc=label, unit="step", disable=label is None) as bar:
-        while alive.any():
+        while alive.any() and decision != max_decisions:
             actions = policy.act(observations, alive)
             if policy.plan is not None and policy.planned_now:
                 if alive.all():  # later plans are for a smaller batch

@@ -84,8 +84,13 @@ def test_pendulum_in_its_own_units(tmp_path: Path, run: Any) -> None:
     assert status == 0, error
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert all(method["lengths"] == [200, 200] for method in metrics["methods"].values()) and metrics["task"] == "out"
-    status, _, error = run(evaluate, f"pipeline={tmp_path / 'out' / 'pipeline'}", "evaluation.methods=[random]")
+    again = [f"pipeline={tmp_path / 'out' / 'pipeline'}", "evaluation.methods=[random]"]
+    status, _, error = run(evaluate, *again, "evaluation.max_decisions=7")
     assert status == 0, error  # the pipeline knows a registered environment
+    metrics = json.loads((tmp_path / "out" / "evaluation" / "metrics.json").read_text())
+    assert metrics["methods"]["random"]["lengths"] == [7] * 20
+    status, _, error = run(evaluate, *again, "evaluation.max_decisions=0")
+    assert status == 2 and "evaluation.max_decisions: must be at least 1, found 0" in error
     status, _, error = run(train_state, *options, "environment=MountainCarContinuous-v0")
     assert status == 2 and "error: environment: observations" in error
     wide = recording(tmp_path / "wide", (-3, 3), 1, observations=numbers(3))
