@@ -73,14 +73,18 @@ def power_sweep(one: Problem) -> Powers:
     }
 
 
-def with_action_term(one: Problem) -> list[tuple[str, list[Distance], list[tuple[float, float]]]]:
-    """Fused with p = 2, without and with the dynamics model's action term (docs/theory.md, section 8): distances from
-    the product and last positions at each number of levels."""
-    rows = []
-    for action_term, name in ((False, "fused, p = 2"), (True, "with the action term")):
-        each = replace(one, action_term=action_term)
-        drawn = [each.drawn(**FUSED, steps=n, dynamics_power=2.0) for n in LEVELS]
-        rows.append((name, [one.distance(x, one.product) for x in drawn], [one.end_positions(x) for x in drawn]))
+def hearing(one: Problem) -> list[tuple[str, list[Distance], list[tuple[float, float]]]]:
+    """Distances from the product and last positions at each number of levels, if the actions hear the dynamics model.
+
+    With p = 2 and 4 (docs/theory.md, section 8); fused, where they do not, for comparison.
+    """
+    rows, each = [], replace(one, hears=True)
+    for composition in ("fused", "heard", "contrast"):
+        for p in (2.0, 4.0):
+            options = {**FUSED, "composition": composition, "dynamics_power": p}
+            drawn = [each.drawn(**options, steps=n) for n in LEVELS]
+            found = [one.distance(x, one.product) for x in drawn], [one.end_positions(x) for x in drawn]
+            rows.append((f"{composition}, p = {p:g}", *found))
     return rows
 
 
@@ -142,7 +146,7 @@ def page(one: Problem, runs: Runs, feasible: Runs, ends: Ends, powers: Powers, b
     by_levels = [(f"{c}, {s}", [runs[c, s, n] for n in LEVELS]) for c, s in RUNS]
     rollouts = [(f"{c}, {s}", [feasible[c, s, n] for n in LEVELS]) for c, s in RUNS if c != "planner"]
     by_power = [(f"{p:g}", [powers[p, n] for n in LEVELS]) for p in POWERS]
-    terms = with_action_term(one)
+    terms = hearing(one)
     parts = [
         HEAD.format(written_by=pages.written_by("closed_form")),
         "## The densities\n",
@@ -156,7 +160,7 @@ def page(one: Problem, runs: Runs, feasible: Runs, ends: Ends, powers: Powers, b
         "The product: {:.2f}, {:.2f}.\n".format(*one.end_positions(one.product)),
         "## Fused, dpmpp_2m: distance from the product against the power p of the dynamics' weight\n",
         distances("p", LEVELS, by_power),
-        "## With the dynamics model's action term: distance from the product; last position as planned, and where the "
+        "## Actions that hear the dynamics model: distance from the product; last position as planned, and where the "
         "actions lead\n",
         distances("composition", LEVELS, [(name, found) for name, found, _ in terms]),
         positions([(name, pairs) for name, _, pairs in terms]),

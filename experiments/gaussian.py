@@ -103,27 +103,6 @@ class ExactPlanner(Denoiser, nn.Module):
         return self.clean(x.flatten(1), int(levels[0])).view_as(x)
 
 
-class ActionTermPlanner(ExactPlanner):
-    """A planner with the dynamics model's action term: D_P + E_D[u | z_t, u_t] - E_D[u | u_t] for the actions."""
-
-    def __init__(self, density: Gaussian, dynamics: Gaussian, latent_dim: int, schedule: NoiseSchedule) -> None:
-        super().__init__(density, latent_dim, schedule)
-        self.given_states = dynamics.denoiser(schedule)
-        self.dynamics, self.schedule = dynamics, schedule
-
-    def forward(
-        self, x: torch.Tensor, levels: torch.Tensor, condition: torch.Tensor, keep: torch.Tensor
-    ) -> torch.Tensor:
-        """x (B, H, d + m) -> D (B, H, d + m)."""
-        level = int(levels[0])
-        is_action = torch.ones_like(x[0])
-        is_action[:, : self.config["latent_dim"]] = 0
-        actions = is_action.flatten()
-        alone = Gaussian(self.dynamics.mean, self.dynamics.covariance * actions * actions[:, None])
-        term = self.given_states(x.flatten(1), level) - alone.denoiser(self.schedule)(x.flatten(1), level)
-        return super().forward(x, levels, condition, keep) + (actions * term).view_as(x)
-
-
 class ExactDynamics(Denoiser, nn.Module):
     """A dynamics model whose denoiser is exact for the density p(u) p(z | u) of its data, with noise on both."""
 
@@ -135,6 +114,26 @@ class ExactDynamics(Denoiser, nn.Module):
     def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """x (B, H, d + m) -> D of the states (B, H, d)."""
         return self.clean(x.flatten(1), int(levels[0])).view_as(x)[..., : self.config["latent_dim"]]
+
+
+class HearingDynamics(ExactDynamics):
+    """The same, exact for the actions too, and for states or actions that are hidden."""
+
+    def __init__(self, density: Gaussian, latent_dim: int, schedule: NoiseSchedule, states: torch.Tensor) -> None:
+        super().__init__(density, latent_dim, schedule)
+        self.config["hears"] = True
+        self.parts = {}
+        for seen, entries in (((True, True), states | ~states), ((False, True), ~states), ((True, False), states)):
+            among = entries.to(density.covariance.dtype)
+            self.parts[seen] = Gaussian(density.mean, density.covariance * among * among[:, None]).denoiser(schedule)
+
+    def forward(self, x: torch.Tensor, levels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """x (B, H, d + m), seen (B, 2) -> D of what is seen, like x."""
+        clean = torch.empty_like(x)
+        for (states, actions), denoiser in self.parts.items():
+            rows = (seen[:, 0] == states) & (seen[:, 1] == actions)
+            clean[rows] = denoiser(x[rows].flatten(1), int(levels[0])).view_as(x[rows])
+        return clean
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class Problem:
     """The system and the densities of its models.
 
     planner p_P(z, u); dynamics p_D(z | u) p(u); product p_P(z, u) p_D(z | u); feasible p_P(u) p_D(z | u).
-    action_term: whether the planner has the dynamics model's action term.
+    hears: whether the dynamics model estimates actions too.
     """
 
     system: System
@@ -164,14 +163,14 @@ class Problem:
     dynamics: Gaussian
     product: Gaussian
     feasible: Gaussian
-    action_term: bool = False
+    hears: bool = False
 
     def sampler(self, levels: int = 100, temperature: float = 1.0, **config) -> Sampler:
         schedule, (d, m, _) = NoiseSchedule(levels), self.system.sizes
         free = torch.full((d + m,), 1e9, dtype=torch.float64)
         planner, dynamics = ExactPlanner(self.planner, d, schedule), ExactDynamics(self.dynamics, d, schedule)
-        if self.action_term:
-            planner = ActionTermPlanner(self.planner, self.dynamics, d, schedule)
+        if self.hears:
+            dynamics = HearingDynamics(self.dynamics, d, schedule, self.system.states)
         return Sampler(planner, dynamics, schedule, -free, free, SamplerConfig(temperature=temperature, **config))  # type: ignore[arg-type]
 
     def equilibrium(self, states: tuple[float, float], actions: tuple[float, float]) -> torch.Tensor:

@@ -99,7 +99,9 @@ class Prepared:
             self._known = tuple(part.clone() for part in known)
             self._modulations = self._prepare(known)
         self._last, modulation = level, self._modulations[level]
-        return self.model(x, levels, *rest, modulation) if self.denoise is None else self.denoise(x, modulation)
+        return (
+            self.model(x, levels, *rest, modulation=modulation) if self.denoise is None else self.denoise(x, modulation)
+        )
 
     def _prepare(self, known: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
         """Compute the modulation (B, F) of each level."""

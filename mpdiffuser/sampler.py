@@ -6,6 +6,10 @@ At each noise level the models estimate the clean trajectory, D. One update then
                 from the planner. The planner decides the plan at high noise; the dynamics model makes it feasible at
                 low noise.
     joint       fused with w = 1: states from the dynamics model at every level, actions from the planner
+    heard       fused, and the actions hear the dynamics model: the planner's estimate of them plus
+                E[u | z_t, u_t] - E[u | u_t] of the dynamics model (docs/theory.md, section 8). It must be trained with
+                `dynamics.hears`.
+    contrast    heard, and the planner's estimate of the states gets E[z | z_t, u_t] - E[z | z_t] in the same way
     release     The states take a posterior step with the dynamics model's D. Then states and actions take one with the
                 planner's D (the update of Balim, Li and Du 2025).
     planner     the planner only
@@ -28,12 +32,13 @@ import torch
 
 from mpdiffuser.engines import ENGINES
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.denoisers import Dynamics, Planner, hold
+from mpdiffuser.models.denoisers import Dynamics, Planner, hide, hold
 from mpdiffuser.record import Actions
 from mpdiffuser.schedule import GRIDS, SOLVERS, Move, NoiseSchedule, moves
 
 Field = Callable[[torch.Tensor], torch.Tensor]  # trajectories (B, H, d + m) -> like the trajectories
-COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint")
+COMPOSITIONS = ("fused", "release", "planner", "sequential", "joint", "heard", "contrast")
+HEARING = ("heard", "contrast")
 DEFAULT_STEPS = 3  # of a pipeline for which the rule of `mpdiffuser.tuning` has not chosen a number
 
 
@@ -176,6 +181,11 @@ class Sampler:
             raise InputError(
                 f"sampler.composition: {config.composition!r} needs a dynamics model; this pipeline has none"
             )
+        if config.composition in HEARING and not (dynamics and dynamics.config.get("hears")):
+            raise InputError(
+                f"sampler.composition: {config.composition!r} needs a dynamics model that estimates actions too; train "
+                "with dynamics.hears=true"
+            )
 
     @torch.inference_mode()
     def __call__(
@@ -259,15 +269,37 @@ class Sampler:
         approximated by sigma_t^2, which is exact for independent entries of variance 1.
         """
         clean = self.planner_x0(x, level, condition)
-        if self.config.composition in ("fused", "joint"):
-            power = self.config.dynamics_power if self.config.composition == "fused" else 0.0
+        if self.config.composition in ("fused", "joint", *HEARING):
+            power = self.config.dynamics_power if self.config.composition != "joint" else 0.0
             w = float(self.schedule.alpha_bar[level]) ** power
-            real = self.dynamics_x0(x, level)
+            if self.config.composition in HEARING:
+                real, term = self._heard(x, level)
+                clean = (clean + term).clamp(self.low, self.high)
+            else:
+                real = self.dynamics_x0(x, level)
             clean[..., : real.shape[-1]] = w * real + (1 - w) * clean[..., : real.shape[-1]]
         if objective_gradient is not None:
             moved = clean + float(self.schedule.sigmas[level]) ** 2 * objective_gradient(clean)
             clean = moved.clamp(self.low, self.high)
         return clean
+
+    def _heard(self, x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the dynamics model's estimate of the states (B, H, d), and what it adds to the planner's, like x.
+
+        Three estimates in one pass: with all in sight, with the states hidden, with the actions hidden.
+        """
+        assert self.dynamics is not None
+        d, rows = self.dynamics.config["latent_dim"], len(x)
+        seen = x.new_tensor([[1, 1], [0, 1], [1, 0]]).repeat_interleave(rows, 0)
+        noisy = hide(x.repeat(3, 1, 1), seen, d)
+        levels = x.new_full((3 * rows,), level, dtype=torch.long)
+        output = self.dynamics(noisy, levels, seen)
+        clean = self.dynamics.to_clean(output, noisy, levels, self.schedule).clamp(self.low, self.high)
+        whole, by_actions, by_states = clean.chunk(3)
+        term = torch.cat([whole[..., :d] - by_states[..., :d], whole[..., d:] - by_actions[..., d:]], -1)
+        if self.config.composition == "heard":
+            term[..., :d] = 0
+        return whole[..., :d], term
 
     def _noised(self, clean: torch.Tensor, level: int, noise: torch.Tensor) -> torch.Tensor:
         a = float(self.schedule.alpha_bar[level])
@@ -300,5 +332,7 @@ class Sampler:
         assert self.dynamics is not None
         d = self.dynamics.config["latent_dim"]
         levels = x.new_full((len(x),), level, dtype=torch.long)
-        clean = self.dynamics.to_clean(self.dynamics(x, levels), x[..., :d], levels, self.schedule)
+        seen = (x.new_ones(len(x), 2),) if self.dynamics.config.get("hears") else ()
+        output = self.dynamics(x, levels, *seen)[..., :d]
+        clean = self.dynamics.to_clean(output, x[..., :d], levels, self.schedule)
         return clean.clamp(self.low[:d], self.high[:d])

@@ -70,7 +70,9 @@ class DMPC(Baseline):
         Recipe(
             "clean_dynamics",
             CleanDynamics,
-            lambda data: CleanDynamics(**data.dims, horizon=data.settings["horizon"], **data.settings["dynamics"]),
+            lambda data: CleanDynamics(
+                **data.dims, horizon=data.settings["horizon"], **data.settings["dynamics"] | {"hears": False}
+            ),
             {"steps": 5000, "batch_size": 64, "learning_rate": 1e-3},
             lambda data, part: data.dynamics_windows(part, data.logged_windows(part)),
             sections=("dynamics",),

@@ -206,7 +206,16 @@ class Dynamics(Denoiser, Model):
     """Diffusion model of the states, given z_0 and the actions. It does not get the target.
 
     In training the actions have independent noise of the same level as the states, as in the alternating sampler.
-    Arguments and errors as `Planner`.
+
+    With `hears`, it estimates the actions too, and either part can be hidden from it. In training both parts are seen
+    in half of the examples; in a quarter each the states or the actions are hidden. One network then gives E[z | z_t,
+    u_t], E[u | z_t, u_t], E[z | z_t] and E[u | u_t], for the compositions heard and contrast (docs/theory.md, section
+    8; a model of all these: Zhu et al. 2025, Unified World Models).
+
+    Arguments and errors as `Planner`, and:
+
+    Args:
+        hears: whether it estimates the actions too.
     """
 
     noisy_actions = True
@@ -221,52 +230,95 @@ class Dynamics(Denoiser, Model):
         multipliers: Sequence[int] = (1, 2),
         embedding: int = 64,
         prediction: str = "v_prediction",
+        hears: bool = False,
     ) -> None:
         super().__init__()
         check_horizon(horizon, multipliers)
         check_prediction(prediction)
         self.level = LevelEmbedding(embedding)
-        self.context = perceptron(latent_dim, embedding)
-        self.unet = TemporalUNet(latent_dim + action_dim, latent_dim, width, multipliers, embedding)
+        self.context = perceptron(latent_dim + 2 * hears, embedding)
+        self.unet = TemporalUNet(
+            latent_dim + action_dim, latent_dim + hears * action_dim, width, multipliers, embedding
+        )
 
-    def forward(self, x: torch.Tensor, levels: torch.Tensor, modulation: torch.Tensor | None = None) -> torch.Tensor:
-        """Noisy x (B, H, d + m), levels (B,) -> prediction of the states (B, H, d); modulation as in `Planner`."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        levels: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Noisy x (B, H, d + m), levels (B,) -> prediction of the states (B, H, d), with `hears` (B, H, d + m).
+
+        Args:
+            x, levels: as for the planner.
+            seen: with `hears`, whether the states and whether the actions are seen, (B, 2) (see `hide`).
+            modulation: as in `Planner`.
+        """
         if modulation is None:
-            modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]])
+            modulation = self.modulation(levels, x[:, 0, : self.config["latent_dim"]], seen)
         return self.denoise(x, modulation)
 
-    def modulation(self, levels: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Levels (B,), z_0 (B, d) -> modulation of all layers (B, F)."""
-        return self.unet.modulation(self.level(levels) + self.context(present))
+    def modulation(self, levels: torch.Tensor, present: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Levels (B,), z_0 (B, d), with `hears` what is seen (B, 2) -> modulation of all layers (B, F)."""
+        known = present if seen is None else torch.cat([present, seen.to(present.dtype)], -1)
+        return self.unet.modulation(self.level(levels) + self.context(known))
 
     def denoise(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """Noisy x (B, H, d + m), modulation (B, F) -> prediction of the states (B, H, d)."""
+        """Noisy x (B, H, d + m), modulation (B, F) -> prediction, as `forward`."""
         return self.unet(x, modulation)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return inputs of `forward`, a batch of 2."""
-        return _example(self.config)
+        return (*_example(self.config), torch.ones(2, 2)) if self.config["hears"] else _example(self.config)
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m)."""
-        return levels_and_noise(self.config, batch, schedule, generator)
+        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m), and seen (B, 2)."""
+        random = levels_and_noise(self.config, batch, schedule, generator)
+        if self.config["hears"]:
+            kind = torch.randint(4, (batch,), generator=generator)
+            random["seen"] = torch.stack([kind != 0, kind != 1], -1).float()
+        return random
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Return the denoising loss on the states of a batch of `Windows`. The condition is not used."""
+        """Return the denoising loss on the states of a batch of `Windows`, with `hears` of all that is seen.
+
+        The condition is not used.
+        """
         latents = batch["latents"]
         d = latents.shape[-1]
         clean = torch.cat([latents, batch["actions"]], -1)
         known = None if self.noisy_actions else batch["actions"]
         noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), latents[:, 0], committed=known)
-        output = self(noisy, random["levels"])
-        target = schedule.training_target(
-            self.config["prediction"], latents, random["noise"][..., :d], random["levels"]
-        )
         weight = batch["mask"][..., None].expand_as(latents).clone()
         weight[:, 0] = 0
+        drawn, seen = d, random.get("seen")
+        if seen is not None:
+            drawn = clean.shape[-1]
+            actions = batch["action_mask"][..., None].expand_as(batch["actions"])
+            weight = torch.cat([weight * seen[:, None, :1], actions * seen[:, None, 1:]], -1)
+            noisy = hide(noisy, seen, d)
+        output = self(noisy, random["levels"], seen)
+        target = schedule.training_target(
+            self.config["prediction"], clean[..., :drawn], random["noise"][..., :drawn], random["levels"]
+        )
         return {"loss": weighted_error(output, target, weight)}
+
+
+def hide(x: torch.Tensor, seen: torch.Tensor, latent_dim: int) -> torch.Tensor:
+    """Return x (B, H, d + m) with 0 in the parts that are not seen; z_0 stays.
+
+    Args:
+        x: noisy trajectories.
+        seen: (B, 2), whether the states and whether the actions are seen.
+        latent_dim: d.
+    """
+    parts = [latent_dim, x.shape[-1] - latent_dim]
+    keep = torch.repeat_interleave(seen, torch.tensor(parts, device=x.device), -1)[:, None].repeat(1, x.shape[1], 1)
+    keep[:, 0, :latent_dim] = 1
+    return x * keep
 
 
 def levels_and_noise(

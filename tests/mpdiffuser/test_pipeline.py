@@ -15,9 +15,9 @@ import torch
 from mpdiffuser.budget import Allowance
 from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
-from mpdiffuser.models.denoisers import Planner
+from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.sampler import COMPOSITIONS, DEFAULT_STEPS, SamplerConfig
+from mpdiffuser.sampler import COMPOSITIONS, DEFAULT_STEPS, HEARING, SamplerConfig
 
 D, M, H = 3, 2, 8
 CONFIG = SamplerConfig(steps=4, candidates=3, rank_temperature=0)
@@ -94,9 +94,25 @@ def test_a_fresh_process_acts_the_same(pipeline: MPDiffuserPipeline, tmp_path: P
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
+PLAIN = [name for name in COMPOSITIONS if name not in HEARING]
+
+
+@pytest.mark.parametrize("composition", HEARING)
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_hearing_through_an_engine(make_pipeline, randomize, composition: str, engine: str) -> None:
+    pipeline = make_pipeline(dynamics=randomize(Dynamics(3, 2, 8, width=8, embedding=16, hears=True), seed=2))
+    config = SamplerConfig(composition=composition, steps=3, candidates=2)
+    plans = [
+        pipeline(latents_of(4), pipeline.sampler(replace(config, engine=name)), generators(4))
+        for name in ("torch", engine)
+    ]
+    np.testing.assert_allclose(plans[0].latents, plans[1].latents, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(plans[0].actions, plans[1].actions, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("composition", "solver"),
-    [*((name, "ddpm") for name in COMPOSITIONS), *((name, "dpmpp_2m") for name in COMPOSITIONS if name != "release")],
+    [*((name, "ddpm") for name in PLAIN), *((name, "dpmpp_2m") for name in PLAIN if name != "release")],
 )
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_plan_does_not_depend_on_its_neighbours(

@@ -13,7 +13,7 @@ from torch import nn
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Denoiser, Dynamics, Planner
-from mpdiffuser.sampler import COMPOSITIONS, Sampler, SamplerConfig
+from mpdiffuser.sampler import COMPOSITIONS, HEARING, Sampler, SamplerConfig
 from mpdiffuser.schedule import GRIDS, PREDICTIONS, SOLVERS, NoiseSchedule, moves
 
 D, M, H = 3, 2, 8
@@ -23,6 +23,9 @@ SCHEDULE = NoiseSchedule(100)
 
 def limits(value: float = 1e9) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full((D + M,), -value), torch.full((D + M,), value)
+
+
+PLAIN = [name for name in COMPOSITIONS if name not in HEARING]
 
 
 def noise_from(seed: int, batch: int):
@@ -212,7 +215,7 @@ def test_guided_only_inside_the_interval(planner: Planner, interval: tuple[float
     assert torch.equal(found, plain) == (interval == (0.0, 0.0))
 
 
-@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("composition", PLAIN)
 @pytest.mark.parametrize("warm_start", [0, 3])
 def test_the_present_is_held(planner: Planner, dynamics: Dynamics, composition: str, warm_start: int) -> None:
     present, condition = given(4)
@@ -230,7 +233,7 @@ def test_the_present_is_held(planner: Planner, dynamics: Dynamics, composition: 
         assert all(torch.equal(call.x[:, 0, :D], present) for call in calls)
 
 
-@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("composition", PLAIN)
 def test_what_is_known_is_held(planner: Planner, dynamics: Dynamics, composition: str) -> None:
     present, condition = given(4)
     goal, committed = given(4, seed=1)[0], torch.rand(4, 2, M)
@@ -245,6 +248,52 @@ def test_what_is_known_is_held(planner: Planner, dynamics: Dynamics, composition
         assert torch.equal(y[:, -1, :D], goal)
         assert torch.equal(y[:, :2, D:], committed)
     assert (x[:, 1:-1] - free[:, 1:-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("composition", HEARING)
+def test_actions_that_hear_the_dynamics_model(randomize, planner: Planner, composition: str) -> None:
+    """One level by hand: three estimates of the dynamics model, and what they add; fixed parts stay, D in the range."""
+    dynamics = randomize(Dynamics(**SIZES, hears=True), seed=2)
+    present, condition = given(3)
+    sampler = make(planner, dynamics, bound=1.5, composition=composition, steps=1, temperature=1.0)
+    level = sampler.moves[0].level
+    found = sampler(present, condition, noise_from(0, 3))
+    x = noise_from(0, 3)()
+    x[:, 0, :D] = present
+    levels = torch.full((3,), level)
+
+    def estimate(states: int, actions: int) -> torch.Tensor:
+        shown = x.clone()
+        shown[:, 1:, :D] *= states
+        shown[..., D:] *= actions
+        with torch.no_grad():
+            output = dynamics(shown, levels, torch.tensor([[states, actions]] * 3).float())
+        return dynamics.to_clean(output, shown, levels, SCHEDULE).clamp(-1.5, 1.5)
+
+    whole, by_actions, by_states = estimate(1, 1), estimate(0, 1), estimate(1, 0)
+    with torch.no_grad():
+        plan = sampler.planner_x0(x, level, condition)
+    plan[..., D:] += (whole - by_actions)[..., D:]
+    if composition == "contrast":
+        plan[..., :D] += (whole - by_states)[..., :D]
+    plan = plan.clamp(-1.5, 1.5)
+    w = float(SCHEDULE.alpha_bar[level])
+    plan[..., :D] = w * whole[..., :D] + (1 - w) * plan[..., :D]
+    plan[:, 0, :D] = present
+    torch.testing.assert_close(found, plan, rtol=0, atol=1e-5)
+
+
+def test_a_dynamics_model_that_cannot_be_heard(planner: Planner, dynamics: Dynamics) -> None:
+    with pytest.raises(InputError, match=r"'heard' needs a dynamics model that estimates actions too; .*hears=true"):
+        make(planner, dynamics, composition="heard")
+
+
+@pytest.mark.parametrize("composition", ["fused", "joint", "sequential"])
+def test_a_dynamics_model_that_hears_serves_the_others(randomize, planner: Planner, composition: str) -> None:
+    present, condition = given(3)
+    dynamics = randomize(Dynamics(**SIZES, hears=True), seed=2)
+    plans = make(planner, dynamics, composition=composition, steps=3)(present, condition, noise_from(0, 3))
+    assert plans.shape == (3, H, D + M) and plans.isfinite().all()
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
@@ -294,7 +343,7 @@ def test_sequential_is_a_plan_and_then_its_states(planner: Planner, dynamics: Dy
 @pytest.mark.slow
 @settings(max_examples=25)
 @given_hypothesis(
-    st.sampled_from(COMPOSITIONS),
+    st.sampled_from(PLAIN),
     st.sampled_from(SOLVERS),
     st.sampled_from(GRIDS),
     st.integers(1, 4),
@@ -432,7 +481,7 @@ def test_dpmpp_2m_forgets_its_history_between_calls(planner: Planner, dynamics: 
     assert torch.equal(sampler(present, condition, noise_from(0, 3)), first)
 
 
-@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("composition", PLAIN)
 def test_plans_stay_within_the_data(planner: Planner, dynamics: Dynamics, composition: str) -> None:
     present, condition = given(3)
     sampler = make(planner, dynamics, bound=0.1, composition=composition, solver="ddpm", temperature=2.0, guidance=3.0)

@@ -190,3 +190,40 @@ def test_hold_puts_what_is_known_in_its_place(horizon: int, d: int, m: int, with
         state = present if k == 0 else goal if with_goal and k == horizon - 1 else x[:, k, :d]
         assert torch.equal(held[:, k, :d], state)
         assert torch.equal(held[:, k, d:], committed[:, k] if k < count else x[:, k, d:])
+
+
+@pytest.mark.parametrize("valid", [3, H])
+def test_loss_of_a_dynamics_model_that_hears_by_hand(randomize, valid: int) -> None:
+    """States and actions are targets where they are seen; what is hidden is 0 in the input, but for z_0."""
+    schedule = NoiseSchedule(100)
+    model = randomize(Dynamics(**SIZES, hears=True))
+    batch = batch_of_windows(valid=valid)
+    random = model.draw(4, schedule, torch.Generator().manual_seed(0))
+    random["seen"] = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    clean = torch.cat([batch["latents"], batch["actions"]], -1)
+    alpha = schedule.alpha_bar[random["levels"]].sqrt().float()[:, None, None]
+    sigma = (1 - schedule.alpha_bar[random["levels"]]).sqrt().float()[:, None, None]
+    noisy, target = alpha * clean + sigma * random["noise"], alpha * random["noise"] - sigma * clean
+    losses = []
+    for b, (states, actions) in enumerate(random["seen"].tolist()):
+        noisy[b, :, :D] *= states
+        noisy[b, :, D:] *= actions
+        noisy[b, 0, :D] = clean[b, 0, :D]
+        with torch.no_grad():
+            row = model(noisy[b : b + 1], random["levels"][b : b + 1], random["seen"][b : b + 1])[0]
+        total = weights = 0.0
+        for k in range(H):
+            for c in range(D + M):
+                weight = states * (0 < k < valid) if c < D else actions * (k < valid - 1)
+                total += weight * (row[k, c] - target[b, k, c]).item() ** 2
+                weights += weight
+        losses.append(total / weights)
+    with torch.no_grad():
+        assert model.loss(batch, random, schedule)["loss"].item() == pytest.approx(sum(losses) / 4, rel=1e-4)
+
+
+def test_what_is_hidden_in_training() -> None:
+    """Both parts are seen in half of the examples; one of them is, in a quarter each."""
+    seen = Dynamics(**SIZES, hears=True).draw(4000, NoiseSchedule(100), torch.Generator().manual_seed(0))["seen"]
+    shares = [(seen == torch.tensor(kind)).all(1).float().mean() for kind in ([1, 1], [0, 1], [1, 0], [0, 0])]
+    assert shares[3] == 0 and [float(share) for share in shares[:3]] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
