@@ -56,6 +56,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "joints x 0.7": _gears(0.7),
     "joints x 1.5": _gears(1.5),
     "joints x 0.7, 1.3": _gears(0.7, 1.3),
+    "joints x 1.2, 1.6": _gears(1.2, 1.6),
     "torso x 1.5": _heavier,
     "friction x 0.5": _slippery,
 }

@@ -25,7 +25,7 @@ def test_what_is_changed() -> None:
     np.testing.assert_allclose(heavier.body_mass[1], 1.5 * nominal.body_mass[1])
     np.testing.assert_allclose(heavier.body_mass[2:], nominal.body_mass[2:])
     np.testing.assert_allclose(model_of("friction x 0.5").geom_friction[:, 0], 0.5 * nominal.geom_friction[:, 0])
-    assert len(CHANGES) == 6
+    assert len(CHANGES) == 7
 
 
 @pytest.mark.slow
