@@ -12,7 +12,7 @@ COMMANDS = {  # name -> module whose `main` runs the command, summary
     "train-vision": ("train_vision", f"train from pixels ({LAUNCH} train-vision ...)"),
     "train-state": ("train_state", f"train from states ({LAUNCH} train-state ...)"),
     "evaluate": ("evaluation.command", "evaluate a pipeline in closed loop"),
-    "adapt": ("adapt", "adapt a pipeline to a changed robot, from play data"),
+    "adapt": ("evaluation.adapt", "adapt a pipeline to a changed robot, from play data"),
     "collect": ("envs.collect_command", "collect a dataset of pixels"),
     "datasets": ("envs.datasets.__main__", "list, show, convert and download datasets"),
     "doctor": ("envs.doctor", "what works on this machine, and how to mend the rest"),

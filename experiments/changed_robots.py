@@ -20,8 +20,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from adapt import adapt
 from envs.datasets import find_offline_task
+from evaluation.adapt import adapt
 from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.measuring import load_pipeline
