@@ -84,7 +84,7 @@ def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> N
 
     A pipeline that imitates has no ranker (`mpdiffuser.preparation.imitates`).
     """
-    recipes = METHODS[method].recipes(limits)
+    recipes = tuple(recipe for recipe in METHODS[method].recipes(limits) if recipe.acts)
     if not METHODS[method].needs_rewards and not (folder / "ranker").is_dir():
         recipes = tuple(recipe for recipe in recipes if recipe.name != "ranker")
     missing = [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]

@@ -172,6 +172,7 @@ class Recipe:
         options: returns further settings from the whole configuration, for a model that uses only a part of a section.
         own_seed: whether the model's initial weights depend only on the seed, not on models built before.
         dynamics_data: whether the model is trained on `TrainingData.dynamics_parts` too.
+        acts: whether the method needs the model to act.
         fit_with: replaces the standard training; called with (fit, model, data).
     """
 
@@ -186,6 +187,7 @@ class Recipe:
     options: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     own_seed: bool = True
     dynamics_data: bool = False
+    acts: bool = True
     fit_with: Callable[[Fit, Any, TrainingData], Any] | None = None
 
     def settings(self, cfg: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:

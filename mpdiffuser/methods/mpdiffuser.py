@@ -44,6 +44,7 @@ FORWARD = Recipe(
     {"steps": 4000, "batch_size": 256, "learning_rate": 1e-3},
     TrainingData.dynamics_steps,
     dynamics_data=True,
+    acts=False,  # it is for `mpdiffuser.adaptation`
 )
 
 
