@@ -207,7 +207,8 @@ def run_methods(
                 film = row == MPDiffuser.name and pipeline.decoder is not None
                 probe_every = cfg.evaluation.probe_every if method.plans_states else 0
                 batch: list[Policy] = [method.policy(replace(setup, action_space=actions)) for _ in counts]
-                outcome = evaluate(batch, environments, seeds, probe_every, film, row, cfg.evaluation.max_decisions)
+                most = cfg.evaluation.max_decisions
+                outcome = evaluate(batch, environments, seeds, probe_every, film, label=row, max_decisions=most)
                 if film:
                     write_film(output / "video.mp4", outcome, pipeline.decoder)
                 partial.add(row, outcome.metrics() | scores(info, outcome, setup.limit))

@@ -65,7 +65,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline_folder: Path
     folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
     found = SimpleNamespace(folder=folder, output=tmp_path / "out", asked=[], stop=None, value=1.0, Stub=Stub)
 
-    def noted(policies: Any, environments: Any, seeds: Any, *rest: Any, label: str) -> Outcome:
+    def noted(policies: Any, environments: Any, seeds: Any, *rest: Any, label: str, **more: Any) -> Outcome:
         if label == found.stop:
             raise KeyboardInterrupt
         found.asked.append(label)
