@@ -10,9 +10,9 @@ contacts give a few large residuals. The second term is the prior that the robot
 within the bounds count, since g has seen no others; T is fitted `ROUNDS` times, each time to the steps that count by
 the last T. A planner's action v is then executed as T^-1 v, within the bounds.
 
-T is the identity, a gain for each action, a gain and a bias, or a matrix and a bias. A form is chosen in place of a
-simpler one if its error on held-out steps is lower by more than a standard error, and by more than the share MATERIAL
-of the error with T = I.
+T is the identity, one gain for all actions, a gain for each, a gain and a bias for each, or a matrix and a bias. A form
+is chosen in place of a simpler one if its error on held-out steps is lower by more than a standard error, and by more
+than the share MATERIAL of the error with T = I.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.tuning import clustered_error
 from mpdiffuser.windows import step_rows
 
-FORMS = ("identity", "gains", "gains and biases", "matrix")  # simplest first
+FORMS = ("identity", "one gain", "gains", "gains and biases", "matrix")  # simplest first
 PRIOR = 0.5  # standard deviation of gains and biases before any data
 PIECES, LONGEST = 20, 100  # number of pieces of play, and steps in one
 MATERIAL = 0.05  # share of the error with T = I by which a form must be better than a simpler one
@@ -128,36 +128,39 @@ def fit(misfit: Misfit, steps: Steps, form: str) -> ActionMap:
     m = steps.actions.shape[1]
     if form == "identity":
         return ActionMap.identity(m)
+    units = torch.eye(m * m).view(m * m, m, m)
+    directions = {"one gain": torch.eye(m)[None], "matrix": units}.get(form, units[:: m + 1])
     found = ActionMap.identity(m)
     for _ in range(ROUNDS):
-        free = torch.ones(m, m) if form == "matrix" else torch.eye(m)
-        found = _fitted(misfit, steps.within(found), free, form != "gains")
+        found = _fitted(misfit, steps.within(found), directions, form in ("gains and biases", "matrix"))
     return found
 
 
-def _fitted(misfit: Misfit, steps: Steps, free: torch.Tensor, biased: bool) -> ActionMap:
+def _fitted(misfit: Misfit, steps: Steps, directions: torch.Tensor, biased: bool) -> ActionMap:
     """Return the T that fits the steps best.
 
     Args:
         misfit, steps: see `fit`.
-        free: (m, m), 0 where A - I is 0.
+        directions: (n, m, m), whose linear combinations A - I may be.
         biased: whether b may differ from 0.
     """
-    m = len(free)
-    change, bias = torch.zeros(m, m, requires_grad=True), torch.zeros(m, requires_grad=True)
+    m = directions.shape[-1]
+    weights, bias = torch.zeros(len(directions), requires_grad=True), torch.zeros(m, requires_grad=True)
     noise = float(misfit.of(steps, ActionMap.identity(m)).mean())
-    search = torch.optim.LBFGS([change, bias], max_iter=100, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([weights, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         search.zero_grad()
-        prior = ((free * change / PRIOR).square().sum() + (bias / PRIOR).square().sum()) / len(steps.actions)
-        value = misfit(steps, torch.eye(m) + free * change, biased * bias).mean() / noise + prior
+        change = torch.einsum("n,nij->ij", weights, directions)
+        prior = ((change / PRIOR).square().sum() + (bias / PRIOR).square().sum()) / len(steps.actions)
+        value = misfit(steps, torch.eye(m) + change, biased * bias).mean() / noise + prior
         value.backward()
         return value
 
     search.step(closure)
     with torch.no_grad():
-        return ActionMap.of((torch.eye(m) + free * change).numpy(), (biased * bias).numpy())
+        change = torch.einsum("n,nij->ij", weights, directions)
+        return ActionMap.of((torch.eye(m) + change).numpy(), (biased * bias).numpy())
 
 
 def choose(forward: ForwardModel, train: Steps, held_out: Steps) -> tuple[ActionMap, dict[str, Any]]:
