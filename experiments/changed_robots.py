@@ -163,7 +163,7 @@ error of the difference; all columns have the same starts and the same planner n
 **stand-ins** for D4RL's medium-expert files. `adapted` is `adapt.py` after so many steps of play of the changed robot,
 which are the pipeline's own actions with noise of standard deviation {noise}. `dynamics only` has the dynamics model
 that was trained further, and the actions as they were. Episodes: {episodes} a cell. How adapting works:
-[Changed robots](adapt.md).
+[More data, changed robots](adapt.md).
 
 """
 
