@@ -85,7 +85,8 @@ def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> N
     A pipeline that imitates has no ranker (`mpdiffuser.preparation.imitates`).
     """
     recipes = tuple(recipe for recipe in METHODS[method].recipes(limits) if recipe.acts)
-    if not METHODS[method].needs_rewards and not (folder / "ranker").is_dir():
+    imitates = (folder / "planner").is_dir() and not (folder / "ranker").is_dir()
+    if imitates and not METHODS[method].needs_rewards:
         recipes = tuple(recipe for recipe in recipes if recipe.name != "ranker")
     missing = [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]
     if missing:

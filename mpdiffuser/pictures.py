@@ -63,6 +63,11 @@ class StoredPictures:
         return self.shape[0]
 
     @property
+    def size(self) -> int:
+        """The number of bytes of all pictures."""
+        return int(np.prod(self.shape))
+
+    @property
     def count(self) -> int:
         """The number of pictures that `read` gives."""
         return sum(len(source.rows) for source in self.sources)

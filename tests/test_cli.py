@@ -18,6 +18,7 @@ SAME = {  # command -> the file that does the same
     "train-vision": "train_vision.py",
     "train-state": "train_state.py",
     "evaluate": "evaluate.py",
+    "adapt": "adapt.py",
     "collect": "collect.py",
     "datasets": "envs/datasets/__main__.py",
     "doctor": "envs/doctor.py",

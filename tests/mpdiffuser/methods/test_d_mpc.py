@@ -46,7 +46,7 @@ def test_actions_in_the_training_of_the_dynamics(kind: type[Dynamics], monkeypat
     batch = {"latents": torch.randn(5, H, D), "actions": torch.randn(5, H, M), "mask": torch.ones(5, H)}
     seen = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda x, levels: seen.append(x) or forward(x, levels))
+    monkeypatch.setattr(model, "forward", lambda x, levels, *rest: seen.append(x) or forward(x, levels, *rest))
     model.loss(batch, model.draw(5, SCHEDULE, torch.Generator().manual_seed(0)), SCHEDULE)
     assert torch.equal(seen[0][..., D:], batch["actions"]) == (kind is CleanDynamics)
     assert torch.equal(seen[0][:, 0, :D], batch["latents"][:, 0])
