@@ -50,8 +50,8 @@ def train(
     """
     methods = trained_methods(cfg, episodes)
     encoder = state_encoder(episodes, cfg.history)
-    more = more and dynamics_episodes(cfg, more, episodes, STATES)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
+    more = more and dynamics_episodes(cfg, more, episodes, bounds, STATES)
     check_samplers(cfg, cfg.horizon, bounds)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()

@@ -46,8 +46,8 @@ def train(
     """
     methods = trained_methods(cfg, episodes)
     info = {key: value for key, value in episodes.info.items() if key in KEPT} | origin(cfg)
-    more = more and dynamics_episodes(cfg, more, episodes, SEEN)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
+    more = more and dynamics_episodes(cfg, more, episodes, bounds, SEEN)
     info["data"] = episodes.checksum()
     info["record"] = episodes.record.only(*SEEN).with_actions(bounds).to_json()
     check_samplers(cfg, cfg.horizon, bounds)

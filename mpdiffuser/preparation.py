@@ -56,7 +56,9 @@ def unit_actions(episodes: Episodes, out_of_bounds: str) -> tuple[Episodes, Acti
     return Episodes(arrays, episodes.offsets, episodes.info, episodes.path, episodes.numbers, record), bounds
 
 
-def dynamics_episodes(cfg: DictConfig, more: Episodes, episodes: Episodes, kinds: Sequence[str]) -> Episodes:
+def dynamics_episodes(
+    cfg: DictConfig, more: Episodes, episodes: Episodes, bounds: Actions, kinds: Sequence[str]
+) -> Episodes:
     """Return the data of the dynamics model alone, with actions in the units that models see.
 
     The bounds of the planner's data map actions to [-1, 1]. If they are declared, cfg.out_of_bounds tells what to do
@@ -65,7 +67,8 @@ def dynamics_episodes(cfg: DictConfig, more: Episodes, episodes: Episodes, kinds
 
     Args:
         more: the data.
-        episodes: the planner's data, in their own units.
+        episodes: the planner's data.
+        bounds: of their actions, in the data's units; result of `unit_actions`.
         kinds: of the observations that are trained on (see `mpdiffuser.record.KINDS`).
 
     Raises:
@@ -74,7 +77,7 @@ def dynamics_episodes(cfg: DictConfig, more: Episodes, episodes: Episodes, kinds
     """
     if not 0 < cfg.dynamics_share < 1:
         raise InputError(f"dynamics_share: must lie between 0 and 1, found {cfg.dynamics_share}")
-    bounds, theirs = episodes.record.actions, more.record.actions
+    theirs = more.record.actions
     facts: dict[str, Any] = {
         "observations": [_shapes(each, kinds) for each in (more, episodes)],
         "number of actions": [len(each.low) for each in (theirs, bounds)],

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 import train_state
 import train_vision
+from envs.datasets import open_datasets
+from mpdiffuser.config import load
 from mpdiffuser.models.normalizer import Marginals, Normalizer
+from mpdiffuser.preparation import dynamics_episodes, unit_actions
 from mpdiffuser.windows import Mixture, Windows
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3"]
@@ -119,6 +122,19 @@ def test_from_pixels(tmp_path: Path, run: Run) -> None:
     one, other = tmp_path / "alone", tmp_path / "more"
     assert all(same(weights(one, model), weights(other, model)) for model in ("encoder", "planner", "latents"))
     assert not same(weights(one, "dynamics"), weights(other, "dynamics"))
+
+
+@pytest.mark.parametrize("choice", ["clip", "widen"])
+def test_both_data_have_one_unit(tmp_path: Path, choice: str) -> None:
+    """Actions beyond declared bounds, in both: one number in degrees is one number in the models' units."""
+    degrees = np.full((ROWS, 2), 100.0)
+    degrees[::2] = 10.0
+    own, more = (open_datasets(write(tmp_path / f"{n}.npz", n, actions=degrees)) for n in (0, 1))
+    cfg = load("state", [f"out_of_bounds={choice}"])
+    unit, bounds = unit_actions(own, choice)
+    found = dynamics_episodes(cfg, more, unit, bounds, ["proprioception"])
+    np.testing.assert_allclose(found["actions"], unit["actions"], atol=1e-6)
+    assert bounds.high == ((60.0, 60.0) if choice == "clip" else (100.0, 100.0))
 
 
 def test_data_that_do_not_fit(tmp_path: Path, run: Run) -> None:
