@@ -49,13 +49,14 @@ class ActionMap:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Self:
-        """Return the map of a JSON object, which may come from a stranger's folder.
+        """Return the map of an adaptation, {"map": {"matrix": ..., "bias": ...}}, which a stranger may have written.
 
         Raises:
             InputError: naming `where`.
         """
         try:
-            return cls(tuple(map(tuple, value["matrix"])), tuple(value["bias"]))
+            found = value["map"]
+            return cls(tuple(map(tuple, found["matrix"])), tuple(found["bias"]))
         except InputError as error:
             raise InputError(f"{where}: {error}"[:400]) from error
         except (KeyError, TypeError) as error:

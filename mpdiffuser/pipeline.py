@@ -107,7 +107,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def action_map(self) -> ActionMap | None:
         """How a changed robot's actions differ (`mpdiffuser.adaptation`); None: the robot is that of the data."""
         found = self.config["info"].get("adaptation")
-        return None if found is None else ActionMap.from_json(found["map"], "the pipeline's info.adaptation.map")
+        return None if found is None else ActionMap.from_json(found, "the pipeline's info.adaptation")
 
     @property
     def sampler_defaults(self) -> SamplerConfig:

@@ -20,6 +20,7 @@ from typing import Any, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mpdiffuser.action_scale import ActionMap
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, read_json, write_manifest
 from mpdiffuser.record import PICTURE, Record
@@ -161,6 +162,12 @@ def _check_info(file: Path, info: Any) -> None:
         record = Record.from_json(info["record"], f"{file}: info.record")
         if not record.observations:
             raise InputError(f"{file}: info.record: observations: must not be empty; {REMEDY}")
+        if "adaptation" in info:
+            dim = len(ActionMap.from_json(info["adaptation"], f"{file}: info.adaptation").bias)
+            if dim != len(record.actions.low):
+                raise InputError(
+                    f"{file}: info.adaptation: must be of {len(record.actions.low)} actions, found {dim}; {REMEDY}"
+                )
 
 
 def _sizes(record: Record, encoder: str, config: dict[str, Any]) -> dict[str, Any]:

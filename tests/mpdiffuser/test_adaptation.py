@@ -142,7 +142,7 @@ def test_the_scale_of_a_changed_robot(seed: int) -> None:
     tensor = torch.from_numpy(planned)
     np.testing.assert_allclose(scale.to_data(tensor).numpy(), executed, atol=1e-9)
     np.testing.assert_allclose(scale.to_unit(torch.from_numpy(executed)).numpy(), effect, atol=1e-9)
-    again = ActionMap.from_json(change.to_json(), "here")
+    again = ActionMap.from_json({"map": change.to_json()}, "here")
     assert again == change
 
 
@@ -161,8 +161,9 @@ def test_a_robot_without_the_strength_is_told_of() -> None:
      {"matrix": [[float("nan")]], "bias": [0.0]}, {"matrix": [["1"]], "bias": [0.0]}, {"matrix": 3, "bias": [1]}],
 )  # fmt: skip
 def test_maps_of_strangers(value: object) -> None:
-    with pytest.raises(InputError, match=r"there: .*action map"):
-        ActionMap.from_json(value, "there")
+    for adaptation in (value, {"map": value}):
+        with pytest.raises(InputError, match=r"there: .*action map"):
+            ActionMap.from_json(adaptation, "there")
 
 
 def test_a_gain_of_nothing_can_be_undone() -> None:

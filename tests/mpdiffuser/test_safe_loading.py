@@ -81,6 +81,10 @@ def reshaped(folder: Path) -> None:
     save_file({key: torch.zeros(5) for key in load_file(file)}, file)
 
 
+def adapted(dim: int) -> dict[str, Any]:
+    return {"matrix": [[float(i == j) for j in range(dim)] for i in range(dim)], "bias": [0.0] * dim}
+
+
 def recorded(state_dim: int, action_dim: int) -> dict[str, Any]:
     """Info with the record of states and actions of these dimensions."""
     observations = {"observations": Observation(TRUE_STATE, (state_dim,))} if state_dim else {}
@@ -106,6 +110,11 @@ HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: edit(f / "model_index.json", info=[1]), r"info must be an object"),
     (lambda f: edit(f / "model_index.json", info={"record": {"shape": 3}}), r"info\.record: not a record of a dataset"),
     (lambda f: edit(f / "model_index.json", info=recorded(0, 2)), r"info\.record: observations: must not be empty"),
+    (
+        lambda f: edit(f / "model_index.json", info=recorded(3, 2) | {"adaptation": {"map": adapted(3)}}),
+        r"info\.adaptation: must be of 2 actions, found 3",
+    ),
+    (lambda f: edit(f / "model_index.json", info=recorded(3, 2) | {"adaptation": 7}), r"adaptation: not an action map"),
     (lambda f: edit(f / "model_index.json", info=recorded(3, 3)), r"do not fit each other.*record\.action_dim': 3"),
     (lambda f: edit(f / "model_index.json", info=recorded(4, 2)), r"do not fit each other.*record\.latent_dim': 4"),
     (custom_component, r"planner: must be mpdiffuser\S+ Planner, found"),
