@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
@@ -25,6 +24,7 @@ from evaluation.adapt import adapt
 from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.measuring import load_pipeline
+from experiments.robots import Disturbance, Robots, stacked
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
 from mpdiffuser.files import read_json, write_whole
@@ -63,57 +63,15 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 ROWS = ("before", "dynamics only", "adapted")
 
 
-class Robots:
-    """Copies of a changed robot, which a controller controls together.
-
-    Args:
-        env_id: of gymnasium.
-        change: of `CHANGES`.
-        count: number of copies.
-    """
-
-    def __init__(self, env_id: str, change: str, count: int) -> None:
-        self.envs = [gymnasium.make(env_id, disable_env_checker=True) for _ in range(count)]
-        for env in self.envs:
-            CHANGES[change](env.unwrapped.model)  # type: ignore[attr-defined]
-
-    def run(
-        self, controller: Controller, seeds: Sequence[int], noise: float = 0.0, steps: int | None = None
-    ) -> list[dict[str, np.ndarray]]:
-        """Control one episode of each copy, and return observations (T + 1, o), actions (T, m) and rewards (T,).
-
-        Args:
-            controller: acts for all copies.
-            seeds: of the episodes' starts and of the planner's noise.
-            noise: standard deviation of normal noise on the actions.
-            steps: largest number of steps; None: until the episodes end.
-        """
-        random = np.random.default_rng(seeds[0])
-        controller.reset(seeds)
-        seen = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)]).astype(np.float32)
-        found: list[dict[str, list[Any]]] = [{"observations": [o], "actions": [], "rewards": []} for o in seen]
-        going = np.ones(len(seeds), bool)
-        while going.any() and (steps is None or max(len(each["rewards"]) for each in found) < steps):
-            actions = controller.act(seen)
-            actions = (actions + noise * random.normal(size=actions.shape)).clip(-1, 1).astype(np.float32)
-            for i in np.flatnonzero(going):
-                after, reward, terminated, truncated, _ = self.envs[i].step(actions[i])
-                seen[i] = after
-                for key, value in (("observations", seen[i].copy()), ("actions", actions[i]), ("rewards", reward)):
-                    found[i][key].append(value)
-                going[i] = not (terminated or truncated)
-        return [{key: np.array(values) for key, values in each.items()} for each in found]
-
-
 def play(robots: Robots, pipeline: MPDiffuserPipeline, steps: int, file: Path) -> None:
     """Write at least `steps` steps of noisy control as an npz file."""
     controller, parts, played, first = Controller(pipeline), [], 0, 10_000
     while played < steps:
         seeds = range(first, first + len(robots.envs))
-        parts += robots.run(controller, seeds, NOISE, PLAYED)
+        parts += robots.run(controller, seeds, Disturbance(NOISE), PLAYED)
         played, first = sum(len(part["rewards"]) for part in parts), first + len(robots.envs)
     arrays: dict[str, Any] = {
-        "observations": np.concatenate([part["observations"] for part in parts]),
+        "observations": np.concatenate([stacked(part["observations"]) for part in parts]),
         "actions": np.concatenate([np.vstack([part["actions"], part["actions"][-1:]]) for part in parts]),
         "truncations": np.concatenate([np.arange(len(part["observations"])) == len(part["rewards"]) for part in parts]),
     }
@@ -133,7 +91,7 @@ def measure(run: Path, change: str, steps: int, seeds: Sequence[int], folder: Pa
         folder: of play data and adapted pipelines.
     """
     nominal = load_pipeline(run / "pipeline")
-    robots = Robots(nominal.config["info"]["environment"]["env_id"], change, len(seeds))
+    robots = Robots(nominal.config["info"]["environment"], len(seeds), change=CHANGES[change])
     name = f"{run.name}-{change.replace(' ', '_')}-{steps}"
     file = folder / f"{name}.npz"
     if not file.exists():

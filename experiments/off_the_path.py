@@ -1,14 +1,13 @@
 """Off the demonstrated path, with more data for the dynamics model: python -m experiments.off_the_path --help
 
-The planner is trained on 20 clean episodes of an expert. A network cloned from them plays with noisy actions and pushes;
-the dynamics model is trained on this play too, which has no rewards. Then noise and pushes disturb the robot, and all
-rows control it from the same starts, under the same disturbances and with the same planner noise. The folder keeps all
-results, so a command that was cut off resumes. Writes docs/off_the_path.md. For example:
+The planner is trained on 20 clean episodes of an expert. A network cloned from them plays with noisy actions and
+pushes. The dynamics model is trained on this play too. Then noise and pushes disturb the robot, and all rows control it
+from the same starts, under the same disturbances and with the same planner noise. The folder keeps all results, so a
+command that was cut off resumes. Writes docs/off_the_path.md. For example:
 
     python -m experiments.off_the_path --data-dir ../shared/data
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,19 +21,14 @@ from omegaconf import DictConfig
 import train_state
 import train_vision
 from envs.collect import collect
-from envs.datasets.importing import joined
 from envs.record import dm_control_record
-from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.demonstrations import experts
-from experiments.measuring import file_name, load_pipeline, measure_once
-from experiments.robots import Disturbance, Robots, stacked
-from mpdiffuser.config import load
-from mpdiffuser.controller import Controller, Policy
+from experiments.robots import Disturbance, Robots
+from experiments.study import SAME, Row, Run, Study, difference, episodes_of
+from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_whole
-from mpdiffuser.launch import Clock, start
-from mpdiffuser.methods import METHODS, Setup
 
 DEMONSTRATIONS = 20
 LEVELS = 6
@@ -79,131 +73,118 @@ TASKS = {
     "halfcheetah": Task(("task=d4rl/halfcheetah-medium-expert-v2",), 1.0, 50_000),
     "cartpole": Task(("task=cartpole_swingup",), 1.0, 10_000, pixels=True),
 }
-# trained models of one seed: name -> further options; the planner of `pooled` learns from all data
-RUNS: dict[str, tuple[str, ...]] = {"same": (), "more": (), "hearing": ("dynamics.hears=true",), "pooled": ()}
-SHARED = ("cloning", "planner", "ranker", "representation", "decoder")  # models that are equal in all runs but `pooled`
-# row -> run, and settings of the sampler; None: cloning
-ROWS: dict[str, tuple[str, dict[str, Any] | None]] = {
-    "cloning": ("same", None),
-    "planner only": ("same", {"composition": "planner"}),
-    "same data, fused": ("same", {"composition": "fused"}),
-    "more data, fused": ("more", {"composition": "fused"}),
-    "more data, fused, p = 2": ("hearing", {"composition": "fused", "dynamics_power": 2.0}),
-    "more data, heard, p = 2": ("hearing", {"composition": "heard", "dynamics_power": 2.0}),
-    "more data, contrast, p = 4": ("hearing", {"composition": "contrast", "dynamics_power": 4.0}),
-    "all in the planner": ("pooled", {"composition": "planner"}),
+RUNS = {
+    SAME: Run(),
+    "more": Run(data="play"),
+    "hearing": Run(data="play", options=("dynamics.hears=true",)),
+    "pooled": Run(("planner", "cloning"), "play", pooled=True),
 }
 FIRST = "planner only"  # the row that the others are compared with
+ROWS = {
+    "cloning": Row(SAME, method="cloning"),
+    FIRST: Row(SAME, {"composition": "planner"}),
+    "same data, fused": Row(SAME, {"composition": "fused"}),
+    "more data, fused": Row("more", {"composition": "fused"}),
+    "more data, fused, p = 2": Row("hearing", {"composition": "fused", "dynamics_power": 2.0}),
+    "more data, heard, p = 2": Row("hearing", {"composition": "heard", "dynamics_power": 2.0}),
+    "more data, contrast, p = 4": Row("hearing", {"composition": "contrast", "dynamics_power": 4.0}),
+    "all in the planner": Row("pooled", {"composition": "planner"}),
+}
 
 
-def demonstrations(task: Task, cfg: DictConfig, seed: int) -> Episodes:
+def demonstrations(task: Task, seed: int, cfg: DictConfig) -> Episodes:
     """Clean episodes of the expert: of the file, or collected."""
     if not task.pixels:
         return experts(train_state.dataset(cfg), DEMONSTRATIONS, seed)
-    record = dm_control_record(cfg.task, cfg.rendering)
+    record = dm_control_record(settings(cfg.task), cfg.rendering)
     episodes = Episodes.load(collect(record, "expert", 4 * DEMONSTRATIONS, seed, cfg.data_root, cfg.processes))
     clean = np.flatnonzero(np.array(episodes.info["disturbances"]) == 0)[:DEMONSTRATIONS]
     found = episodes.select(clean)
     return replace(found, arrays={key: array for key, array in found.arrays.items() if key != "physics"})
 
 
-class Study:
-    """The models and results of one task and one training seed, in one folder."""
+def robots(study: Study, count: int, whole: bool = False) -> Robots:
+    """Copies of the study's robot; `whole`: with all that the demonstrations hold."""
+    seen = ("both" if whole else "frames") if study.module is train_vision else "states"
+    return Robots(study.demonstrated.info["environment"], count, seen)
 
-    def __init__(self, name: str, seed: int, folder: Path, options: Sequence[str]) -> None:
-        self.task, self.seed, self.folder = TASKS[name], seed, folder / f"{name}-{seed}"
-        self.options = [*self.task.options, f"seed={seed}", "trackers=[]", *options]
-        self.identity = {"task": name, "seed": seed, "options": list(options)}
-        self.module = train_vision if self.task.pixels else train_state
-        self.demonstrated = demonstrations(self.task, self._configuration("same"), seed)
 
-    def _configuration(self, run: str) -> DictConfig:
-        methods = "planner,cloning" if run == "pooled" else "cloning,planner,mpdiffuser"
-        chosen = [*self.options, f"evaluation.methods=[{methods}]", f"output_dir={self.folder / run}", *RUNS[run]]
-        return load("vision" if self.task.pixels else "state", chosen)
+def play(task: Task, study: Study) -> Episodes:
+    """The play of the cloned network: it is not the expert, and the dynamics model does not see its rewards."""
+    policy, played, found, first = study.policy("cloning"), 0, [], FIRST_PLAYED
+    copies = robots(study, COPIES, whole=True)
+    disturbances = [task.play[i % len(task.play)] for i in range(COPIES)]
+    while played < task.played:
+        found += copies.run(policy, range(first, first + COPIES), disturbances)
+        played, first = sum(len(one["rewards"]) for one in found), first + COPIES
+    own = study.demonstrated.info
+    return episodes_of(
+        found, {key: own[key] for key in ("task", "environment") if key in own}, study.demonstrated.record
+    )
 
-    def train(self, run: str) -> Path:
-        """Train a run, unless it is trained, and return its folder."""
-        folder = self.folder / run
-        if (folder / "pipeline").exists():
-            return folder
-        episodes, more = self.demonstrated, None
-        if run != "same":
-            more = self.play()
-        if run == "pooled":
-            assert more is not None
-            episodes, more = joined([episodes, more]), None
-        elif run != "same":  # the planner and all before it are those of `same`, to the bit
-            for model in SHARED:
-                if (self.folder / "same" / model).exists() and not (folder / model).exists():
-                    shutil.copytree(self.folder / "same" / model, folder / model)
-        cfg = self._configuration(run)
-        self.module.train(cfg, episodes, start(cfg), Clock(), more)
-        return folder
 
-    def robots(self, count: int, whole: bool = False) -> Robots:
-        """Copies of the robot; `whole`: with all that the demonstrations hold."""
-        seen = ("both" if whole else "frames") if self.task.pixels else "states"
-        return Robots(self.demonstrated.info["environment"], count, seen)
+def make_study(name: str, seed: int, folder: Path, options: Sequence[str]) -> Study:
+    """The study of a task and a training seed."""
+    task = TASKS[name]
+    module = train_vision if task.pixels else train_state
+    chosen = [*task.options, f"seed={seed}", *options]
+    own = partial(demonstrations, task, seed)
+    return Study(folder / f"{name}-{seed}", module, chosen, own, {"play": partial(play, task)}, RUNS, ROWS)
 
-    def play(self) -> Episodes:
-        """The play of the cloned network: no data of the expert, and no rewards for the dynamics model."""
-        folder = self.folder / "play"
-        if not folder.exists():
-            policy, robots, found, first = self.policy("cloning"), self.robots(COPIES, whole=True), [], FIRST_PLAYED
-            disturbances = [self.task.play[i % len(self.task.play)] for i in range(COPIES)]
-            while sum(len(one["rewards"]) for one in found) < self.task.played:
-                found += robots.run(policy, range(first, first + COPIES), disturbances)
-                first += COPIES
-            self._episodes(found).save(folder)
-        return Episodes.load(folder)
 
-    def _episodes(self, found: Sequence[dict[str, Any]]) -> Episodes:
-        """Controlled episodes with the arrays of the demonstrations."""
-        lengths = np.array([len(one["rewards"]) + 1 for one in found])
-        pad = lambda values: np.concatenate([values, np.zeros_like(values[:1])])  # noqa: E731
-        arrays = {key: np.concatenate([pad(one[key]) for one in found]) for key in ("actions", "rewards")}
-        seen = [stacked(one["observations"]) for one in found]
-        if self.task.pixels:
-            arrays |= {"frames": np.concatenate([one["frames"] for one in seen])}
-            seen = [one["states"] for one in seen]
-        arrays["observations"] = np.concatenate(seen).astype(np.float32)
-        lasts = np.cumsum(lengths) - 2
-        for key, ended in (("terminations", True), ("truncations", False)):
-            arrays[key] = np.zeros(len(arrays["rewards"]), bool)
-            arrays[key][lasts] = [one["terminated"] == ended for one in found]
-        info = {key: self.demonstrated.info[key] for key in ("task", "environment") if key in self.demonstrated.info}
-        return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, record=self.demonstrated.record)
-
-    def policy(self, row: str) -> Policy:
-        """The policy of a row; trains what it needs."""
-        run, settings = ROWS[row]
-        folder = self.train(run) / "pipeline"
-        pipeline = load_pipeline(folder)
-        if settings is None:
-            return METHODS["cloning"].policy(Setup(pipeline, folder, pipeline.sampler_defaults, {}))
-        return Controller(pipeline, replace(pipeline.sampler_defaults, steps=LEVELS, **settings))
-
-    def measure(self, row: str, disturbance: Disturbance, episodes: int) -> dict[str, Any]:
-        """Returns and lengths of a row's episodes."""
-        found = self.robots(episodes).run(self.policy(row), range(FIRST_SEED, FIRST_SEED + episodes), disturbance)
-        return {
-            "returns": [round(float(one["rewards"].sum()), 2) for one in found],
-            "lengths": [len(one["rewards"]) for one in found],
-        }
-
-    def result(self, row: str, disturbance: Disturbance, episodes: int) -> dict[str, Any]:
-        """The same, from its file if it is measured."""
-        settings = {"row": row, **asdict(disturbance), "episodes": episodes, "sampler": ROWS[row][1], "levels": LEVELS}
-        file = self.folder / file_name(f"{row} {disturbance}")
-        return measure_once(file, self.identity | settings, partial(self.measure, row, disturbance, episodes))
+def measure(study: Study, row: str, disturbance: Disturbance, episodes: int) -> dict[str, Any]:
+    """Returns and lengths of a row's episodes."""
+    more = {} if ROWS[row].sampler is None else {"steps": LEVELS}
+    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+    found = robots(study, episodes).run(study.policy(row, **more), seeds, disturbance)
+    return {
+        "returns": [round(float(one["rewards"].sum()), 2) for one in found],
+        "lengths": [len(one["rewards"]) for one in found],
+    }
 
 
 HEAD = """# Off the demonstrated path
 
 {written_by}
 
+The planner learns from {demonstrations} clean episodes of an expert: the last half of the files of hopper and
+halfcheetah medium-expert (stand-ins, not D4RL's data), or episodes of cartpole_swingup from pixels. `more data` are
+{played} decisions of play by a network that was cloned from these episodes: with noise of standard deviation 0.2 or 0.5
+on the actions, with pushes, or with both. They have no rewards, and only the dynamics model sees them. `all in the
+planner`: the planner and ranker learn from play too, with its rewards. Rows with the same network: `fused, p = 2`,
+`heard` and `contrast`.
+
+{levels} noise levels, {episodes} episodes a cell and training seed. All rows have the same starts, disturbances and
+planner noise. A cell has the mean return of each training seed ({seeds}), and the mean difference to `{first}` with its
+standard error over all episodes. A push adds a normal change of this standard deviation to all joint velocities, at one
+decision in twenty.
+
 """
+
+
+def page(results: dict[tuple[str, int, str, Disturbance], list[float]], episodes: int) -> str:
+    """docs/off_the_path.md: a table for each task."""
+    names, seeds = list(dict.fromkeys(key[0] for key in results)), list(dict.fromkeys(key[1] for key in results))
+    text = HEAD.format(
+        written_by=pages.written_by("off_the_path"),
+        demonstrations=DEMONSTRATIONS,
+        played=" or ".join(sorted({f"{TASKS[name].played:,}" for name in names}, reverse=True)),
+        levels=LEVELS,
+        episodes=episodes,
+        seeds=", ".join(map(str, seeds)),
+        first=FIRST,
+    )
+    for name in names:
+        rows, columns = [], TASKS[name].disturbances
+        for row in ROWS:
+            cells = []
+            for disturbance in columns:
+                found, first = ([results[name, seed, each, disturbance] for seed in seeds] for each in (row, FIRST))
+                means = ", ".join(f"{np.mean(each):.0f}" for each in found)
+                cells.append(means + ("" if row == FIRST else f": {difference(found, first)}"))
+            rows.append([row, *cells])
+        text += f"## {name}\n\n" + pages.table(["", *map(str, columns)], rows) + "\n"
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,7 +192,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", help="where D4RL's files lie; the suite's own folder by default")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the draw and of the training")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--episodes", type=int, default=10, help="of a cell")
     parser.add_argument("--folder", type=Path, default=Path("results/off_the_path"), help="of the runs")
     parser.add_argument("--page", type=Path, default=pages.DOCS / "off_the_path.md")
@@ -219,14 +199,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options = [*([f"data_dir={args.data_dir}"] if args.data_dir else []), *args.set]
+    results = {}
     for name in args.tasks:
         for seed in args.seeds:
-            study = Study(name, seed, args.folder, options)
-            for row in args.rows:
+            study = make_study(name, seed, args.folder, options)
+            for row, about in ROWS.items():
                 for disturbance in TASKS[name].disturbances:
-                    found = study.result(row, disturbance, args.episodes)
-                    returns = np.array(found["returns"])
-                    print(f"{name} {seed} | {row} | {disturbance}: {returns.mean():.0f} ± {standard_error(returns):.0f}")
+                    identity = {"task": name, "seed": seed, "options": options, "row": row, **asdict(disturbance)}
+                    identity |= {"episodes": args.episodes, "sampler": about.sampler, "levels": LEVELS}
+                    measured = partial(measure, study, row, disturbance, args.episodes)
+                    found = study.result(row, str(disturbance), identity, measured)["returns"]
+                    results[name, seed, row, disturbance] = found
+                    print(f"{name} {seed} | {row} | {disturbance}: {np.mean(found):.0f}", flush=True)
+    write_whole(args.page, page(results, args.episodes))
 
 
 if __name__ == "__main__":

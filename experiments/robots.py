@@ -74,7 +74,7 @@ class Robots:
             For each copy `observations`, a list of T + 1, arrays `actions` (T, m) and `rewards` (T,), and `terminated`,
             whether the robot fell or the like.
         """
-        each = [disturbances] * len(seeds) if isinstance(disturbances, Disturbance) else disturbances
+        each = [disturbances] * len(seeds) if isinstance(disturbances, Disturbance) else list(disturbances)
         randoms = [np.random.default_rng([seed, 7]) for seed in seeds]
         policy.reset(seeds)
         seen = [env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)]
@@ -82,7 +82,7 @@ class Robots:
         going, fell = np.ones(len(seeds), bool), np.zeros(len(seeds), bool)
         while going.any() and (steps is None or max(len(one["rewards"]) for one in found) < steps):
             actions = policy.act(_for_policy(stack(seen)), going)
-            for i in np.flatnonzero(going):
+            for i in np.flatnonzero(going).tolist():
                 action = disturb(self.envs[i], actions[i], each[i], randoms[i])
                 seen[i], reward, terminated, truncated, _ = self.envs[i].step(action)
                 for key, value in (("observations", seen[i]), ("actions", action), ("rewards", reward)):
@@ -94,6 +94,8 @@ class Robots:
 
 def disturb(env: Any, action: np.ndarray, disturbance: Disturbance, random: np.random.Generator) -> np.ndarray:
     """Push the robot by chance, and return the action (m,) with noise, within [-1, 1]."""
+    if disturbance == Disturbance():
+        return action
     noise, pushed = random.normal(size=action.shape), random.random() < disturbance.chance
     push = random.normal(size=env.model.nv)
     if pushed:

@@ -9,11 +9,12 @@ import pytest
 
 import train_state
 from experiments import changed_robots
-from experiments.changed_robots import CHANGES, Robots
+from experiments.changed_robots import CHANGES
+from experiments.robots import Robots
 
 
 def model_of(change: str) -> Any:
-    return Robots("HalfCheetah-v4", change, 1).envs[0].unwrapped.model  # type: ignore[attr-defined]
+    return Robots({"kind": "gymnasium", "env_id": "HalfCheetah-v4"}, 1, change=CHANGES[change]).envs[0].model
 
 
 def test_what_is_changed() -> None:

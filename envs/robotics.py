@@ -1,0 +1,51 @@
+"""Environments of gymnasium-robotics: pip install 'mpdiffuser[robotics]'."""
+
+import contextlib
+import enum
+import io
+import types
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import FilterObservation, FlattenObservation, TimeLimit
+
+from envs import gl  # noqa: F401  before mujoco is imported
+from mpdiffuser.errors import InputError
+
+import mujoco  # isort: skip
+
+FETCH_STEPS = 50  # decisions of an episode
+FETCH_SEEN = ("desired_goal", "observation")  # the achieved goal is in the observation
+
+
+def make_fetch_pick_and_place() -> gymnasium.Env:
+    """FetchPickAndPlace with sparse rewards: 0 where the block is at the goal, else -1.
+
+    Observations are (28,): the goal (3,), then the environment's own 25 numbers. Actions are (4,) in [-1, 1].
+
+    Raises:
+        InputError: if gymnasium-robotics is not installed.
+    """
+    _import()
+    from gymnasium_robotics.envs.fetch.pick_and_place import MujocoFetchPickAndPlaceEnv
+
+    env = TimeLimit(MujocoFetchPickAndPlaceEnv(reward_type="sparse"), FETCH_STEPS)
+    return FlattenObservation(FilterObservation(env, FETCH_SEEN))
+
+
+def _import() -> None:
+    """Import gymnasium-robotics, and make it accept mujoco's joint types.
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # it writes about environments that are not used here
+            from gymnasium_robotics.utils import mujoco_utils
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"gymnasium-robotics is not installed: pip install 'mpdiffuser[robotics]' ({error})"
+        ) from error
+    # from mujoco 3.17 on a joint type does not equal numpy's number, which the model holds
+    joints: Any = enum.IntEnum("mjtJoint", {name: int(each) for name, each in mujoco.mjtJoint.__members__.items()})  # type: ignore[misc]
+    mujoco_utils.mujoco = types.SimpleNamespace(**vars(mujoco) | {"mjtJoint": joints})
