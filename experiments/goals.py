@@ -1,141 +1,192 @@
-"""New goals at run time, without training again: python -m experiments.goals PIPELINE
+"""New goals at run time, without training again: python -m experiments.goals --help
 
-A pipeline that was trained on logged episodes of halfcheetah gets three goals: run at 2 m/s, run backwards, keep the
-body low while running. Each goal is a Python function of planned observations and actions. It ranks the candidates;
-in a second run its gradient also moves the plans. Writes docs/goals.md. About 10 minutes on one core.
+A planner learns from all logged episodes of a halfcheetah alike, and is told no target. At run time it gets goals that
+no reward of the data names: run at 1, 2 or 3 m/s, keep low, run fast but never above 1.5 m/s. Each goal is a Python
+function of planned observations and actions. It ranks the candidates, and its gradient moves the plans. The folder
+keeps all results, so a command that was cut off resumes. Writes docs/goals.md. For example:
+
+    python -m experiments.goals --data-dir ../shared/data
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 
+import train_state
 from evaluation.statistics import standard_error
 from experiments import pages
-from experiments.measuring import describe, load_pipeline, make_environments
+from experiments.robots import Robots, stacked
+from experiments.study import SAME, Row, Run, Study
 from mpdiffuser.controller import Controller
-from mpdiffuser.errors import InputError
-from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.files import write_whole
 from mpdiffuser.plan import Objective
 
+TASK = "dsrl/OfflineHalfCheetahVelocityGymnasium-v1"
 FIRST_SEED = 6000
 HEIGHT, SPEED = 0, 8  # columns of halfcheetah's observations: m above the usual stance, m/s forwards
+LOW, FASTEST = -0.2, 1.5  # m above the usual stance, m/s
 
 
-def at_two(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Minus the distance from 2 m/s."""
-    return -(observations[..., SPEED] - 2.0).abs()
+@dataclass(frozen=True)
+class Goal:
+    """A goal of the experiment.
+
+    Args:
+        reward: of a step, in words. objective: computes it.
+        distance: observations (..., o) -> distance from the goal (...).
+        unit: of the distance.
+    """
+
+    reward: str
+    objective: Objective
+    distance: Callable[[Any], Any]
+    unit: str = "m/s"
 
 
-def backwards(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    return -observations[..., SPEED]
+def speed_goal(speed: float) -> Goal:
+    """Run at a speed in m/s."""
+    distance = lambda o: abs(o[..., SPEED] - speed)  # noqa: E731
+    return Goal(f"-abs(v - {speed:g})", lambda observations, actions: -distance(observations), distance)
 
 
 def low(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """Speed up to 2 m/s, minus a penalty for a body higher than 5 cm below the usual stance."""
-    return observations[..., SPEED].clamp(max=2.0) - 50 * (observations[..., HEIGHT] + 0.05).clamp(min=0)
+    """Speed up to 1 m/s, minus a penalty for the distance from the height `LOW`."""
+    return observations[..., SPEED].clamp(max=1.0) - 20 * (observations[..., HEIGHT] - LOW).abs()
 
 
-GOALS: dict[str, tuple[Objective | None, str]] = {
-    "as trained": (None, ""),
-    "run at 2 m/s": (at_two, "-abs(v - 2)"),
-    "run backwards": (backwards, "-v"),
-    "keep low": (low, "min(v, 2) - 50 max(z + 0.05, 0)"),
+def limited(observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Speed, minus a penalty for speed above `FASTEST`."""
+    speed = observations[..., SPEED]
+    return speed - 10 * (speed - FASTEST).clamp(min=0)
+
+
+GOALS = {f"run at {speed} m/s": speed_goal(speed) for speed in (1, 2, 3)}
+GOALS["keep low"] = Goal(f"min(v, 1) - 20 abs(z + {-LOW:g})", low, lambda o: abs(o[..., HEIGHT] - LOW), "m")
+GOALS["fast, not above 1.5 m/s"] = Goal(
+    f"v - 10 max(v - {FASTEST:g}, 0)", limited, lambda o: np.maximum(FASTEST - o[..., SPEED], 0)
+)
+# all windows are alike in the planner's training
+EQUAL = ("advantage.temperature=1e6", "episode_advantage.temperature=1e6", "occupancy=0")
+RUNS = {SAME: Run(), "hearing": Run(options=("dynamics.hears=true",))}
+# the best candidate is executed; all noise is drawn, so that candidates differ
+SAMPLER: dict[str, Any] = {"candidates": 16, "rank_temperature": 0.0, "temperature": 1.0, "guidance": 0.0, "steps": 6}
+ROWS = {
+    "planner only": Row(SAME, {"composition": "planner"}),
+    "fused": Row(SAME, {"composition": "fused"}),
+    "heard, p = 2": Row("hearing", {"composition": "heard", "dynamics_power": 2.0}),
 }
-SCALES = (0.0, 0.1)  # objective_scale
-# With a goal the candidates must differ: their targets run from the worst returns of the data to the best, and all
-# noise is drawn. The planner follows its own target, so the dynamics model draws the states given the planned actions.
-SAMPLER: dict[str, Any] = {
-    "candidates": 16,
-    "target": 0.5,
-    "target_spread": 0.5,
-    "temperature": 1.0,
-    "composition": "sequential",
-}
+SCALES = (0.0, 0.3)  # objective_scale
 
 
-def make_controller(pipeline: MPDiffuserPipeline, objective: Objective | None, scale: float) -> Controller:
-    """A controller with the pipeline's own settings, and with a goal those of SAMPLER."""
-    config = pipeline.sampler_defaults
-    if objective is not None:
-        config = replace(config, **SAMPLER, objective_scale=scale)
-    return Controller(pipeline, config, objective=objective)
+def demonstrations(cfg: DictConfig) -> Episodes:
+    """The task's episodes, without their costs."""
+    episodes = train_state.dataset(cfg)
+    arrays = {key: array for key, array in episodes.arrays.items() if key != "costs"}
+    info = {key: value for key, value in episodes.info.items() if key != "cost_limits"}
+    return Episodes(arrays, episodes.offsets, info, episodes.path, episodes.numbers, episodes.record)
 
 
-def run(
-    pipeline: MPDiffuserPipeline, objective: Objective | None, scale: float, episodes: int, steps: int
-) -> dict[str, tuple[float, float]]:
-    """Speed, height and distance from 2 m/s: mean over the second half of the steps, and its standard error over
-    episodes."""
-    controller = make_controller(pipeline, objective, scale)
-    environments = make_environments(pipeline, episodes)
-    seeds = list(range(FIRST_SEED, FIRST_SEED + episodes))
-    seen: list[np.ndarray] = []
-    try:
-        observations: Any = environments.reset(seed=seeds)[0]
-        controller.reset(seeds)
-        for _ in range(steps):
-            observations = environments.step(controller.act(observations))[0]
-            seen.append(observations)
-    finally:
-        environments.close()
-    late = np.stack(seen[steps // 2 :])  # (steps / 2, B, o)
-    measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "speed": lambda o: o[..., SPEED],
-        "height": lambda o: o[..., HEIGHT],
-        "distance": lambda o: np.abs(o[..., SPEED] - 2),
-    }
-    means = {name: measure(late).mean(0) for name, measure in measures.items()}
-    return {name: (float(each.mean()), standard_error(each)) for name, each in means.items()}
+def make_study(seed: int, folder: Path, options: Sequence[str]) -> Study:
+    """The study of a training seed."""
+    chosen = [f"task={TASK}", f"seed={seed}", *EQUAL, *options]
+    return Study(folder / f"goals-{seed}", train_state, chosen, demonstrations, {}, RUNS, ROWS)
+
+
+def measure(study: Study, row: str, goal: Goal, scale: float, seeds: Sequence[int], steps: int) -> dict[str, Any]:
+    """Of each episode: mean distance, share of steps above `FASTEST` and speed, over the second half of the steps."""
+    policy = study.policy(row, **SAMPLER, objective_scale=scale)
+    assert isinstance(policy, Controller)
+    policy.objective = goal.objective
+    found = Robots(study.demonstrated.info["environment"], len(seeds)).run(policy, seeds, steps=steps)
+    late = [stacked(one["observations"])[steps // 2 + 1 :] for one in found]
+    measures = {"distance": goal.distance, "above": lambda o: o[..., SPEED] > FASTEST, "speed": lambda o: o[..., SPEED]}
+    return {name: [float(np.mean(of(each))) for each in late] for name, of in measures.items()}
 
 
 HEAD = """# New goals at run time
 
-{written_by}.
+{written_by}
 
-The pipeline was trained once, on {task}.
-Each goal is a Python function of planned observations and actions (`experiments/goals.py`), handed to the
-`Controller`. {episodes} episodes of {steps} steps, seeds from {first} up; mean ± standard error over episodes, of the
-second half of the steps. With a goal: {candidates} candidates with targets over the whole range of the data's returns,
-temperature 1, {levels} levels of {solver}, the states drawn by the dynamics model given the planned actions
-(sequential).
+The planner learns from all episodes of {task} (a stand-in, not DSRL's data) alike, and is told no target. Each goal is
+a Python function of planned observations and actions (`experiments/goals.py`), handed to the `Controller`. It ranks
+{candidates} candidates, of which the best is executed; with an `objective_scale` above 0 its gradient moves the plans
+too. v is the speed in m/s, z the height of the body in m above the usual stance. {levels} noise levels, {episodes}
+episodes of {steps} steps for each training seed ({seeds}), seeds from {first} up; all rows have the same starts and the
+same planner noise. Figures are of the second half of the steps: the mean distance from the goal of each training seed,
+then the difference to the first row of the goal with its standard error over all episodes. In the last goal the
+distance is what the speed lacks, and `above` is the share of steps above 1.5 m/s.
 
 """
-COLUMNS = ("goal", "reward of a step", "objective_scale", "speed, m/s", "height, m", "distance from 2 m/s")
+COLUMNS = ("goal", "reward of a step", "objective_scale", "", "distance", "difference", "speed, m/s", "above")
+
+
+def page(results: dict[tuple[str, float, str], list[dict[str, Any]]], **facts: Any) -> str:
+    """docs/goals.md, from goal, objective_scale and row -> the result of each training seed."""
+    rows: list[list[Any]] = []
+    first: dict[str, np.ndarray] = {}
+    for (name, scale, row), found in results.items():
+        goal = GOALS[name]
+        distances = np.concatenate([each["distance"] for each in found])
+        apart = distances - first.setdefault(name, distances)
+        mean = lambda key: np.mean([each[key] for each in found])  # noqa: B023, E731
+        means = ", ".join(f"{np.mean(each['distance']):.2f}" for each in found)
+        difference = f"{apart.mean():+.2f} ± {standard_error(apart):.2f}" if apart.any() else ""
+        above = f"{100 * mean('above'):.0f} %" if goal.objective is limited else ""
+        rows.append(
+            [name, goal.reward, f"{scale:g}", row, f"{means} {goal.unit}", difference, f"{mean('speed'):.2f}", above]
+        )
+    head = HEAD.format(
+        written_by=pages.written_by("goals"),
+        task=TASK,
+        candidates=SAMPLER["candidates"],
+        levels=SAMPLER["steps"],
+        **facts,
+    )
+    return head + pages.table(COLUMNS, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
-    parser.add_argument("pipeline", type=Path, help="of a halfcheetah task, written by train_state.py")
-    parser.add_argument("--episodes", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--data-dir", help="where DSRL's file lies; the suite's own folder by default")
+    parser.add_argument("--goals", nargs="*", default=list(GOALS), choices=GOALS)
+    parser.add_argument("--scales", nargs="*", type=float, default=list(SCALES), help="values of objective_scale")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the training")
+    parser.add_argument("--episodes", type=int, default=10, help="of a cell")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the episodes; settings need others")
+    parser.add_argument("--steps", type=int, default=300, help="of an episode")
+    parser.add_argument("--folder", type=Path, default=Path("results/goals"), help="of the runs")
     parser.add_argument("--page", type=Path, default=pages.DOCS / "goals.md")
+    parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    pipeline = load_pipeline(args.pipeline)
-    info = pipeline.config["info"]
-    if info["environment"].get("env_id") != "HalfCheetah-v4":
-        raise InputError(f"{args.pipeline}: must be a pipeline of halfcheetah, found {info['task']!r}")
-    head = HEAD.format(
-        written_by=pages.written_by("goals"),
-        task=describe(info),
-        episodes=args.episodes,
-        steps=args.steps,
-        first=FIRST_SEED,
-        candidates=SAMPLER["candidates"],
-        levels=pipeline.sampler_defaults.steps,
-        solver=pipeline.sampler_defaults.solver,
-    )
-    rows = []
-    for name, (objective, formula) in GOALS.items():
-        for scale in SCALES if objective is not None else (0.0,):
-            found = run(pipeline, objective, scale, args.episodes, args.steps)
-            rows.append([name, formula, f"{scale:g}", *(f"{mean:.2f} ± {error:.2f}" for mean, error in found.values())])
-            print(pages.row(rows[-1]), end="", flush=True)
-    args.page.write_text(head + pages.table(COLUMNS, rows))
+    options = [*([f"data_dir={args.data_dir}"] if args.data_dir else []), *args.set]
+    seeds = range(args.first_seed, args.first_seed + args.episodes)
+    results: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for seed in args.seeds:
+        study = make_study(seed, args.folder, options)
+        for name, goal in GOALS.items():
+            for scale in args.scales if name in args.goals else ():
+                for row, about in ROWS.items():
+                    identity = {"seed": seed, "row": row, "goal": goal.reward, "scale": scale, "options": options}
+                    identity |= {
+                        "seeds": [*seeds],
+                        "steps": args.steps,
+                        "sampler": {**SAMPLER, **(about.sampler or {})},
+                    }
+                    measured = partial(measure, study, row, goal, scale, seeds, args.steps)
+                    cell = f"{name} {scale:g} {args.first_seed}".replace("/", "_")
+                    found = study.result(row, cell, identity, measured)
+                    results.setdefault((name, scale, row), []).append(found)
+                    print(f"{seed} | {name} | {scale:g} | {row}: {np.mean(found['distance']):.2f}", flush=True)
+    facts = {"episodes": args.episodes, "steps": args.steps, "first": args.first_seed}
+    write_whole(args.page, page(results, **facts, seeds=", ".join(map(str, args.seeds))))
 
 
 if __name__ == "__main__":

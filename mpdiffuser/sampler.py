@@ -273,7 +273,7 @@ class Sampler:
             power = self.config.dynamics_power if self.config.composition != "joint" else 0.0
             w = float(self.schedule.alpha_bar[level]) ** power
             if self.config.composition in HEARING:
-                real, term = self._heard(x, level)
+                real, term = self.heard(x, level)
                 clean = (clean + term).clamp(self.low, self.high)
             else:
                 real = self.dynamics_x0(x, level)
@@ -283,7 +283,7 @@ class Sampler:
             clean = moved.clamp(self.low, self.high)
         return clean
 
-    def _heard(self, x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def heard(self, x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the dynamics model's estimate of the states (B, H, d), and what it adds to the planner's, like x.
 
         Three estimates in one pass: with all in sight, with the states hidden, with the actions hidden.

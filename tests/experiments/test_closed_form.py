@@ -332,7 +332,7 @@ def test_what_is_heard_is_the_gradient_of_the_dynamics_density() -> None:
         return normal.log_prob(y[entries])
 
     with torch.no_grad():
-        _, term = sampler._heard(x.view(1, -1, D + M), level)
+        _, term = sampler.heard(x.view(1, -1, D + M), level)
     for own in (actions, states):
         y = x.clone().requires_grad_()
         (log_density(states + actions, y) - log_density(own, y)).backward()

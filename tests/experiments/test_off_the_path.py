@@ -1,0 +1,68 @@
+"""More data for the dynamics model: what is shared, what is compared, and the whole command at the smallest size."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import off_the_path
+from experiments.hearing import held_out_weights
+from experiments.study import SAME, difference
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.models.denoisers import Dynamics
+
+TINY = ["rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3"]
+TINY += [f"{model}.{option}" for model in ("planner", "dynamics") for option in ("width=8", "multipliers=[1,2]")]
+TINY += [f"train.{model}.steps=3" for model in ("cloning", "ranker", "planner", "dynamics", "forward")]
+
+
+def test_differences_are_paired() -> None:
+    assert difference([[3.0, 4.0], [9.0]], [[1.0, 2.0], [7.0]]) == "+2 ± 0"
+    assert difference([[1.0, 5.0]], [[1.0, 1.0]]) == "+2 ± 2"
+
+
+def test_the_best_weight_of_what_is_heard(make_pipeline: Any, make_episodes: Any, randomize: Any) -> None:
+    """The squared error is a parabola in the weight; the best weight is its minimum."""
+    pipeline = make_pipeline(3, 2, levels=100)
+    episodes = make_episodes([30, 20])
+    dynamics = randomize(Dynamics(3, 2, pipeline.planner.config["horizon"], width=8, embedding=8, hears=True))
+    pipeline.register_modules(dynamics=dynamics)
+    levels = held_out_weights(pipeline, {"play": episodes}, 4)["play"]
+    assert len(levels) == 4 and levels[0]["sigma"] > levels[-1]["sigma"]
+    for each in levels:
+        best = each["planner"] - each["weight"] ** 2 * _size(each)
+        assert best <= min(each["planner"], each["heard"]) + 1e-9
+
+
+def _size(each: dict[str, float]) -> float:
+    """Mean square of the term, from the two errors and the best weight w: heard - planner = (1 - 2 w) size."""
+    return (each["heard"] - each["planner"]) / (1 - 2 * each["weight"])
+
+
+@pytest.mark.slow
+def test_the_command(
+    hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (hopper_data / "hopper-medium.hdf5").rename(hopper_data / "hopper-medium-expert.hdf5")
+    task = off_the_path.Task(off_the_path.TASKS["hopper"].options, 0.5, 60)
+    monkeypatch.setattr(off_the_path, "TASKS", {"hopper": task})
+    monkeypatch.setattr(off_the_path, "DEMONSTRATIONS", 4)
+    arguments = ["--data-dir", str(hopper_data), "--tasks", "hopper", "--seeds", "0", "--episodes", "2"]
+    arguments += ["--folder", str(tmp_path / "runs"), "--page", str(tmp_path / "page.md"), "--set", *TINY]
+    off_the_path.main(arguments)
+    text = (tmp_path / "page.md").read_text()
+    rows = re.findall(r"^\| (.*?) \| (-?\d+)", text, re.MULTILINE)
+    assert [row for row, _ in rows[: len(off_the_path.ROWS)]] == list(off_the_path.ROWS)
+    assert "| hopper | 0 | play |" in text
+    folder = tmp_path / "runs/hopper-0"
+    played = Episodes.load(folder / "play")
+    assert played.lengths.sum() >= 60 and "task" in played.info
+    weights = [
+        (folder / run / "pipeline/planner/diffusion_pytorch_model.safetensors").read_bytes()
+        for run in (SAME, "more", "pooled")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+    capsys.readouterr()
+    off_the_path.main(arguments)  # reuses all
+    assert (tmp_path / "page.md").read_text() == text and "step" not in capsys.readouterr().err
