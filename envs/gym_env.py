@@ -18,9 +18,11 @@ import mujoco  # isort: skip
 
 from envs.observations import Observation, Observed, stack
 from envs.physics import get_state
+from envs.rendering import Renderer
 from mpdiffuser.errors import InputError
 
 OBSERVATIONS = ("frames", "states", "both")
+PICTURE = 160  # px a side of a rendered picture
 WHOLE = ""  # name of an observation that is no Dict
 
 
@@ -173,6 +175,11 @@ class GymEnv(gymnasium.Wrapper):
         seen = self.env.peek(np.stack([self._clipped(action) for action in actions]))  # type: ignore[attr-defined]
         return stack([self._observe(observation) for observation in seen])
 
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The environment's own picture, (height, width, 3) uint8, where it was made to give one; else None."""
+        found = self.env.render() if self.env.render_mode == "rgb_array" else None
+        return found if isinstance(found, np.ndarray) else None
+
     def get_physics(self) -> np.ndarray:
         """(0,): the state of the simulator is not known."""
         return np.zeros(0)
@@ -222,6 +229,7 @@ class MujocoEnv(GymEnv):
         self.model, self.data = self.unwrapped.model, self.unwrapped.data  # type: ignore[attr-defined]
         self.speed_limit, self._planar = speed_limit, env.spec is not None and env.spec.id.startswith("Ant")
         self._scratch = mujoco.MjData(self.model)
+        self._renderer: Renderer | None = None
 
     @property
     def decision_seconds(self) -> float:
@@ -236,6 +244,18 @@ class MujocoEnv(GymEnv):
         seen = [self._observe(self.unwrapped.step(self._clipped(action))[0]) for action in actions]
         mujoco.mj_copyData(self.data, self.model, self._scratch)
         return stack(seen)
+
+    def render(self) -> np.ndarray | None:
+        """A picture by the model's first camera, which follows the robot; None where it has none."""
+        if self._renderer is None and self.model.ncam:
+            self._renderer = Renderer(self.model, PICTURE)
+        return None if self._renderer is None else self._renderer.render(self.data)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        super().close()
 
     def get_physics(self) -> np.ndarray:
         """MuJoCo's full state, (p,) float64: see `envs.physics.get_state`."""

@@ -29,8 +29,10 @@ def first(observations: Observation) -> Observation:
     return observations[:1]
 
 
-def picture(observations: Observation) -> np.ndarray:
-    """The pictures (N, height, width, 3) among observations (N, ...); of several cameras those of the first."""
-    if isinstance(observations, dict):
-        return next(values for values in observations.values() if values.dtype == np.uint8)
-    return observations
+def picture(observations: Observation) -> np.ndarray | None:
+    """The pictures (N, height, width, 3) among observations (N, ...), of several cameras those of the first.
+
+    None if there are none.
+    """
+    parts = observations.values() if isinstance(observations, dict) else (observations,)
+    return next((values for values in parts if values.dtype == np.uint8), None)

@@ -49,6 +49,10 @@ class Environment(Protocol):
         """
         ...
 
+    def render(self) -> np.ndarray | None:
+        """A picture of the present state, (height, width, 3) uint8; None where there is none."""
+        ...
+
     def get_physics(self) -> np.ndarray:
         """The whole state of the simulator, (p,) float64; (0,) where it is not known."""
         ...
@@ -90,6 +94,10 @@ class Environments(Protocol):
 
         Only where `can_peek`.
         """
+        ...
+
+    def render_first(self) -> np.ndarray | None:
+        """A picture of the first environment, (height, width, 3) uint8; None where there is none."""
         ...
 
     def close(self) -> None: ...

@@ -55,7 +55,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             self._workers = [_Worker(index) for index in range(len(shares))]
             for worker, (start, stop) in zip(self._workers, self._bounds):
                 worker.send("host", stop - start, record, observation)
-            self.single_observation_space, self.single_action_space, *rest = self._receive()[0]
+            self.single_observation_space, self.single_action_space, *rest = self._receive(self._workers)[0]
             self.decision_seconds, self.can_peek = rest
         except BaseException:
             self.close()
@@ -99,6 +99,15 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         return concatenate(self._call("peek", self._batch(actions)))
 
+    def render_first(self) -> np.ndarray | None:
+        """A picture of the first environment, (height, width, 3) uint8; None where there is none.
+
+        Raises:
+            InputError: if rendering does not work here.
+        """
+        self._workers[0].send("render_first")
+        return self._receive(self._workers[:1])[0]
+
     def gl_name(self) -> str:
         """Rendering back-end and driver of the workers."""
         return self._call("gl_name")[0]
@@ -125,10 +134,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise RuntimeError("this VectorEnv is closed")
         for worker, (start, stop) in zip(self._workers, self._bounds):
             worker.send(method, *(argument[start:stop] for argument in arguments))
-        return self._receive()
+        return self._receive(self._workers)
 
-    def _receive(self) -> list[Any]:
-        replies = [worker.receive() for worker in self._workers]
+    def _receive(self, workers: Sequence["_Worker"]) -> list[Any]:
+        replies = [worker.receive() for worker in workers]
         for error, _ in replies:
             if error is None:
                 continue

@@ -67,6 +67,10 @@ class Host:
         """Observations (B, K, ...) after each of the actions (B, K, m)."""
         return stack([env.peek(plan) for env, plan in zip(self.envs, actions, strict=True)])
 
+    def render_first(self) -> np.ndarray | None:
+        """A picture of the first environment, (height, width, 3) uint8; None where there is none."""
+        return self.envs[0].render()
+
     def gl_name(self) -> str:
         """Rendering back-end and driver."""
         from envs import rendering

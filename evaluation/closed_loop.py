@@ -32,7 +32,8 @@ class Outcome:
         distances: steps ahead -> squared distances of planned and real latents, one for each probe and environment. A
             distance is the mean over dimensions, in variances of the data.
         facts: `Policy.planning_facts`.
-        film: frames, plans and returns of the first environment, for the video.
+        film: frames, plans and returns of the first episode, for the video.
+        film_every: number of decisions between two entries of the film; 0: no film.
     """
 
     returns: np.ndarray
@@ -46,6 +47,7 @@ class Outcome:
     distances: dict[int, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     film: list[dict[str, Any]] = field(default_factory=list)
+    film_every: int = 0
 
     def metrics(self) -> dict[str, Any]:
         """Return the results as a JSON object."""
@@ -81,7 +83,7 @@ def evaluate(
     environments: Sequence[Environments],
     seeds: Sequence[int],
     probe_every: int = 0,
-    film: bool = False,
+    film_every: int = 0,
     label: str = "evaluate",
     max_decisions: int | None = None,
 ) -> Outcome:
@@ -94,7 +96,7 @@ def evaluate(
         probe_every: number of decisions between two probes of the plans; 0: no probes. In a probe the simulator
             executes the first steps of a plan and then restores its state. So a probe measures the plan without
             replanning. Environments whose state cannot be restored (`can_peek`) are not probed.
-        film: whether the frames and plans of the first environment are recorded.
+        film_every: number of decisions between two entries of the film of the first episode; 0: no film.
         label: title of the progress bar.
         max_decisions: largest number of decisions in an episode; None: until the environment ends it.
     """
@@ -106,7 +108,7 @@ def evaluate(
         torch.set_num_threads(threads)  # the setting applies only to this thread
         first = index == 0
         pair = (policies[index], environments[index])
-        return _episodes(*pair, parts[index], probe_every, film and first, label if first else None, max_decisions)
+        return _episodes(*pair, parts[index], probe_every, film_every * first, label if first else None, max_decisions)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
@@ -144,7 +146,7 @@ def _episodes(
     environments: Environments,
     seeds: Sequence[int],
     probe_every: int,
-    film: bool,
+    film_every: int,
     label: str | None,
     max_decisions: int | None,
 ) -> tuple[Outcome, Any, Any]:
@@ -161,7 +163,7 @@ def _episodes(
     if goals is not None:
         policy.aim(goals)
     count = environments.num_envs
-    outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0, count)
+    outcome = Outcome(np.zeros(count), np.zeros(count, int), np.zeros(count), 0.0, count, film_every=film_every)
     alive = np.ones(count, bool)
     decision, probe_due = 0, 0
     with progress(desc=label, unit="step", disable=label is None) as bar:
@@ -173,8 +175,8 @@ def _episodes(
                 if probe_every and environments.can_peek and decision >= probe_due:
                     _probe(policy, environments, alive, outcome)
                     probe_due = decision + probe_every
-            if film:
-                outcome.film.append(_scene(policy, observations, outcome.returns[0]))
+            if film_every and alive[0] and decision % film_every == 0:
+                outcome.film.append(_scene(policy, environments, observations, outcome.returns[0]))
             observations, rewards, terminations, truncations, infos = environments.step(actions)
             outcome.returns += rewards * alive
             costs = infos.get("cost", np.zeros(count)) * alive
@@ -197,9 +199,13 @@ def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcom
         outcome.distances.setdefault(k, []).extend(errors[alive, k - 1].tolist())
 
 
-def _scene(policy: Policy, observations: Observation, return_so_far: float) -> dict[str, Any]:
+def _scene(
+    policy: Policy, environments: Environments, observations: Observation, return_so_far: float
+) -> dict[str, Any]:
     """Return one scene of the film. Its `plan` is the rest of the plan, (K, d), empty without a plan."""
-    return {"return": float(return_so_far), "frame": picture(observations)[0].copy(), "plan": policy.upcoming_latents()}
+    seen = picture(observations)
+    frame = environments.render_first() if seen is None else seen[0].copy()
+    return {"return": float(return_so_far), "frame": frame, "plan": policy.upcoming_latents()}
 
 
 def _single_latency(

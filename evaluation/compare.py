@@ -21,9 +21,9 @@ from envs.record import check_record, environment_of, whole_episodes
 from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, observed, require_models
 from evaluation.closed_loop import Outcome, evaluate
+from evaluation.film import write_film
 from evaluation.record import PartialResults, evaluation_settings, folder_fingerprint, parallel_controllers
 from evaluation.statistics import standard_error, summary
-from evaluation.video import write_video
 from mpdiffuser.config import settings
 from mpdiffuser.controller import Policy
 from mpdiffuser.engines import libraries
@@ -34,10 +34,12 @@ from mpdiffuser.launch import check_samplers
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.methods.mpdiffuser import MPDiffuser
+from mpdiffuser.methods.planner import PlannerOnly
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 
-FILM_STEPS_AHEAD = (2, 4, 8, 12)
+VIDEO = "video.mp4"
+FILMED = (PlannerOnly.name, MPDiffuser.name)
 
 
 def prepare(cfg: DictConfig, environment: Mapping[str, Any] | None, output: Path) -> None:
@@ -135,7 +137,10 @@ def compare(
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         partial = PartialResults(output / "metrics.partial.json", identity)
-        results = run_methods(cfg, pipeline, folder, output, seeds, partial)
+        results = run_methods(cfg, pipeline, folder, seeds, partial)
+        record: Any = environment_of(cfg.environment, info.get("environment"))
+        shown = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder) if row in FILMED}
+        write_film(output / VIDEO, record, shown, seeds[0], cfg.evaluation.max_decisions)
     metrics = {
         "task": info.get("task", folder.absolute().parent.name),
         **{key: info[key] for key in ("suite", "stand_in") if key in info},
@@ -178,7 +183,6 @@ def run_methods(
     cfg: DictConfig,
     pipeline: MPDiffuserPipeline,
     folder: Path,
-    output: Path,
     seeds: list[int],
     partial: PartialResults,
 ) -> dict[str, dict[str, Any]]:
@@ -204,13 +208,10 @@ def run_methods(
             if cfg.evaluation.probe_every and not states and not environments[0].can_peek:
                 print("note: plans are not compared with the simulator, since its state cannot be restored")
             for row, (method, setup) in left.items():
-                film = row == MPDiffuser.name and pipeline.decoder is not None
                 probe_every = cfg.evaluation.probe_every if method.plans_states else 0
                 batch: list[Policy] = [method.policy(replace(setup, action_space=actions)) for _ in counts]
                 most = cfg.evaluation.max_decisions
-                outcome = evaluate(batch, environments, seeds, probe_every, film, label=row, max_decisions=most)
-                if film:
-                    write_film(output / "video.mp4", outcome, pipeline.decoder)
+                outcome = evaluate(batch, environments, seeds, probe_every, label=row, max_decisions=most)
                 partial.add(row, outcome.metrics() | scores(info, outcome, setup.limit))
         finally:
             for each in environments:
@@ -243,15 +244,3 @@ def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> di
         found["share_within_limit"] = {f"{each:g}": float((outcome.costs <= each).mean()) for each in task.limits}
         found["limit"] = limit
     return found
-
-
-def write_film(file: Path, outcome: Outcome, decoder: Any) -> Path:
-    """Write a video of the first episode: the simulator's frames beside the decoded plans."""
-    length = min(len(scene["plan"]) for scene in outcome.film)
-    steps = [k for k in FILM_STEPS_AHEAD if k < length]
-    plans = np.stack([scene["plan"][steps] for scene in outcome.film])
-    flat = torch.from_numpy(plans).flatten(0, 1).to(decoder.device)
-    frames = np.stack([scene["frame"] for scene in outcome.film])
-    imagined = decoder.frames(flat).cpu().numpy().reshape(*plans.shape[:2], *frames.shape[1:])
-    captions = [f"decision {i}, return so far {scene['return']:.0f}" for i, scene in enumerate(outcome.film)]
-    return write_video(file, frames, imagined, steps, captions, 25)

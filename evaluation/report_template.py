@@ -140,8 +140,8 @@ latents are about 2 apart), ± standard error.</p>
 <section>
 <h2>One episode</h2>
 <video controls loop muted playsinline preload="metadata" src="{{ video }}"></video>
-<p class="quiet">Left: the simulator. The pictures beside it, if any, are decoded from the plan of that moment: what it
-expects so many steps ahead.</p>
+<p class="quiet">One row for each method, from the same start. Left: the simulator. The pictures beside it, if any, are
+decoded from the plan of that moment: what it expects so many steps ahead. Below each is what really came.</p>
 </section>
 {% endif %}
 

@@ -84,6 +84,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline_folder: Path
 
     monkeypatch.setattr(compare, "VectorEnv", lambda *inputs, **options: found.Stub(*inputs, **options))
     monkeypatch.setattr(compare, "evaluate", noted)
+    monkeypatch.setattr(compare, "write_film", lambda *inputs: None)
     monkeypatch.setattr(statistics, "_interval", lambda values, seed: (1.0, 2.0))  # the bootstrap takes a second
     found.edit_info, found.configuration, found.compare = edit_info, configuration, run
     found.methods = METHODS

@@ -16,7 +16,7 @@ import pytest
 
 from evaluation.report import main, write_report
 from evaluation.statistics import summary
-from evaluation.video import write_video
+from evaluation.video import Film, write_video
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS
 
@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / part).mkdir()
         lines = [{"step": s, "loss": 1 / s} for s in (1, 50, 100)] + [{"step": 100, "validation_loss": 0.02}]
         (folder / part / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
-    write_video(folder / "video.mp4", np.zeros((2, 16, 16, 3), np.uint8), None, (), None, 25)
+    write_video(folder / "video.mp4", [Film(np.zeros((2, 16, 16, 3), np.uint8))], 25)
     assert write_report(folder) == folder / "report.html"
     return folder
 
