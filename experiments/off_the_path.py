@@ -83,8 +83,10 @@ RUNS = {
     "pooled": Run(("planner", "cloning"), "play", pooled=True),
 }
 FIRST = "planner only"  # the row that the others are compared with
+AS_TRAINED = "planner only, levels chosen in training"
 ROWS = {
     "cloning": Row(SAME, method="cloning"),
+    AS_TRAINED: Row(SAME, {"composition": "planner"}),
     FIRST: Row(SAME, {"composition": "planner"}),
     "same data, fused": Row(SAME, {"composition": "fused"}),
     "more data, fused": Row("more", {"composition": "fused"}),
@@ -137,7 +139,7 @@ def make_study(name: str, seed: int, folder: Path, options: Sequence[str]) -> St
 
 def measure(study: Study, row: str, disturbance: Disturbance, episodes: int) -> dict[str, Any]:
     """Returns and lengths of a row's episodes."""
-    more = {} if ROWS[row].sampler is None else {"steps": LEVELS}
+    more = {} if ROWS[row].sampler is None or row == AS_TRAINED else {"steps": LEVELS}
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
     found = robots(study, episodes).run(study.policy(row, **more), seeds, disturbance)
     return {
