@@ -24,7 +24,7 @@ from envs.collect import collect
 from envs.record import dm_control_record
 from experiments import pages
 from experiments.demonstrations import experts
-from experiments.hearing import held_out_weights
+from experiments.hearing import known, section
 from experiments.robots import Disturbance, Robots
 from experiments.study import SAME, Row, Run, Study, difference, episodes_of
 from mpdiffuser.config import settings
@@ -149,11 +149,11 @@ def measure(study: Study, row: str, disturbance: Disturbance, episodes: int) -> 
 
 
 def hearing(study: Study, seed: int) -> dict[str, Any]:
-    """How much the actions should hear the dynamics model, on held-out demonstrations and on held-out play."""
+    """What the models know of held-out demonstrations and of held-out play."""
     pipeline = MPDiffuserPipeline.from_pretrained(study.train("hearing"))
     share = study.configuration("hearing").validation
     parts = {"demonstrations": study.demonstrated, "play": study.further("play")}
-    return held_out_weights(pipeline, {name: split(part, share, seed)[1] for name, part in parts.items()}, LEVELS)
+    return known(pipeline, {name: split(part, share, seed)[1] for name, part in parts.items()}, LEVELS)
 
 
 HEAD = """# Off the demonstrated path
@@ -171,15 +171,6 @@ planner`: the planner and ranker learn from play too, with its rewards. Rows wit
 planner noise. A cell has the mean return of each training seed ({seeds}), and the mean difference to `{first}` with its
 standard error over all episodes. A push adds a normal change of this standard deviation to all joint velocities, at one
 decision in twenty.
-
-"""
-HEARING = """## How much the actions should hear the dynamics model
-
-In `heard` the planner's estimate of the actions gets a term of the dynamics model ([Theory](theory.md), section 8).
-Here is its effect on held-out windows of demonstrations, and of play, which the planner never saw: the mean squared
-error of the estimated actions without the term and with it, in variances of the demonstrations, and the weight of the
-term that gives the lowest error. A negative weight means that the term points the wrong way. Columns: standard
-deviation of the noise.
 
 """
 
@@ -210,16 +201,7 @@ def page(
                 cells.append(means + ("" if row == FIRST else f": {difference(found, first)}"))
             rows.append([row, *cells])
         text += f"## {name}\n\n" + pages.table(["", *map(str, TASKS[name].disturbances)], rows) + "\n"
-    rows = [
-        [name, str(seed), part, *(f"{at['planner']:.3f}, {at['heard']:.3f}: {at['weight']:.2f}" for at in levels)]
-        for (name, seed), parts in weights.items()
-        for part, levels in parts.items()
-    ]
-    if not rows:
-        return text
-    levels = next(iter(next(iter(weights.values())).values()))
-    columns = ["task", "training seed", "windows of", *(f"{at['sigma']:.2f}" for at in levels)]
-    return text + HEARING + pages.table(columns, rows)
+    return text + section(weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import off_the_path
-from experiments.hearing import held_out_weights
+from experiments.hearing import known
 from experiments.study import SAME, difference
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.denoisers import Dynamics
@@ -28,11 +28,12 @@ def test_the_best_weight_of_what_is_heard(make_pipeline: Any, make_episodes: Any
     episodes = make_episodes([30, 20])
     dynamics = randomize(Dynamics(3, 2, pipeline.planner.config["horizon"], width=8, embedding=8, hears=True))
     pipeline.register_modules(dynamics=dynamics)
-    levels = held_out_weights(pipeline, {"play": episodes}, 4)["play"]
+    levels = known(pipeline, {"play": episodes}, 4)["play"]
     assert len(levels) == 4 and levels[0]["sigma"] > levels[-1]["sigma"]
     for each in levels:
         best = each["planner"] - each["weight"] ** 2 * _size(each)
         assert best <= min(each["planner"], each["heard"]) + 1e-9
+        assert each["planner_states"] > 0 and each["dynamics_states"] > 0
 
 
 def _size(each: dict[str, float]) -> float:
