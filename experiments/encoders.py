@@ -1,0 +1,109 @@
+"""Encoders compared on walker and cheetah: python -m experiments.encoders --help
+
+Runs train_vision.py with each encoder on the same expert episodes, then measures what the latents keep of the true
+state (`vision.probe`) and the returns in closed loop. The folder keeps all runs, so a command that was cut off resumes.
+Writes docs/encoders.md.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.statistics import standard_error
+from experiments import pages
+from experiments.measuring import file_name, measure_once
+from experiments.seven_tasks import EPISODES, ROOT, minutes
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.files import read_json, write_whole
+from vision.encoder import PixelEncoder
+from vision.probe import report
+
+TASKS = ("walker_walk", "cheetah_run")
+ENCODERS: dict[str, tuple[str, ...]] = {
+    "EfficientNet-Lite0, frozen": (),
+    "the same, without true states": ("true_states=false",),
+    "the same, fine-tuned": ("encoder.trainable=true",),
+    "the same, 84 px": ("task.size=84",),
+    "ResNet-18 from scratch": ("encoder=resnet18", "encoder.pretrained=false", "encoder.trainable=true"),
+    "small network with random shifts": ("encoder=conv",),
+    "the small network, without true states": ("encoder=conv", "true_states=false"),
+}
+METHODS = ("planner", "mpdiffuser", "expert")
+
+
+def measure(task: str, seed: int, encoder: str, folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """R2 of the latents, returns and minutes of a run."""
+    output = folder / file_name(f"{task} {encoder} {seed}").removesuffix(".json")
+    size = next((each.split("=")[1] for each in ENCODERS[encoder] if each.startswith("task.size=")), "64")
+    data_root = folder / f"data-{size}"  # a dataset's name does not have its size
+    chosen = [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}", f"data_root={data_root}", f"seed={seed}"]
+    chosen += [f"output_dir={output}", "trackers=[]", f"evaluation.methods=[{','.join(METHODS)}]"]
+    if not (output / "metrics.json").exists():
+        command = [sys.executable, str(ROOT / "train_vision.py"), *chosen, *ENCODERS[encoder], *options]
+        subprocess.run(command, check=True)
+    metrics = read_json(output / "metrics.json")
+    dataset = Episodes.load(next(data_root.glob(f"{task}-expert-ar*-{EPISODES[task]}ep-seed0")))
+    trained = PixelEncoder.from_pretrained(output / "pipeline" / "encoder", use_safetensors=True)
+    r2 = report(trained, dataset, data_root / "cache", 0.1, seed)["r2"]
+    returns = {method: metrics["methods"][method]["returns"] for method in METHODS}
+    return {"r2": r2, "returns": returns, "minutes": minutes(metrics)}
+
+
+HEAD = """# Encoders compared
+
+{written_by}
+
+`python train_vision.py task=TASK quality=expert episodes=100` with the options of each encoder. R2: of a perceptron
+from the latents to the joints' positions and velocities, on held-out episodes ([Latents](latents.md)). Returns: mean ±
+standard error over the episodes, for each training seed ({seeds}). Minutes: of the whole training, dataset given.
+
+"""
+COLUMNS = ("task", "encoder", "options", "R2 of positions, velocities", "planner only", "MPDiffuser", "minutes")
+
+
+def page(results: dict[tuple[str, str], list[dict[str, Any]]], seeds: Sequence[int]) -> str:
+    """docs/encoders.md, from task and encoder -> the result of each training seed."""
+    rows = []
+    for (task, encoder), found in results.items():
+        r2 = ", ".join(f"{each['r2']['positions']:.2f} {each['r2']['velocities']:.2f}" for each in found)
+        returns = [
+            ", ".join(
+                f"{np.mean(each['returns'][method]):.0f} ± {standard_error(np.array(each['returns'][method])):.0f}"
+                for each in found
+            )
+            for method in ("planner", "mpdiffuser")
+        ]
+        time = ", ".join(f"{each['minutes']:.0f}" for each in found)
+        rows.append([task, encoder, f"`{' '.join(ENCODERS[encoder])}`" * bool(ENCODERS[encoder]), r2, *returns, time])
+    head = HEAD.format(written_by=pages.written_by("encoders"), seeds=", ".join(map(str, seeds)))
+    return head + pages.table(COLUMNS, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=EPISODES)
+    parser.add_argument("--encoders", nargs="*", default=list(ENCODERS), choices=ENCODERS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the training")
+    parser.add_argument("--folder", type=Path, default=Path("results/encoders"), help="of data and runs")
+    parser.add_argument("--page", type=Path, default=pages.DOCS / "encoders.md")
+    parser.add_argument("--set", nargs="*", default=[], help="options of train_vision.py, such as debug=true")
+    args = parser.parse_args(arguments)
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for task in args.tasks:
+        for encoder in args.encoders:
+            for seed in args.seeds:
+                identity = {"task": task, "seed": seed, "encoder": [*ENCODERS[encoder]], "options": args.set}
+                file = args.folder / file_name(f"{task} {encoder} {seed}")
+                found = measure_once(file, identity, partial(measure, task, seed, encoder, args.folder, args.set))
+                results.setdefault((task, encoder), []).append(found)
+                print(task, encoder, seed, found["r2"], flush=True)
+            write_whole(args.page, page(results, args.seeds))
+
+
+if __name__ == "__main__":
+    main()
