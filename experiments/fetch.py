@@ -1,6 +1,6 @@
 """Random episodes for the dynamics model alone, in FetchPickAndPlace: python -m experiments.fetch --help
 
-The planner is trained on 50 demonstrations of a scripted controller. The dynamics model sees 0 to 10,000 random
+The planner is trained on 10 or 50 demonstrations of a scripted controller. The dynamics model sees 0 to 10,000 random
 episodes more, as in the paper's curve of sample efficiency (Balim, Li and Du 2025). Needs pip install
 'mpdiffuser[robotics]'. The folder keeps all results, so a command that was cut off resumes. Writes docs/fetch.md.
 """
@@ -26,9 +26,10 @@ from mpdiffuser.files import write_whole
 from mpdiffuser.record import PROPRIOCEPTION, Actions, Observation, Record
 
 ENVIRONMENT = GivenRecord(kind="user", factory="envs.robotics:make_fetch_pick_and_place")
-DEMONSTRATIONS, NOISE = 50, 0.1  # NOISE: standard deviation, on the script's actions
+NOISE = 0.1  # standard deviation, on the script's actions
 COUNTS = (2_000, 4_000, 6_000, 8_000, 10_000)
 LEVELS = 6
+FIRST = "planner only"  # the row that the others are compared with
 COPIES = 50
 FIRST_SEED, FIRST_DEMONSTRATED, FIRST_RANDOM = 1000, 10_000, 20_000
 HELD = 10  # most decisions of one random action
@@ -73,14 +74,14 @@ def succeeded(episode: dict[str, Any]) -> bool:
     return bool(episode["rewards"][-1] == 0)
 
 
-def demonstrations(seed: int, cfg: DictConfig) -> Episodes:
+def demonstrations(count: int, seed: int, cfg: DictConfig) -> Episodes:
     """Episodes of the script that end at the goal."""
     copies, first = Robots(ENVIRONMENT, COPIES), FIRST_DEMONSTRATED + 1_000 * seed
     found: list[dict[str, Any]] = []
-    while len(found) < DEMONSTRATIONS:
+    while len(found) < count:
         found += filter(succeeded, copies.run(Script(), range(first, first + COPIES)))
         first += COPIES
-    return _episodes(found[:DEMONSTRATIONS])
+    return _episodes(found[:count])
 
 
 def random_episodes(count: int, folder: Path) -> Episodes:
@@ -101,13 +102,13 @@ def _episodes(found: Sequence[dict[str, Any]]) -> Episodes:
     return episodes_of(found, {"task": "FetchPickAndPlace"}, Record({"observations": seen}, Actions.unit(4)))
 
 
-def make_study(seed: int, folder: Path, counts: Sequence[int], options: Sequence[str]) -> Study:
-    """The study of a training seed."""
+def make_study(demonstrated: int, seed: int, folder: Path, counts: Sequence[int], options: Sequence[str]) -> Study:
+    """The study of a number of demonstrations and a training seed."""
     methods = ("cloning", "planner", "mpdiffuser", "d_mpc")
     runs = {SAME: Run(methods), "hearing same": Run(methods[:3], options=("dynamics.hears=true",))}
     rows = {
         "cloning": Row(SAME, method="cloning"),
-        "planner only": Row(SAME, {"composition": "planner"}),
+        FIRST: Row(SAME, {"composition": "planner"}),
         "fused": Row(SAME, {"composition": "fused"}),
         "D-MPC": Row(SAME, method="d_mpc"),
         "heard, p = 2": Row("hearing same", {"composition": "heard", "dynamics_power": 2.0}),
@@ -123,7 +124,8 @@ def make_study(seed: int, folder: Path, counts: Sequence[int], options: Sequence
             rows[f"D-MPC, {name}"] = Row(name, method="d_mpc")
             rows[f"heard, p = 2, {name}"] = Row(f"hearing {name}", {"composition": "heard", "dynamics_power": 2.0})
     chosen = [f"seed={seed}", *options]
-    return Study(folder / f"fetch-{seed}", train_state, chosen, partial(demonstrations, seed), data, runs, rows)
+    own = partial(demonstrations, demonstrated, seed)
+    return Study(folder / f"fetch-{demonstrated}-{seed}", train_state, chosen, own, data, runs, rows)
 
 
 def measure(study: Study, row: str, episodes: int) -> dict[str, Any]:
@@ -139,19 +141,33 @@ HEAD = """# Random episodes for the dynamics model
 
 {written_by}
 
-FetchPickAndPlace of gymnasium-robotics. The planner learns from {demonstrations} demonstrations by a script, all of
-which succeed. Only the dynamics models see the random episodes, of 50 decisions each, whose actions are uniform and
-held for 1 to {held} decisions. Success: the block is at the goal in the last decision, in %. {episodes} episodes a row
-and training seed; all rows have the same starts and the same planner noise. {levels} noise levels; D-MPC has its own
-number. Difference: to `planner only`, with its standard error over all episodes. The paper's curve for 0 to 10,000
-random episodes: 75 to 86 %, D-MPC 60 to 60 %.
+FetchPickAndPlace of gymnasium-robotics. The planner learns from demonstrations by a script, all of which succeed. Only
+the dynamics models see the random episodes, of 50 decisions each, whose actions are uniform and held for 1 to {held}
+decisions. Success: the block is at the goal in the last decision, in %. {episodes} episodes a row and training seed;
+all rows have the same starts and the same planner noise. {levels} noise levels; D-MPC has its own number. Difference:
+to `planner only`, with the same demonstrations, with its standard error over all episodes. The paper's curve for 0 to
+10,000 random episodes: 75 to 86 %, D-MPC 60 to 60 %.
 
 """
+
+
+def page(results: dict[tuple[int, str], list[np.ndarray]], seeds: Sequence[int], episodes: int) -> str:
+    """docs/fetch.md, from number of demonstrations and row -> success of each episode for each training seed."""
+    rows = []
+    for (demonstrated, row), parts in results.items():
+        apart = np.concatenate(parts) - np.concatenate(results[demonstrated, FIRST])
+        means = ", ".join(f"{part.mean():.0f}" for part in parts)
+        cell = "" if row == FIRST else f"{apart.mean():+.1f} ± {standard_error(apart):.1f}"
+        rows.append([demonstrated, row, means, cell])
+    head = HEAD.format(written_by=pages.written_by("fetch"), held=HELD, episodes=episodes, levels=LEVELS)
+    columns = ["demonstrations", "", f"success, training seeds {', '.join(map(str, seeds))}", "difference"]
+    return head + pages.table(columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the demonstrations and the training")
+    parser.add_argument("--demonstrations", nargs="*", type=int, default=[10, 50], help="numbers of demonstrations")
     parser.add_argument("--counts", nargs="*", type=int, default=list(COUNTS), help="numbers of random episodes")
     parser.add_argument("--episodes", type=int, default=100, help=f"of a row, in multiples of {COPIES}")
     parser.add_argument("--folder", type=Path, default=Path("results/fetch"), help="of the runs")
@@ -159,30 +175,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=8")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results: dict[str, list[np.ndarray]] = {}
-    for seed in args.seeds:
-        study = make_study(seed, args.folder, args.counts, args.set)
-        for row, about in study.rows.items():
-            identity = {"seed": seed, "row": row, "options": args.set, "episodes": args.episodes}
-            identity |= {"sampler": about.sampler, "levels": LEVELS}
-            found = study.result(row, "", identity, partial(measure, study, row, args.episodes))
-            results.setdefault(row, []).append(np.array(found["succeeded"], float))
-            print(f"fetch {seed} | {row}: {results[row][-1].mean():.0f} %", flush=True)
-    first = np.concatenate(results["planner only"])
-    rows = []
-    for row, parts in results.items():
-        apart = np.concatenate(parts) - first
-        means = ", ".join(f"{part.mean():.0f}" for part in parts)
-        rows.append([row, means, "" if row == "planner only" else f"{apart.mean():+.1f} ± {standard_error(apart):.1f}"])
-    head = HEAD.format(
-        written_by=pages.written_by("fetch"),
-        demonstrations=DEMONSTRATIONS,
-        held=HELD,
-        episodes=args.episodes,
-        levels=LEVELS,
-    )
-    columns = ["", f"success, training seeds {', '.join(map(str, args.seeds))}", "difference"]
-    write_whole(args.page, head + pages.table(columns, rows))
+    results: dict[tuple[int, str], list[np.ndarray]] = {}
+    for demonstrated in args.demonstrations:
+        for seed in args.seeds:
+            study = make_study(demonstrated, seed, args.folder, args.counts, args.set)
+            for row, about in study.rows.items():
+                identity = {"seed": seed, "row": row, "options": args.set, "episodes": args.episodes}
+                identity |= {"sampler": about.sampler, "levels": LEVELS}
+                found = study.result(row, "", identity, partial(measure, study, row, args.episodes))["succeeded"]
+                results.setdefault((demonstrated, row), []).append(np.array(found, float))
+                print(f"fetch {demonstrated} {seed} | {row}: {np.mean(found):.0f} %", flush=True)
+    write_whole(args.page, page(results, args.seeds, args.episodes))
 
 
 if __name__ == "__main__":

@@ -46,15 +46,26 @@ def test_the_script_succeeds_and_random_actions_do_not() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"COPIES": 5, "DEMONSTRATIONS": 5, "COUNTS": (10,)}.items():
+    for name, value in {"COPIES": 5, "COUNTS": (10,)}.items():
         monkeypatch.setattr(fetch, name, value)
     options = ["rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3", "critic.hidden=16"][:4]
     options += [f"{model}.{option}" for model in ("planner", "dynamics") for option in ("width=8", "multipliers=[1,2]")]
     models = ("cloning", "ranker", "planner", "dynamics", "forward", "action_planner", "clean_dynamics", "critic")
     options += [f"train.{model}.steps=3" for model in models]
-    arguments = ["--seeds", "0", "--counts", "10", "--episodes", "5", "--folder", str(tmp_path / "runs")]
+    arguments = [
+        "--demonstrations",
+        "5",
+        "--seeds",
+        "0",
+        "--counts",
+        "10",
+        "--episodes",
+        "5",
+        "--folder",
+        str(tmp_path / "runs"),
+    ]
     fetch.main([*arguments, "--page", str(tmp_path / "page.md"), "--set", *options])
-    rows = [line.split(" | ")[0] for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")]
-    assert rows[1:] == ["| cloning", "| planner only", "| fused", "| D-MPC", "| heard, p = 2"] + [
-        f"| {row}, 10 random" for row in ("fused", "D-MPC", "heard, p = 2")
+    rows = [line.split(" | ")[1] for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows[1:] == ["cloning", "planner only", "fused", "D-MPC", "heard, p = 2"] + [
+        f"{row}, 10 random" for row in ("fused", "D-MPC", "heard, p = 2")
     ]
