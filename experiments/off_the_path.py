@@ -172,8 +172,6 @@ planner noise. A cell has the mean return of each training seed ({seeds}), and t
 standard error over all episodes. A push adds a normal change of this standard deviation to all joint velocities, at one
 decision in twenty.
 
-
-
 """
 
 
