@@ -26,7 +26,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, write_manifest, write_whole, writing
 from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.preparation import unit_actions
+from mpdiffuser.preparation import unit_actions, within
 from mpdiffuser.safe_loading import load_model
 from mpdiffuser.trainer import TrainConfig, Trainer
 from mpdiffuser.windows import Windows, split
@@ -142,7 +142,7 @@ def adapt(cfg: DictConfig) -> Path:
     found |= {"map": change.to_json(), "warnings": told} | origin
     if pipeline.dynamics is not None and cfg.dynamics.steps:
         again = encoded(pipeline, as_nominal(episodes, change))
-        parts = split(again, cfg.validation, cfg.seed)
+        parts = split(within(again, pipeline.latents), cfg.validation, cfg.seed)
         found["dynamics"] = train_further(cfg, pipeline, parts, output, origin | {"map": change.to_json()})
     save(pipeline, folder, output / "pipeline", found)
     write_whole(output / "adaptation.json", json.dumps(found, indent=1))

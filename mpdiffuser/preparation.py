@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.record import DECLARED, SEEN, Actions
 from mpdiffuser.windows import step_rows
 
@@ -100,6 +101,15 @@ def dynamics_episodes(
     unit[more.offsets[1:] - 1] = 0
     record = more.record.with_actions(Actions.seen(unit, more.offsets[1:] - 1))
     return replace(more, arrays=more.arrays | {"actions": unit}, record=record)
+
+
+def within(episodes: Episodes, latents: Normalizer) -> Episodes:
+    """Return latent episodes with each entry in the range of the planner's data, as plans are (`Sampler`).
+
+    In units of the planner's data a few states far beyond its range would have most of the loss.
+    """
+    low, high = (bound.detach().cpu().numpy() for bound in (latents.low, latents.high))
+    return replace(episodes, arrays=episodes.arrays | {"observations": episodes["observations"].clip(low, high)})
 
 
 def _shapes(episodes: Episodes, kinds: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ from mpdiffuser.methods import METHODS, Recipe, TrainingData, recipes_of
 from mpdiffuser.models.normalizer import Normalizer
 from mpdiffuser.parallel import run_parallel
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.preparation import imitates
+from mpdiffuser.preparation import imitates, within
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import MAY_CHANGE, Trainer
 from mpdiffuser.tuning import tune
@@ -238,7 +238,7 @@ def training_data(cfg: DictConfig, episodes: Episodes, more: Episodes | None = N
     actions = Normalizer(train["actions"].shape[1]).fit(train["actions"][step_rows(train)])
     data = TrainingData(common_options(cfg), (train, held_out), latents, actions, NoiseSchedule())
     if more is not None:
-        data.dynamics_parts = split(more.check_finite(), cfg.validation, cfg.seed)
+        data.dynamics_parts = split(within(more.check_finite(), latents), cfg.validation, cfg.seed)
         data.planner_share = cfg.dynamics_share
     return data
 

@@ -16,7 +16,7 @@ import train_vision
 from envs.datasets import open_datasets
 from mpdiffuser.config import load
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.preparation import dynamics_episodes, unit_actions
+from mpdiffuser.preparation import dynamics_episodes, unit_actions, within
 from mpdiffuser.windows import Mixture, Windows
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3"]
@@ -135,6 +135,19 @@ def test_both_data_have_one_unit(tmp_path: Path, choice: str) -> None:
     found = dynamics_episodes(cfg, more, unit, bounds, ["proprioception"])
     np.testing.assert_allclose(found["actions"], unit["actions"], atol=1e-6)
     assert bounds.high == ((60.0, 60.0) if choice == "clip" else (100.0, 100.0))
+
+
+def test_states_are_set_to_the_range_of_the_planners_data(make_episodes) -> None:
+    """A state far beyond it, in units of a narrow range, must not have all the loss."""
+    episodes = make_episodes([5, 4])
+    episodes.arrays["observations"] = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    latents = Normalizer(3).fit(np.array([[-0.5, -0.5, 0.0], [0.5, 0.5, 1e-3]]))
+    found = within(episodes, latents)
+    np.testing.assert_allclose(found["observations"], episodes["observations"].clip([-0.5, -0.5, 0], [0.5, 0.5, 1e-3]))
+    low, high = (bound.detach().numpy() for bound in latents.bounds())
+    normalised = latents.normalize(torch.from_numpy(found["observations"])).numpy()
+    assert (normalised >= low - 1e-5).all() and (normalised <= high + 1e-5).all()
+    assert (episodes["observations"] != found["observations"]).any()  # the data themselves stay
 
 
 def test_data_that_do_not_fit(tmp_path: Path, run: Run) -> None:

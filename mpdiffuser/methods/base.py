@@ -38,7 +38,8 @@ class TrainingData:
         parts: training and held-out episodes; their `observations` are latents.
         latents, actions: normalisers, fitted to the training episodes.
         schedule: noise schedule of all diffusion models.
-        dynamics_parts: further episodes, for dynamics models alone; None: there are none.
+        dynamics_parts: further episodes, for dynamics models alone, with states in the range of `parts`; None: there
+            are none.
         planner_share: with them, the share of a dynamics model's windows that are of `parts`.
         trained: name -> trained model.
         shared: name -> result of a recipe that later recipes use.
