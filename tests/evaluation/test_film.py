@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -40,42 +39,47 @@ def test_a_film_from_states(shown: dict[str, tuple[Any, Setup]], tmp_path: Path)
     assert list(tmp_path.iterdir()) == [file]
 
 
-class Seen(gymnasium.Env):
-    """An environment with a picture of its own, or with one that fails."""
+OWN = """
+import gymnasium
+import numpy as np
 
+
+class Seen(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
-    def __init__(self, mode: str | None, fails: bool = False) -> None:
+    def __init__(self, mode, fails=False):
         self.render_mode, self.fails = mode, fails
 
-    def reset(self, **options: Any) -> tuple[np.ndarray, dict]:
+    def reset(self, **options):
         return np.zeros(2, np.float32), {}
 
-    def render(self) -> np.ndarray:
+    def render(self):
         if self.fails:
             raise ValueError("no screen")
         return np.full((8, 8, 3), 7, np.uint8)
 
 
-def seen() -> gymnasium.Env:
+def seen():
     return Seen("rgb_array")
 
 
-def unseen() -> gymnasium.Env:
+def unseen():
     return Seen(None)
 
 
-def failing() -> gymnasium.Env:
+def failing():
     return Seen("rgb_array", fails=True)
+"""  # a file of its own: the environments' process need not import the test
 
 
 @pytest.mark.parametrize(("name", "every"), [("seen", 1), ("unseen", 0), ("failing", 0)])
 def test_pictures_of_own_environments(
-    name: str, every: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    environment = VectorEnv(GivenRecord(kind="user", factory=f"test_film:{name}"), 1, 1)
+    (tmp_path / "filmed.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    environment = VectorEnv(GivenRecord(kind="user", factory=f"filmed:{name}"), 1, 1)
     try:
         assert film_every(environment) == every
         if every:

@@ -36,13 +36,13 @@ def test_the_command(hopper_data: Path, tmp_path: Path, run: Any, capsys: pytest
     status, _, error = run(train_state, *options)
     assert not status, error
     page = tmp_path / "page.md"
-    arguments = ["--runs", str(tmp_path / "hopper"), "--changes", "nothing", "joints x 1.5", "--steps", "150"]
+    arguments = ["--runs", str(tmp_path / "hopper"), "--changes", "joints x 1.5", "--steps", "150"]
     arguments += ["--episodes", "2", "--folder", str(tmp_path / "play"), "--cells", str(tmp_path / "cells.json")]
     changed_robots.main([*arguments, "--page", str(page)])
     rows = re.findall(r"^\| hopper \| (.*?) \| 150 \| (\S+) \|", page.read_text(), re.MULTILINE)
-    assert [change for change, _ in rows] == ["nothing", "joints x 1.5"]
+    assert [change for change, _ in rows] == ["joints x 1.5"]
     assert all(np.isfinite(float(before)) for _, before in rows)
-    with np.load(tmp_path / "play/hopper-nothing-150.npz") as play:
+    with np.load(tmp_path / "play/hopper-joints_x_1.5-150.npz") as play:
         assert len(play["actions"]) >= 150 and (np.abs(play["actions"]) <= 1).all() and play["truncations"].any()
     before = page.read_text()
     changed_robots.main([*arguments, "--page", str(page)])  # reuses the results
