@@ -96,7 +96,8 @@ def evaluate(
         probe_every: number of decisions between two probes of the plans; 0: no probes. In a probe the simulator
             executes the first steps of a plan and then restores its state. So a probe measures the plan without
             replanning. Environments whose state cannot be restored (`can_peek`) are not probed.
-        film_every: number of decisions between two entries of the film of the first episode; 0: no film.
+        film_every: number of decisions between two entries of the film of the first episode; 0: no film. With a film
+            the time of a single decision is not measured.
         label: title of the progress bar.
         max_decisions: largest number of decisions in an episode; None: until the environment ends it.
     """
@@ -118,7 +119,7 @@ def evaluate(
                 batch.close()
             raise
     outcome = _joined(outcomes)
-    if policies[0].plan is not None:
+    if policies[0].plan is not None and not film_every:
         outcome.plan_ms_single, outcome.action_ms_single = _single_latency(policies[0], observations[0], goals[0])
     return outcome
 

@@ -29,7 +29,7 @@ def write_film(
     seed: int,
     max_decisions: int | None = None,
 ) -> None:
-    """Write a video in which methods control one episode each from one seed, unless the file exists.
+    """Write a video in which methods control one episode each from one seed.
 
     The simulator's frames are beside the decoded plans, if the pipeline has a decoder. Without pictures there is no
     video.
@@ -41,7 +41,7 @@ def write_film(
         seed: of the episodes.
         max_decisions: see `evaluate`.
     """
-    if file.exists() or not shown:
+    if not shown:
         return
     pipeline = next(iter(shown.values()))[1].pipeline
     environment, films = VectorEnv(whole_episodes(record), 1, 1, observed(pipeline.record)), []
