@@ -20,53 +20,59 @@ from mpdiffuser.windows import Windows
 WINDOWS = 512
 
 
+def best_weight(missed: torch.Tensor, term: torch.Tensor) -> dict[str, float]:
+    """Least squares with one term.
+
+    Args:
+        missed: what an estimate lacks, (B, H, m), 0 where nothing is known. term: what is added to it, likewise.
+
+    Returns:
+        `planner` and `heard`, the sum of squares that is left without the term and with it, and `weight`, the weight of
+        the term that leaves least.
+    """
+    left = {"planner": missed.square().sum(), "heard": (missed - term).square().sum()}
+    left["weight"] = (missed * term).sum() / term.square().sum()
+    return {name: float(value) for name, value in left.items()}
+
+
+def windows_of(pipeline: MPDiffuserPipeline, episodes: Episodes) -> dict[str, torch.Tensor]:
+    """A batch of at most `WINDOWS` windows of latent episodes, always the same ones."""
+    targets = np.zeros((len(episodes["actions"]), pipeline.planner.config["condition_dim"]), np.float32)
+    normalizers = pipeline.latents, pipeline.actions, pipeline.condition
+    windows = Windows(episodes, targets, pipeline.planner.config["horizon"], *normalizers)
+    count = min(WINDOWS, len(windows))
+    return windows.batch(torch.from_numpy(np.random.default_rng(0).choice(len(windows), count, replace=False)))
+
+
 @torch.inference_mode()
-def known(pipeline: MPDiffuserPipeline, parts: Mapping[str, Episodes], levels: int) -> dict[str, Any]:
+def known(pipeline: MPDiffuserPipeline, episodes: Episodes, levels: int) -> list[dict[str, float]]:
     """Errors of both models at each of `levels` noise levels, and the best weight of what is heard.
 
     Args:
         pipeline: its dynamics model was trained with `dynamics.hears`.
-        parts: name -> held-out latent episodes.
+        episodes: held-out latent episodes.
 
     Returns:
-        Name -> a list of {"sigma", "planner", "heard", "weight", "planner_states", "dynamics_states"}: the standard
-        deviation of the noise, the mean squared errors of the actions without the term and with it, the best weight,
-        and the mean squared errors of the states by either model. Errors are in variances of the planner's data.
+        For each level `sigma`, the standard deviation of the noise; `planner` and `heard`, the mean squared errors of
+        the actions without the term and with it; the best `weight`; `planner_states` and `dynamics_states`, the mean
+        squared errors of the states by either model. Errors are in variances of the planner's data.
     """
     sampler = pipeline.sampler(replace(pipeline.sampler_defaults, composition="heard", steps=levels))
-    found: dict[str, Any] = {}
-    for name, episodes in parts.items():
-        random, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
-        targets = np.zeros((len(episodes["actions"]), pipeline.planner.config["condition_dim"]), np.float32)
-        normalizers = pipeline.latents, pipeline.actions, pipeline.condition
-        windows = Windows(episodes, targets, pipeline.planner.config["horizon"], *normalizers)
-        chosen = random.choice(len(windows), min(WINDOWS, len(windows)), replace=False)
-        batch = windows.batch(torch.from_numpy(chosen))
-        states, actions, mask = batch["latents"], batch["actions"], batch["action_mask"][..., None]
-        clean, seen = torch.cat([states, actions], -1), batch["mask"][..., None].clone()
-        seen[:, 0] = 0  # the present state is known
-        target = pipeline.target(pipeline.latents.denormalize(states[:, 0]), sampler.config.target)
-        found[name] = []
-        for level in (move.level for move in sampler.moves):
-            drawn = torch.randn(clean.shape, generator=noise)
-            noisy = sampler.schedule.add_noise(clean, drawn, torch.full((len(clean),), level))
-            x = hold(noisy, states[:, 0])
-            alone, (real, heard) = sampler.planner_x0(x, level, target), sampler.heard(x, level)
-            term = mask * heard[..., states.shape[-1] :]
-            missed = mask * (actions - alone[..., states.shape[-1] :])
-            off = lambda drawn: float((seen * (drawn - states)).square().sum() / seen.sum() / states.shape[-1])  # noqa: B023, E731
-            entries = float(mask.sum() * actions.shape[-1])
-            error = lambda weight: float((missed - weight * term).square().sum()) / entries  # noqa: B023, E731
-            found[name].append(
-                {
-                    "sigma": float(sampler.schedule.sigmas[level]),
-                    "planner": error(0),
-                    "heard": error(1),
-                    "weight": float((missed * term).sum() / term.square().sum()),
-                    "planner_states": off(alone[..., : states.shape[-1]]),
-                    "dynamics_states": off(real),
-                }
-            )
+    batch, noise = windows_of(pipeline, episodes), torch.Generator().manual_seed(0)
+    states, actions, acted = batch["latents"], batch["actions"], batch["action_mask"][..., None]
+    clean, seen, d = torch.cat([states, actions], -1), batch["mask"][..., None].clone(), states.shape[-1]
+    seen[:, 0] = 0  # the present state is known
+    target = pipeline.target(pipeline.latents.denormalize(states[:, 0]), sampler.config.target)
+    found = []
+    for level in (move.level for move in sampler.moves):
+        drawn = torch.randn(clean.shape, generator=noise)
+        x = hold(sampler.schedule.add_noise(clean, drawn, torch.full((len(clean),), level)), states[:, 0])
+        alone, (real, term) = sampler.planner_x0(x, level, target), sampler.heard(x, level)
+        at = best_weight(acted * (actions - alone[..., d:]), acted * term[..., d:])
+        at |= {name: at[name] / float(acted.sum() * actions.shape[-1]) for name in ("planner", "heard")}
+        for name, guess in (("planner_states", alone[..., :d]), ("dynamics_states", real)):
+            at[name] = float((seen * (guess - states)).square().sum() / (seen.sum() * d))
+        found.append({"sigma": float(sampler.schedule.sigmas[level]), **at})
     return found
 
 

@@ -153,7 +153,7 @@ def hearing(study: Study, seed: int) -> dict[str, Any]:
     pipeline = MPDiffuserPipeline.from_pretrained(study.train("hearing"))
     share = study.configuration("hearing").validation
     parts = {"demonstrations": study.demonstrated, "play": study.further("play")}
-    return known(pipeline, {name: split(part, share, seed)[1] for name, part in parts.items()}, LEVELS)
+    return {name: known(pipeline, split(part, share, seed)[1], LEVELS) for name, part in parts.items()}
 
 
 HEAD = """# Off the demonstrated path

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from experiments import off_the_path
-from experiments.hearing import known
+from experiments.hearing import best_weight, known
 from experiments.study import SAME, difference
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.denoisers import Dynamics
@@ -22,23 +23,26 @@ def test_differences_are_paired() -> None:
     assert difference([[1.0, 5.0]], [[1.0, 1.0]]) == "+2 ± 2"
 
 
-def test_the_best_weight_of_what_is_heard(make_pipeline: Any, make_episodes: Any, randomize: Any) -> None:
-    """The squared error is a parabola in the weight; the best weight is its minimum."""
-    pipeline = make_pipeline(3, 2, levels=100)
-    episodes = make_episodes([30, 20])
-    dynamics = randomize(Dynamics(3, 2, pipeline.planner.config["horizon"], width=8, embedding=8, hears=True))
-    pipeline.register_modules(dynamics=dynamics)
-    levels = known(pipeline, {"play": episodes}, 4)["play"]
+@pytest.mark.parametrize("weight", [-0.4, 0.0, 0.7])
+def test_the_best_weight(weight: float) -> None:
+    """Of a term that explains a known part of what is missed."""
+    term, rest = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+    rest -= (rest * term).sum() / term.square().sum() * term  # nothing of it is along the term
+    found = best_weight(weight * term + rest, term)
+    size, left = float(term.square().sum()), float(rest.square().sum())
+    assert found["weight"] == pytest.approx(weight, abs=1e-5)
+    assert found["planner"] == pytest.approx(left + weight**2 * size, rel=1e-4)
+    assert found["heard"] == pytest.approx(left + (1 - weight) ** 2 * size, rel=1e-4)
+
+
+def test_what_the_models_know(make_pipeline: Any, make_episodes: Any, randomize: Any) -> None:
+    pipeline, episodes = make_pipeline(3, 2, levels=100), make_episodes([30, 20])
+    size = pipeline.planner.config["horizon"]
+    pipeline.register_modules(dynamics=randomize(Dynamics(3, 2, size, width=8, embedding=8, hears=True)))
+    levels = known(pipeline, episodes, 4)
     assert len(levels) == 4 and levels[0]["sigma"] > levels[-1]["sigma"]
-    for each in levels:
-        best = each["planner"] - each["weight"] ** 2 * _size(each)
-        assert best <= min(each["planner"], each["heard"]) + 1e-9
-        assert each["planner_states"] > 0 and each["dynamics_states"] > 0
-
-
-def _size(each: dict[str, float]) -> float:
-    """Mean square of the term, from the two errors and the best weight w: heard - planner = (1 - 2 w) size."""
-    return (each["heard"] - each["planner"]) / (1 - 2 * each["weight"])
+    assert all(at[f"{model}_states"] > 0 and at["planner"] > 0 for at in levels for model in ("planner", "dynamics"))
+    assert levels == known(pipeline, episodes, 4)
 
 
 @pytest.mark.slow
