@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    options = [*([f"data_dir={args.data_dir}"] if args.data_dir else []), *args.set]
+    options = pages.training_options(args)
     seeds = range(args.first_seed, args.first_seed + args.episodes)
     results: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
     for seed in args.seeds:

@@ -15,6 +15,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def training_options(args: argparse.Namespace) -> list[str]:
+    """The options of a training command that --data-dir and --set give."""
+    return [*([f"data_dir={args.data_dir}"] if args.data_dir else []), *args.set]
+
+
 def written_by(name: str, cores: str = "shared cores", measured_on: str | None = None) -> str:
     """The beginning of a page: the command, the day and the machine.
 
