@@ -163,7 +163,7 @@ HEAD = """# Off the demonstrated path
 The planner learns from {demonstrations} clean episodes of an expert: the last half of the files of hopper and
 halfcheetah medium-expert (stand-ins, not D4RL's data), or episodes of cartpole_swingup from pixels. `more data` are
 {played} decisions of play by a network that was cloned from these episodes: with noise of standard deviation 0.2 or 0.5
-on the actions, with pushes, or with both. They have no rewards, and only the dynamics model sees them. `all in the
+on the actions, with pushes, or with both. Only the dynamics model sees them, without their rewards. `all in the
 planner`: the planner and ranker learn from play too, with its rewards. Rows with the same network: `fused, p = 2`,
 `heard` and `contrast`.
 

@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    options = [*([f"data_dir={args.data_dir}"] if args.data_dir else []), *args.set]
+    options = pages.training_options(args)
     for seed in args.seeds:
         for task in args.tasks:
             for method in args.methods:
