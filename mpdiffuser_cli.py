@@ -16,7 +16,7 @@ COMMANDS = {  # name -> module whose `main` runs the command, summary
     "collect": ("envs.collect_command", "collect a dataset of pixels"),
     "datasets": ("envs.datasets.__main__", "list, show, convert and download datasets"),
     "doctor": ("envs.doctor", "what works on this machine, and how to mend the rest"),
-    "export": ("mpdiffuser.export", "write a pipeline's networks as ONNX or OpenVINO graphs"),
+    "export": ("mpdiffuser.export", "write the whole policy as one ONNX or OpenVINO graph"),
     "probe": ("vision.probe", "measure what latents keep of the true state"),
 }
 

@@ -19,7 +19,7 @@ import inspect
 import io
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -31,6 +31,7 @@ from mpdiffuser.errors import InputError
 PACKAGES = {"onnx": ("onnxruntime", "onnx")} | dict.fromkeys(("openvino", "openvino_bf16"), ("openvino", "onnx"))
 ENGINES = ("auto", "torch", "compile", *PACKAGES)
 FASTEST = ("openvino", "onnx")
+OPSET = 18  # of ONNX
 
 Run = Callable[..., torch.Tensor]
 
@@ -64,7 +65,7 @@ def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tenso
     device = next(module.parameters()).device
     if device.type != "cpu":
         raise InputError(f"engine={engine}: computes on the CPU, found the model on {device}; use torch or compile")
-    drawn = graph(module, example, method)
+    drawn = graph(module, dict(zip(inspect.signature(getattr(module, method)).parameters, example)), method=method)
     run, lock = _onnx(drawn) if engine == "onnx" else _openvino(drawn, engine), threading.Lock()
 
     def call(*inputs: torch.Tensor) -> torch.Tensor:
@@ -83,7 +84,13 @@ class Prepared:
         model: a `Planner` or a `Dynamics`.
         levels: all noise levels that the sampler visits.
         denoise: the model's `denoise`, compiled for an engine; None: the model's forward pass in eager torch.
+
+    Attributes:
+        repeats: n if each n rows in turn have the same present latent and target; None: such rows are searched for,
+            which a graph cannot do.
     """
+
+    repeats: int | None = None
 
     def __init__(self, model: Any, levels: Sequence[int], denoise: Run | None = None) -> None:
         self.model, self.levels, self.denoise, self.config = model, list(levels), denoise, model.config
@@ -105,13 +112,17 @@ class Prepared:
 
     def _prepare(self, known: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
         """Compute the modulation (B, F) of each level."""
-        flat = torch.cat([part.view(len(part), -1) for part in known], -1)
-        rows, index = torch.unique(flat, dim=0, return_inverse=True)
+        flat = torch.cat([part.reshape(len(part), -1) for part in known], -1)
+        if self.repeats:
+            rows = flat[:: self.repeats]
+        else:
+            rows, index = torch.unique(flat, dim=0, return_inverse=True)
         parts = rows.repeat(len(self.levels), 1).split([part[0].numel() for part in known], -1)
         levels = torch.tensor(self.levels, device=rows.device).repeat_interleave(len(rows))
         known_rows = [part.view(-1, *whole.shape[1:]) for part, whole in zip(parts, known)]
         modulation = self.model.modulation(levels, *known_rows).view(len(self.levels), len(rows), -1)
-        return dict(zip(self.levels, modulation[:, index]))
+        whole = modulation.repeat_interleave(self.repeats, 1) if self.repeats else modulation[:, index]
+        return dict(zip(self.levels, whole.unbind()))
 
 
 def _missing(engine: str) -> list[str]:
@@ -138,33 +149,41 @@ class _Positional(torch.nn.Module):
         self.module, self.method = module, method
         self.eval()  # the exporter sets every submodule to the mode of this module
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor) -> Any:
         return getattr(self.module, self.method)(*inputs)
 
 
-def graph(module: torch.nn.Module, example: Sequence[torch.Tensor], method: str = "forward") -> bytes:
-    """Export a method of a module, in eval mode, as an ONNX graph for any batch size.
-
-    The inputs of the graph have the names of the method's arguments.
+def graph(
+    module: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str] = ("output",),
+    method: str = "forward",
+    any_batch: bool = True,
+) -> bytes:
+    """Export a method of a module, in eval mode, as an ONNX graph.
 
     Args:
-        module, example, method: as in `compiled`.
+        module, method: as in `compiled`.
+        inputs: name -> example of each argument of the method, in order.
+        outputs: names of the results.
+        any_batch: whether the first dimension of inputs and outputs is free.
 
     Raises:
         InputError: for a network with operations that ONNX does not support.
     """
-    names = list(inspect.signature(getattr(module, method)).parameters)[: len(example)]
     file = io.BytesIO()
+    torch.onnx.register_custom_op_symbolic("aten::atanh", lambda g, x: g.op("Atanh", x), OPSET)  # torch has none
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # torch warns that this exporter is old; the new one needs another package
         try:
             torch.onnx.export(
                 _Positional(module, method),
-                tuple(example),
+                tuple(inputs.values()),
                 file,  # type: ignore[arg-type]
-                input_names=names,
-                output_names=["output"],
-                dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} if any_batch else None,
+                opset_version=OPSET,
                 dynamo=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:

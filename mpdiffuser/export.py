@@ -1,81 +1,96 @@
-"""Export the networks of a pipeline as graphs: python -m mpdiffuser.export pipeline=FOLDER engine=onnx
+"""Export the policy of a pipeline as one graph: python -m mpdiffuser.export pipeline=FOLDER engine=onnx
 
-Graphs run without Python. The networks are the planner, the dynamics model and, for a pipeline from pixels, the
-encoder's frame_net. The graphs are float32, take any batch size, and name their inputs like the arguments of `forward`.
-The files are <name>.onnx, or <name>.xml and <name>.bin for OpenVINO, and export.json, which identifies the pipeline.
-The default folder is beside the pipeline's folder, because a pipeline's folder has only weights and JSON.
-
-A controller does not need these files. It compiles the weights itself (sampler.engine=), in about a second.
+One run of the graph is one decision: observations, history and noise in, action and plan out
+(`mpdiffuser.policy_graph`). The folder holds policy.onnx, or policy.xml and policy.bin for OpenVINO, and policy.json,
+which tells inputs, outputs, the bounds of the actions and the pipeline. The default folder is beside the pipeline's
+folder, because a pipeline's folder has only weights and JSON. examples/ has programs that run it, without torch and in
+C++.
 """
 
 import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mpdiffuser.config import configured
+from mpdiffuser.config import configured, settings
 from mpdiffuser.engines import graph, require
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, publish, writing
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.policy_graph import PolicyGraph, described
+from mpdiffuser.sampler import SamplerConfig
 
 KINDS = ("openvino", "onnx")
+FACTS = "policy.json"
 
 
-def export(folder: Path, engine: str, output: Path) -> list[Path]:
-    """Write the graphs of a pipeline folder into `output`. The folder appears only when it is complete.
+def export(
+    folder: Path, engine: str, output: Path, config: SamplerConfig | None = None, robots: int = 1
+) -> tuple[Path, PolicyGraph]:
+    """Write the policy of a pipeline folder into `output`. The folder appears only when it is complete.
 
     Args:
         folder: the pipeline folder.
-        engine: "onnx" or "openvino", the format of the graphs.
+        engine: "onnx" or "openvino", the format of the graph.
         output: the folder to write; an earlier export in it is replaced.
+        config: the sampler settings; None: those that are saved in the pipeline.
+        robots: number of robots that the graph controls at once.
 
     Returns:
-        The file of each network.
+        The graph's file, and the policy.
 
     Raises:
-        InputError: for an engine without graphs, a folder that is not a pipeline, or an output that cannot be written.
+        InputError: for an engine without graphs, a folder that is not a pipeline, an output that cannot be written, and
+            as `PolicyGraph`.
     """
     if engine not in KINDS:
         raise InputError(f"engine: must be one of {', '.join(KINDS)}, found {engine!r}")
     require(engine)
     if output.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"output_dir: {output} lies in the pipeline's folder, which holds weights and JSON alone")
-    if output.exists() and not (output / "export.json").is_file():
+    if output.exists() and not (output / FACTS).is_file():
         raise InputError(f"output_dir: {output} holds something else; choose another")
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
-    partial, files = output.with_name(output.name + ".partial"), []
+    policy = PolicyGraph(pipeline, config or pipeline.sampler_defaults, robots)
+    drawn = graph(policy, policy.example(), policy.outputs, any_batch=False)
+    facts = {"engine": engine, "pipeline": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}
+    partial = output.with_name(output.name + ".partial")
     with writing(output):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name, (module, example) in pipeline.networks().items():
-            files.append(_write(graph(module, example), partial / name, engine))
-        made_of = {"pipeline": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), "engine": engine}
-        (partial / "export.json").write_text(json.dumps(made_of, indent=1) + "\n")
+        file = _write(drawn, partial / "policy", engine)
+        (partial / FACTS).write_text(json.dumps(facts | described(policy), indent=1) + "\n")
         publish(partial, output)
-    return [output / file.name for file in files]
+    return output / file.name, policy
 
 
-def _write(network: bytes, stem: Path, engine: str) -> Path:
+def _write(drawn: bytes, stem: Path, engine: str) -> Path:
     if engine == "onnx":
         file = stem.with_suffix(".onnx")
-        file.write_bytes(network)
+        file.write_bytes(drawn)
         return file
     import openvino
 
-    openvino.save_model(openvino.Core().read_model(io.BytesIO(network)), stem.with_suffix(".xml"), False)
+    openvino.save_model(openvino.Core().read_model(io.BytesIO(drawn)), stem.with_suffix(".xml"), False)
     return stem.with_suffix(".xml")
 
 
 @configured("export")
 def main(cfg: DictConfig) -> None:
-    """Export the pipeline `cfg.pipeline` and print the written files."""
+    """Export the pipeline `cfg.pipeline` and print the written file with its inputs and outputs."""
     folder = Path(cfg.pipeline)
-    for file in export(folder, cfg.engine, Path(cfg.output_dir or f"{folder.absolute()}-{cfg.engine}")):
-        print(f"written: {file}")
+    saved = MPDiffuserPipeline.from_pretrained(folder).sampler_defaults
+    config = replace(saved, **{key: value for key, value in settings(cfg.sampler).items() if value is not None})
+    output = Path(cfg.output_dir or f"{folder.absolute()}-{cfg.engine}")
+    file, policy = export(folder, cfg.engine, output, config, cfg.robots)
+    for name, part in policy.example().items():
+        print(f"input: {name} {str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}")
+    print(f"outputs: {', '.join(policy.outputs)}")
+    print(f"written: {file}")
 
 
 if __name__ == "__main__":

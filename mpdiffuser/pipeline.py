@@ -342,14 +342,37 @@ class MPDiffuserPipeline(DiffusionPipeline):
                 for a planner that was trained with goals.
         """
         began = time.perf_counter()
-        config, n = sampler.config, sampler.config.candidates
-        c = self.planner.config
-        shape = ((n + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"])
-        device = latents.device
+        shape = self.noise_shape(sampler.config)
+        noise = lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(latents.device)  # noqa: E731
+        plan = self.planned(latents, sampler, noise, last, goal, committed, allowance, objective)
+        plan.plan_ms = 1e3 * (time.perf_counter() - began)
+        return plan
 
-        def noise() -> torch.Tensor:
-            halves = (torch.randn(shape, generator=g) for g in generators)
-            return torch.cat([torch.cat([half, -half])[:n] for half in halves]).to(device)
+    def noise_shape(self, config: SamplerConfig) -> tuple[int, int, int]:
+        """Return (K, H, d + m), the shape of one draw of noise for a latent: of half of its N candidates."""
+        c = self.planner.config
+        return (config.candidates + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"]
+
+    def planned(
+        self,
+        latents: torch.Tensor,
+        sampler: Sampler,
+        noise: Callable[[], torch.Tensor],
+        last: tuple[torch.Tensor, torch.Tensor] | None = None,
+        goal: torch.Tensor | None = None,
+        committed: torch.Tensor | None = None,
+        allowance: Allowance | None = None,
+        objective: Objective | None = None,
+    ) -> Plan:
+        """Compute the plans of a call. `noise` returns new standard normal noise (B, *noise_shape) in each call.
+
+        Other arguments and errors as the call. Only operations that a graph can hold (`mpdiffuser.policy_graph`).
+        """
+        config, n = sampler.config, sampler.config.candidates
+
+        def opposite() -> torch.Tensor:
+            halves = noise()
+            return torch.cat([halves, -halves], 1)[:, :n].flatten(0, 1)
 
         def repeated(normalizer: Normalizer, known: torch.Tensor | None) -> torch.Tensor | None:
             return None if known is None else normalizer.normalize(known).repeat_interleave(n, 0)
@@ -369,10 +392,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
         committed = repeated(self.actions, None if committed is None else self.action_scale.to_unit(committed))
         held_goal = None if self.takes_goals else goal
-        x = sampler(present, condition, noise, start, held_goal, committed, gradient)
-        plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
-        plan.plan_ms = 1e3 * (time.perf_counter() - began)
-        return plan
+        x = sampler(present, condition, opposite, start, held_goal, committed, gradient)
+        return self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
 
     def _condition(
         self,

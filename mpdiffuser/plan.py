@@ -92,9 +92,9 @@ def candidate_weights(
         only = torch.arange(costs.shape[1], device=costs.device) == cheapest[:, None]
         sound = torch.where(fits.any(1, keepdim=True), fits, only)
     sound = sound | ~sound.any(1, keepdim=True)
-    known = scores.nan_to_num(0.0, 0.0, 0.0).masked_fill(~sound, torch.nan)
-    centred = known - known.nanmean(1, keepdim=True)
+    known, count = scores.nan_to_num(0.0, 0.0, 0.0), sound.sum(1, keepdim=True)
+    centred = known - known.where(sound, 0.0).sum(1, keepdim=True) / count
     if temperature == 0:
-        return one_hot(centred.nan_to_num(-torch.inf).argmax(1), scores.shape[1]).to(scores.dtype)
-    deviation = centred.square().nanmean(1, keepdim=True).sqrt().clamp(min=1e-12)
-    return (centred / (temperature * deviation)).nan_to_num(-torch.inf).softmax(1)
+        return one_hot(centred.where(sound, -torch.inf).argmax(1), scores.shape[1]).to(scores.dtype)
+    deviation = (centred.square().where(sound, 0.0).sum(1, keepdim=True) / count).sqrt().clamp(min=1e-12)
+    return (centred / (temperature * deviation)).where(sound, -torch.inf).softmax(1)

@@ -277,7 +277,8 @@ class Sampler:
                 clean = (clean + term).clamp(self.low, self.high)
             else:
                 real = self.dynamics_x0(x, level)
-            clean[..., : real.shape[-1]] = w * real + (1 - w) * clean[..., : real.shape[-1]]
+            d = real.shape[-1]
+            clean = torch.cat([w * real + (1 - w) * clean[..., :d], clean[..., d:]], -1)
         if objective_gradient is not None:
             moved = clean + float(self.schedule.sigmas[level]) ** 2 * objective_gradient(clean)
             clean = moved.clamp(self.low, self.high)
@@ -321,7 +322,8 @@ class Sampler:
             output = self.planner(x, levels, condition, g * keep)
             clean = self.planner.to_clean(output, x, levels, self.schedule)
         else:
-            twice = lambda tensor: torch.cat([tensor, tensor])  # noqa: E731
+            # no cat of a tensor with itself: OpenVINO then computes wrong values in a graph of a whole plan
+            twice = lambda tensor: tensor.repeat(2, *[1] * (tensor.dim() - 1))  # noqa: E731
             output = self.planner(twice(x), twice(levels), twice(condition), torch.cat([keep, 0 * keep]))
             with_target, without = self.planner.to_clean(output, twice(x), twice(levels), self.schedule).chunk(2)
             clean = without + g * (with_target - without)

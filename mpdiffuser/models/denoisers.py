@@ -36,13 +36,12 @@ def hold(
         committed: the first actions u_0..u_{K-1}, (B, K, m); None: unknown.
     """
     d = present.shape[-1]
-    held = x.clone()
-    held[:, 0, :d] = present
+    states, actions = torch.cat([present[:, None], x[:, 1:, :d]], 1), x[..., d:]
     if goal is not None:
-        held[:, -1, :d] = goal
+        states = torch.cat([states[:, :-1], goal[:, None]], 1)
     if committed is not None:
-        held[:, : committed.shape[1], d:] = committed
-    return held
+        actions = torch.cat([committed, actions[:, committed.shape[1] :]], 1)
+    return torch.cat([states, actions], -1)
 
 
 class Denoiser:

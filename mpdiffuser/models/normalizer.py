@@ -83,24 +83,28 @@ class Marginals(ModelMixin, ConfigMixin):
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """(..., dim) -> (..., dim) in [-sqrt(3), sqrt(3)]. Equal values of the data get their mean rank."""
-        columns = x.movedim(-1, 0).reshape(x.shape[-1], -1).contiguous()
+        columns = x.movedim(x.dim() - 1, 0).reshape(x.shape[-1], -1).contiguous()
         last = self.points.shape[1] - 1
-        edges = [torch.searchsorted(self.points, columns, right=right) for right in (False, True)]
+        if torch.onnx.is_in_onnx_export():  # ONNX has no search
+            points, each = self.points[:, None], columns[..., None]
+            edges = [(points < each).sum(-1), (points <= each).sum(-1)]
+        else:
+            edges = [torch.searchsorted(self.points, columns, right=right) for right in (False, True)]
         tied = (edges[0] + edges[1] - 1) / 2  # mean index of the knots that equal x
         upper = edges[0].clamp(1, last)
         low, high = self.points.gather(1, upper - 1), self.points.gather(1, upper)
         between = upper - 1 + ((columns - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         place = torch.where(edges[1] > edges[0], tied, between) / last
-        return ((place - 0.5) * 12**0.5).view(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
+        return ((place - 0.5) * 12**0.5).view(x.shape[-1], *x.shape[:-1]).movedim(0, x.dim() - 1)
 
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised (..., dim) -> (..., dim), within the data's range."""
-        columns = x.movedim(-1, 0).reshape(x.shape[-1], -1)
+        columns = x.movedim(x.dim() - 1, 0).reshape(x.shape[-1], -1)
         last = self.points.shape[1] - 1
         place = ((columns / 12**0.5 + 0.5) * last).clamp(0, last)
         below = place.nan_to_num().long().clamp(max=last - 1)
         low, high = self.points.gather(1, below), self.points.gather(1, below + 1)
-        return (low + (place - below) * (high - low)).view(x.shape[-1], *x.shape[:-1]).movedim(0, -1)
+        return (low + (place - below) * (high - low)).view(x.shape[-1], *x.shape[:-1]).movedim(0, x.dim() - 1)
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the lowest and the highest value of the data, each (dim,), in normalised units."""

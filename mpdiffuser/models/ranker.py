@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, pad
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.base import Model
@@ -128,8 +128,8 @@ class Ranker(Model):
         out = self(latents, actions)
         g = self.config["discount"]
         powers = g ** torch.arange(latents.shape[-2], device=latents.device, dtype=latents.dtype)
-        alive = out["continuation_logit"].sigmoid().cumprod(-1).roll(1, -1)
-        alive[..., 0] = 1
+        logged = logsigmoid(out["continuation_logit"][..., :-1]).cumsum(-1)  # ONNX has no cumulative product
+        alive = pad(logged, (1, 0)).exp()
         discounted = powers * alive
         running = (1 - g) * (discounted * out["reward"])[..., :-1].sum(-1)
         value = self.value(latents[..., -1, :], cost_to_go)

@@ -1,0 +1,167 @@
+"""One decision of a controller as one network: observations, history and noise in, action and plan out.
+
+`mpdiffuser.export` writes it as a graph. Encoder, normalisers, targets, all noise levels, both models, the ranker and
+the choice are in it, so that a robot needs no more than a runtime of such graphs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mpdiffuser.errors import InputError
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import PICTURE
+from mpdiffuser.sampler import SamplerConfig
+
+GOAL, NEXT = "goal_", "next_"  # of the names of inputs and outputs
+
+
+class PolicyGraph(torch.nn.Module):
+    """A decision of `Controller`, for a fixed number of robots.
+
+    Inputs, in this order (`example`):
+
+        <name>      each observation of the record, (B, ...), as the data have it
+        goal_<name> what the robot is to see, if the planner was trained with goals
+        start       (B,) bool, whether this is the first decision of an episode      | only if the latent
+        features    (B, history, F), the last result `next_features`                 | depends on earlier
+        actions     (B, history - 1, m), the last result `next_actions`              | observations
+        noise       standard normal numbers, (B, draws, K, H, d + m)
+
+    Outputs: `action` (B, m) in the data's units; `sound` (B,) bool, false if there is no finite plan and the action is
+    the safe action; the followed plan, `plan_latents` (B, H, d) and `plan_actions` (B, H, m); its `score` (B,); and
+    `next_features`, `next_actions` where the inputs have them. If the robot executes another action, write it into the
+    last row of `next_actions`.
+
+    Args:
+        pipeline: the loaded pipeline, on the CPU.
+        config: the sampler settings.
+        robots: B.
+
+    Raises:
+        InputError: for a pipeline without planner or record, or settings with a warm start or a deadline.
+    """
+
+    def __init__(self, pipeline: MPDiffuserPipeline, config: SamplerConfig, robots: int = 1) -> None:
+        super().__init__()
+        if pipeline.planner is None or pipeline.record is None:
+            raise InputError("pipeline: holds no planner of MPDiffuser, or does not say what its observations are")
+        for name in ("warm_start", "deadline_ms"):
+            if getattr(config, name):
+                raise InputError(f"sampler.{name}: must be 0 in a graph, found {getattr(config, name)}")
+        if robots < 1:
+            raise InputError(f"robots: must be at least 1, found {robots}")
+        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
+        self.pipeline, self.robots, self.record = pipeline, robots, pipeline.record
+        self.sampler = pipeline.sampler(replace(config, engine="torch"))
+        for model in (self.sampler.planner, self.sampler.dynamics):
+            if model is not None:
+                model.repeats = 1 if config.target_spread else config.candidates
+        # registered, so that a tracer finds the weights
+        models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        self.models = torch.nn.ModuleDict(models)
+        self.safe = torch.tensor([config.safe_action or [0.0] * self.action_dim], dtype=torch.float32)
+        self.remembers = pipeline.encoder.history > 1
+        self.inputs = list(self.example())
+
+    @property
+    def action_dim(self) -> int:
+        """m."""
+        return self.pipeline.actions.config["dim"]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the results, in order."""
+        names = ["action", "sound", "plan_latents", "plan_actions", "score"]
+        return names + [f"{NEXT}features", f"{NEXT}actions"] * self.remembers
+
+    def example(self) -> dict[str, torch.Tensor]:
+        """Return name -> value of all inputs, for the first decision of an episode."""
+        seen = self.record.observations
+        names = [*seen, *(f"{GOAL}{name}" for name in seen if self.pipeline.takes_goals)]
+        found = {
+            name: torch.zeros(self.robots, *each.shape, dtype=getattr(torch, each.dtype))
+            for name, each in zip(names, [*seen.values()] * 2)
+        }
+        if self.remembers:
+            history = self.pipeline.encoder.history
+            width = self._features(found).shape[-1]
+            found["start"] = torch.ones(self.robots, dtype=torch.bool)
+            found["features"] = torch.zeros(self.robots, history, width)
+            found["actions"] = torch.zeros(self.robots, history - 1, self.action_dim)
+        config = self.sampler.config
+        draws = 1 + sum(move.noise_std > 0 for move in self.sampler.moves)
+        draws *= 1 + (config.composition == "sequential")
+        found["noise"] = torch.zeros(self.robots, draws, *self.pipeline.noise_shape(config))
+        return found
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the outputs of the inputs; see the class for their names and shapes."""
+        given = dict(zip(self.inputs, inputs, strict=True))
+        pipeline, scale = self.pipeline, self.pipeline.action_scale
+        latents, features, past = self._latents(given)
+        goal = None
+        if pipeline.takes_goals:
+            goal = self._standing({name: given[f"{GOAL}{name}"] for name in self.record.observations})
+        draws = iter(given["noise"].unbind(1))
+        plan = pipeline.planned(latents, self.sampler, lambda: next(draws), goal=goal)
+        states, actions = plan.executed_latents, plan.executed_actions
+        finite = [part.isfinite().flatten(1).all(1) for part in (states, actions)]
+        sound = plan.scores.isfinite().any(1) & finite[0] & finite[1]
+        low, high = (actions.new_tensor(end) for end in (scale.low, scale.high))
+        action = actions[:, 0].where(sound[:, None], self.safe).maximum(low).minimum(high)
+        score = torch.where(plan.weights > 0, plan.weights * plan.scores, 0).sum(1)
+        found = [action, sound, states, actions, score]
+        if self.remembers:
+            found += [features, torch.cat([scale.to_data(past[:, 1:]), action[:, None]], 1)]
+        return tuple(found)
+
+    def _features(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Observations (B, ...) -> features (B, F): those of all pictures, then the vectors."""
+        encoder, seen = self.pipeline.encoder, self.record.observations
+        pictures = [name for name, each in seen.items() if each.kind == PICTURE]
+        parts = [encoder.features(observations[name]) for name in pictures]
+        parts += [observations[name].float() for name in seen if name not in pictures]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _latents(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the latents (B, d), the features (B, history, F), and the actions (B, history - 1, m) in [-1, 1]."""
+        if not self.remembers:
+            features = self._features(given)[:, None]
+            actions = features.new_zeros(self.robots, 0, self.action_dim)
+            return self.pipeline.encoder(features, actions), features, actions
+        start, newest = given["start"][:, None, None], self._features(given)[:, None]
+        shifted = torch.cat([given["features"][:, 1:], newest], 1)
+        features = torch.where(start, newest.expand_as(shifted), shifted)
+        actions = self.pipeline.action_scale.to_unit(given["actions"])
+        actions = actions.where(~start, 0.0)
+        return self.pipeline.encoder(features, actions), features, actions
+
+    def _standing(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the latents (B, d) of observations that have not changed for a whole history."""
+        history = self.pipeline.encoder.history
+        features = self._features(observations)[:, None]
+        actions = features.new_zeros(self.robots, history - 1, self.action_dim)
+        return self.pipeline.encoder(features.expand(-1, history, -1), actions)
+
+
+def described(graph: PolicyGraph) -> dict[str, Any]:
+    """Return what a program must know to run the graph, as a JSON object."""
+    config, info, bounds = graph.sampler.config, graph.pipeline.config["info"], graph.pipeline.action_bounds
+    return {
+        "inputs": {name: {"shape": [*part.shape], "dtype": _dtype(part)} for name, part in graph.example().items()},
+        "outputs": graph.outputs,
+        "observations": graph.record.to_json()["observations"],
+        "action_low": [*bounds.low],
+        "action_high": [*bounds.high],
+        "decision_seconds": info.get("decision_seconds"),
+        "candidates": config.candidates,
+        "levels": len(graph.sampler.moves),
+        "composition": config.composition,
+    }
+
+
+def _dtype(part: torch.Tensor) -> str:
+    return str(part.dtype).removeprefix("torch.")
