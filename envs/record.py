@@ -4,6 +4,7 @@ Datasets and pipelines keep it as info["environment"]; where there is no environ
 
     {"kind": "dm_control", "task": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1, "rendering": "fast"}
     {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": null}
+    {"kind": "go2", "payload": 3.0}
     {"kind": "user", "factory": "package.module:factory"}
 
 A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`. The
@@ -39,6 +40,12 @@ def _load_user() -> "Callable[..., Environment]":
     return make_own
 
 
+def _load_go2() -> "Callable[..., Environment]":
+    from envs.go2 import Go2
+
+    return Go2
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of environment.
@@ -61,6 +68,7 @@ KINDS = {
         {"time_limit": float},
     ),
     "gymnasium": Kind(_load_gymnasium, {"env_id": str}, {"speed_limit": float}),
+    "go2": Kind(_load_go2, {}, {"payload": float, "weak_leg": float, "friction": float}),
     "user": Kind(_load_user, {"factory": str}, {}),
 }
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}

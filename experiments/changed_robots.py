@@ -24,7 +24,7 @@ from evaluation.adapt import adapt
 from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.measuring import load_pipeline
-from experiments.robots import Disturbance, Robots, stacked
+from envs.robots import Disturbance, Robots, stacked
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
 from mpdiffuser.files import read_json, write_whole

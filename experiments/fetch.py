@@ -18,8 +18,8 @@ import train_state
 from envs.record import GivenRecord
 from evaluation.statistics import standard_error
 from experiments import pages
-from experiments.robots import Robots
-from experiments.study import SAME, Row, Run, Study, episodes_of
+from envs.robots import Robots, episodes_of
+from experiments.study import SAME, Row, Run, Study
 from mpdiffuser.controller import Policy
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_whole

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 import train_state
 from evaluation.statistics import standard_error
 from experiments import pages
-from experiments.robots import Robots, stacked
+from envs.robots import Robots, stacked
 from experiments.study import SAME, Row, Run, Study
 from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import Episodes

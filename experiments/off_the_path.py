@@ -25,8 +25,8 @@ from envs.record import dm_control_record
 from experiments import pages
 from experiments.demonstrations import experts
 from experiments.hearing import known, section
-from experiments.robots import Disturbance, Robots
-from experiments.study import SAME, Row, Run, Study, difference, episodes_of
+from envs.robots import Disturbance, Robots, episodes_of
+from experiments.study import SAME, Row, Run, Study, difference
 from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_whole

@@ -20,7 +20,6 @@ import train_vision
 from envs.datasets.importing import joined
 from evaluation.statistics import standard_error
 from experiments.measuring import file_name, measure_once
-from experiments.robots import stacked
 from mpdiffuser.config import load, settings
 from mpdiffuser.controller import Policy
 from mpdiffuser.episodes import Episodes
@@ -136,22 +135,6 @@ class Study:
     def result(self, row: str, name: str, identity: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> Any:
         """What `measure` returns for a row, from its file if it is measured (see `measure_once`)."""
         return measure_once(self.folder / file_name(f"{row} {name}"), identity, measure)
-
-
-def episodes_of(found: Sequence[Mapping[str, Any]], info: dict[str, Any], record: Record) -> Episodes:
-    """Controlled episodes (see `Robots.run`) as a dataset with this info and this record."""
-    pad = lambda values: np.concatenate([values, np.zeros_like(values[:1])])  # noqa: E731
-    arrays = {key: np.concatenate([pad(one[key]) for one in found]) for key in ("actions", "rewards")}
-    seen = [stacked(one["observations"]) for one in found]
-    if isinstance(seen[0], dict):
-        arrays |= {"frames": np.concatenate([one["frames"] for one in seen])}
-        seen = [one["states"] for one in seen]
-    arrays["observations"] = np.concatenate(seen).astype(np.float32)
-    lengths = np.array([len(one["rewards"]) + 1 for one in found])
-    for key, ended in (("terminations", True), ("truncations", False)):
-        arrays[key] = np.zeros(len(arrays["rewards"]), bool)
-        arrays[key][np.cumsum(lengths) - 2] = [one["terminated"] == ended for one in found]
-    return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, record=record)
 
 
 def difference(found: Sequence[Sequence[float]], first: Sequence[Sequence[float]]) -> str:

@@ -1,9 +1,10 @@
-"""Datasets: list them, look at them, convert and download them.
+"""Datasets: list them, look at them, convert, download and make them.
 
     python -m envs.datasets ls                 the public tasks: can they be evaluated here, and where are their files?
     python -m envs.datasets show ID            episodes, returns, costs, lengths, what is missing and what is left out
     python -m envs.datasets convert ID PATH    write the dataset as an Episodes folder
     python -m envs.datasets download ID        fetch a task's public file, or continue to fetch it
+    python -m envs.datasets make ID PATH       make a dataset with its simulator: go2/walk, go2/disturbed
 
 ID is a task (d4rl/hopper-medium-v2, dsrl/OfflineCarRun-v0), a Minari dataset (minari/D4RL/door/human-v2), or a path: of
 a folder of Episodes, Minari, V-D4RL or LeRobot, or of HDF5 or npz files (layout: envs/datasets/readers/flat.py).
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from envs.datasets.description import describe, list_tasks
 from envs.datasets.download import download
+from envs.datasets.making import make_dataset
 from envs.datasets.opening import open_dataset
 from envs.datasets.tasks import SUITES, find_offline_task
 from mpdiffuser.commands import entry_point, program
@@ -31,17 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=(__doc__ or "").replace("python -m envs.datasets", name),
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("command", choices=("ls", "show", "convert", "download"))
+    parser.add_argument("command", choices=("ls", "show", "convert", "download", "make"))
     parser.add_argument("id", nargs="?", help="not with ls")
-    parser.add_argument("path", nargs="?", type=Path, help="with convert")
+    parser.add_argument("path", nargs="?", type=Path, help="with convert and make")
     parser.add_argument("--data_dir", help="folder of the tasks' files; default: each suite's cache folder")
     parser.add_argument("--frames", help="the only film or pictures of a LeRobotDataset to keep, as frames")
     parser.add_argument("--size", type=int, help="pixels a side to which pictures of a LeRobotDataset are resized")
+    parser.add_argument("--seed", type=int, default=0, help="of a dataset that is made")
     options = parser.parse_args(arguments)
     if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
-        options.command == "convert"
+        options.command in ("convert", "make")
     ):
-        parser.error("expected: ls, show ID, convert ID PATH, or download ID")
+        parser.error("expected: ls, show ID, convert ID PATH, download ID, or make ID PATH")
     if options.command == "ls":
         print("\n".join(list_tasks(options.data_dir)))
         return
@@ -52,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.path and options.path.exists():
         raise InputError(f"{options.path}: exists already; choose another name or remove it")
+    if options.command == "make":
+        print("\n".join(describe(make_dataset(options.id, options.path, options.seed))))
+        return
     episodes = open_dataset(options.id, options.data_dir, options.frames, options.size)
     with enough_memory(options.id):
         if options.command == "convert":

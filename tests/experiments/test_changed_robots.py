@@ -10,7 +10,7 @@ import pytest
 import train_state
 from experiments import changed_robots
 from experiments.changed_robots import CHANGES
-from experiments.robots import Robots
+from envs.robots import Robots
 
 
 def model_of(change: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import fetch
-from experiments.robots import Robots
+from envs.robots import Robots
 
 
 @pytest.mark.slow

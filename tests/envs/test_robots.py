@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robots import Disturbance, Robots, disturb, stacked
+from envs.robots import Disturbance, Robots, disturb, stacked
 from mpdiffuser.controller import Policy
 
 HOPPER = {"kind": "gymnasium", "env_id": "Hopper-v4"}

@@ -5,13 +5,17 @@ The disturbances depend on the seeds alone, so that all policies meet the same.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from envs import make
 from envs.observations import Observation, Observed, stack
-from mpdiffuser.controller import Policy
+from mpdiffuser.episodes import Episodes
+from mpdiffuser.record import Record
+
+if TYPE_CHECKING:
+    from mpdiffuser.controller import Policy
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Disturbance:
     """What disturbs a robot.
 
     Args:
-        noise: standard deviation of normal noise on the actions, in units of their bounds [-1, 1].
+        noise: standard deviation of normal noise on the actions, in halves of their range.
         push: standard deviation of a sudden change of all joint velocities, in m/s or rad/s.
         chance: of a push, at each decision.
     """
@@ -57,7 +61,7 @@ class Robots:
 
     def run(
         self,
-        policy: Policy,
+        policy: "Policy",
         seeds: Sequence[int],
         disturbances: Disturbance | Sequence[Disturbance] = Disturbance(),
         steps: int | None = None,
@@ -65,7 +69,7 @@ class Robots:
         """Control one episode of each copy.
 
         Args:
-            policy: acts for all copies, in [-1, 1].
+            policy: acts for all copies.
             seeds: of the episodes' starts, of the policy and of the disturbances.
             disturbances: of all copies, or one for each.
             steps: largest number of steps; None: until the episodes end.
@@ -93,14 +97,16 @@ class Robots:
 
 
 def disturb(env: Any, action: np.ndarray, disturbance: Disturbance, random: np.random.Generator) -> np.ndarray:
-    """Push the robot by chance, and return the action (m,) with noise, within [-1, 1]."""
+    """Push the robot by chance, and return the action (m,) with noise, within its bounds."""
     if disturbance == Disturbance():
         return action
     noise, pushed = random.normal(size=action.shape), random.random() < disturbance.chance
     push = random.normal(size=env.model.nv)
     if pushed:
         env.data.qvel += disturbance.push * push
-    return (action + disturbance.noise * noise).clip(-1, 1).astype(np.float32)
+    low, high = env.action_space.low, env.action_space.high
+    noisy = action + disturbance.noise * (high - low) / 2 * noise
+    return noisy.clip(low, high).astype(np.float32)
 
 
 def _for_policy(observations: Any) -> Any:
@@ -112,3 +118,19 @@ def _for_policy(observations: Any) -> Any:
 def stacked(observations: Sequence[Observation]) -> Any:
     """Observations of an episode as one array (T + 1, ...)."""
     return stack(list(observations))
+
+
+def episodes_of(found: Sequence[Mapping[str, Any]], info: dict[str, Any], record: Record) -> Episodes:
+    """Return controlled episodes (see `Robots.run`) as a dataset with this info and this record."""
+    pad = lambda values: np.concatenate([values, np.zeros_like(values[:1])])  # noqa: E731
+    arrays = {key: np.concatenate([pad(one[key]) for one in found]) for key in ("actions", "rewards")}
+    seen = [stacked(one["observations"]) for one in found]
+    if isinstance(seen[0], dict):
+        arrays |= {"frames": np.concatenate([one["frames"] for one in seen])}
+        seen = [one["states"] for one in seen]
+    arrays["observations"] = np.concatenate(seen).astype(np.float32)
+    lengths = np.array([len(one["rewards"]) + 1 for one in found])
+    for key, ended in (("terminations", True), ("truncations", False)):
+        arrays[key] = np.zeros(len(arrays["rewards"]), bool)
+        arrays[key][np.cumsum(lengths) - 2] = [one["terminated"] == ended for one in found]
+    return Episodes(arrays, np.append(0, np.cumsum(lengths)), info, record=record)
