@@ -20,7 +20,7 @@ from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.observations import Observed, stack
+from envs.observations import Observed
 from envs.physics import get_state
 from envs.rendering import Renderer
 from mpdiffuser.errors import InputError
@@ -148,7 +148,7 @@ class Go2(gymnasium.Env):
             seen.append(self._observation())
         mujoco.mj_copyData(self.data, self.model, self._scratch)
         self._last = last
-        return stack(seen)
+        return np.stack(seen)
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """A picture of the robot, (240, 240, 3) uint8."""

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from envs.datasets import find_offline_task
+from envs.robots import Disturbance, Robots, stacked
 from evaluation.adapt import adapt
 from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.measuring import load_pipeline
-from envs.robots import Disturbance, Robots, stacked
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller
 from mpdiffuser.files import read_json, write_whole

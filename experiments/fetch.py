@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 
 import train_state
 from envs.record import GivenRecord
+from envs.robots import Robots, episodes_of
 from evaluation.statistics import standard_error
 from experiments import pages
-from envs.robots import Robots, episodes_of
 from experiments.study import SAME, Row, Run, Study
 from mpdiffuser.controller import Policy
 from mpdiffuser.episodes import Episodes

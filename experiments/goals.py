@@ -19,9 +19,9 @@ import torch
 from omegaconf import DictConfig
 
 import train_state
+from envs.robots import Robots, stacked
 from evaluation.statistics import standard_error
 from experiments import pages
-from envs.robots import Robots, stacked
 from experiments.study import SAME, Row, Run, Study
 from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import Episodes

@@ -22,10 +22,10 @@ import train_state
 import train_vision
 from envs.collect import collect
 from envs.record import dm_control_record
+from envs.robots import Disturbance, Robots, episodes_of
 from experiments import pages
 from experiments.demonstrations import experts
 from experiments.hearing import known, section
-from envs.robots import Disturbance, Robots, episodes_of
 from experiments.study import SAME, Row, Run, Study, difference
 from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes

@@ -26,7 +26,6 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.launch import Clock, start
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import Record
 
 SAME = "same"  # the run in which the dynamics model sees the planner's data only
 SHARED = ("cloning", "planner", "ranker", "action_planner", "critic", "representation", "decoder")

@@ -113,4 +113,4 @@ def test_a_picture_shows_the_robot() -> None:
     picture = env.render()
     env.close()
     assert picture.shape == (240, 240, 3) and picture[80:200, 60:180].std() > 20
-    assert FORWARDS == NAMES.index("velocity_x")
+    assert NAMES.index("velocity_x") == FORWARDS

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import train_state
+from envs.robots import Robots
 from experiments import changed_robots
 from experiments.changed_robots import CHANGES
-from envs.robots import Robots
 
 
 def model_of(change: str) -> Any:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import fetch
 from envs.robots import Robots
+from experiments import fetch
 
 
 @pytest.mark.slow
