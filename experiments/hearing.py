@@ -79,8 +79,8 @@ def known(pipeline: MPDiffuserPipeline, episodes: Episodes, levels: int) -> list
 SECTION = """## What the models know
 
 Mean squared errors on held-out windows of demonstrations, and of play, which the planner never saw, in variances of the
-demonstrations. Columns: standard deviation of the noise. The states, by the planner, and by the dynamics model that saw
-play too:
+demonstrations. States beyond the range of the demonstrations are set to its edge, as in training. Columns: standard
+deviation of the noise. The states, by the planner, and by the dynamics model that saw play too:
 
 {states}
 The actions, by the planner, and with the term that `heard` adds ([Theory](theory.md), section 8), then the weight of

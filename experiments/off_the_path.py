@@ -31,6 +31,7 @@ from mpdiffuser.config import settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_whole
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.preparation import within
 from mpdiffuser.windows import split
 
 DEMONSTRATIONS = 20
@@ -153,7 +154,8 @@ def hearing(study: Study, seed: int) -> dict[str, Any]:
     pipeline = MPDiffuserPipeline.from_pretrained(study.train("hearing"))
     share = study.configuration("hearing").validation
     parts = {"demonstrations": study.demonstrated, "play": study.further("play")}
-    return {name: known(pipeline, split(part, share, seed)[1], LEVELS) for name, part in parts.items()}
+    held = {name: within(split(part, share, seed)[1], pipeline.latents) for name, part in parts.items()}
+    return {name: known(pipeline, part, LEVELS) for name, part in held.items()}
 
 
 HEAD = """# Off the demonstrated path

@@ -2,23 +2,20 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 
-from mpdiffuser.action_scale import ActionScale
 from mpdiffuser.budget import Allowance, Budget
 from mpdiffuser.errors import InputError
+from mpdiffuser.history import LatentHistory, Observations
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Objective, Plan
-from mpdiffuser.record import PICTURE, Record, read_observations
+from mpdiffuser.record import read_observations
 from mpdiffuser.sampler import SamplerConfig
-
-Observations = np.ndarray | Mapping[str, np.ndarray]
 
 
 class Policy(ABC):
@@ -67,99 +64,12 @@ class Policy(ABC):
         return {}
 
 
-class LatentHistory:
-    """Encodes a stream of observations (B, ...) and actions (B, m) as latents (B, d).
-
-    Each call computes the features of the newest observations only. At the start of an episode the first observations
-    replace the missing ones, and the missing actions are 0, as in training.
-
-    Args:
-        encoder: see `MPDiffuserPipeline`.
-        frame_encoder: computes the features of the pictures of a camera; None: the encoder's `features`.
-        record: says which of several observations are pictures; None: there is one observation.
-        scale: of the actions.
-    """
-
-    def __init__(
-        self,
-        encoder: ModelMixin,
-        frame_encoder: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        record: Record | None = None,
-        scale: ActionScale | None = None,
-    ) -> None:
-        self.encoder, self.frame_encoder = encoder, frame_encoder or encoder.features
-        self.pictures = record.names(PICTURE) if record else []
-        self.vectors = [name for name in record.observations if name not in self.pictures] if record else []
-        self.scale = scale
-        self.device = encoder.device
-        self.reset()
-
-    @classmethod
-    def of(cls, pipeline: MPDiffuserPipeline, engine: str = "torch") -> "LatentHistory":
-        """Return the history for a pipeline; `engine` computes the features of pictures."""
-        return cls(pipeline.encoder, pipeline.frame_encoder(engine), pipeline.record, pipeline.action_scale)
-
-    def reset(self) -> None:
-        """Clear the history, for new episodes."""
-        self.features: torch.Tensor | None = None
-
-    def _features(self, observations: Observations) -> torch.Tensor:
-        """Observations (B, ...) -> features (B, F): those of all pictures, then the vectors."""
-        tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(self.device)  # noqa: E731
-        if not isinstance(observations, Mapping):
-            return self.frame_encoder(tensor(observations))
-        parts = [self.frame_encoder(tensor(observations[name])) for name in self.pictures]
-        parts += [tensor(observations[name]).float() for name in self.vectors]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-    def _actions(self, actions: np.ndarray) -> torch.Tensor:
-        """Actions (..., m) in the data's units -> in [-1, 1]."""
-        actions = np.asarray(actions, np.float32)
-        return torch.from_numpy(self.scale.to_unit(actions) if self.scale else actions).to(self.device)
-
-    @torch.inference_mode()
-    def __call__(self, observations: Observations) -> torch.Tensor:
-        """Add the newest observations (B, ...) to the history and return their latents (B, d)."""
-        newest = self._features(observations)[:, None]
-        history = self.encoder.history
-        if self.features is None:
-            self.features = newest.expand(-1, history, *newest.shape[2:])
-            actions = torch.zeros(len(newest), history, self.encoder.config["action_dim"], device=self.device)
-            self.actions, self.action = actions[:, 1:], actions[:, :1]
-        else:
-            self.features = torch.cat([self.features, newest], 1)[:, 1:]
-            self.actions = torch.cat([self.actions, self.action], 1)[:, 1:]
-        return self.encoder(self.features, self.actions)
-
-    @torch.inference_mode()
-    def standing(self, observations: Observations) -> torch.Tensor:
-        """Return the latents (B, d) of observations (B, ...) that have not changed for a whole history."""
-        newest = self._features(observations)[:, None]
-        history = self.encoder.history
-        actions = torch.zeros(len(newest), history - 1, self.encoder.config["action_dim"], device=self.device)
-        return self.encoder(newest.expand(-1, history, *newest.shape[2:]), actions)
-
-    def record_actions(self, actions: np.ndarray) -> None:
-        """Record the actions (B, m) that are executed after the newest observations, in the data's units."""
-        self.action = self._actions(actions)[:, None]
-
-    @torch.inference_mode()
-    def encode_future(self, observations: Observations, actions: np.ndarray) -> torch.Tensor:
-        """Return latents (B, K, d) of K observations (B, K, ...) after actions (B, K, m). The history is unchanged."""
-        assert self.features is not None
-        batch, steps = actions.shape[:2]
-        flat: Any = {"": observations} if not isinstance(observations, Mapping) else observations
-        flat = {name: part.reshape(batch * steps, *part.shape[2:]) for name, part in flat.items()}
-        flat = flat if isinstance(observations, Mapping) else flat[""]
-        features = torch.cat([self.features, self._features(flat).unflatten(0, (batch, steps))], 1)
-        taken = torch.cat([self.actions, self._actions(actions)], 1)
-        history = self.encoder.history
-        pairs = [(features[:, k : k + history], taken[:, k : k + history - 1]) for k in range(1, steps + 1)]
-        return torch.stack([self.encoder(*pair) for pair in pairs], 1)
-
-
 class Controller(Policy):
     """Model-predictive control with a pipeline.
+
+    With `delay` in the settings, a plan arrives that many decisions after its observation, as it does if planning takes
+    time. Meanwhile the last plan is carried out. Its actions of these decisions are known, and the new plan holds them
+    (real-time chunking: Black, Galliker and Levine 2025). The first plan of an episode is there at once.
 
     A plan fails if every candidate has non-finite numbers, or if planning raises an exception. The environment then
     continues its last plan, and executes the safe action after the end of that plan. `fallbacks` counts these plans.
@@ -192,7 +102,7 @@ class Controller(Policy):
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
         self.calibrated = not config.deadline_ms
-        self.chunk, self.budget, self.objective = config.chunk, budget, objective
+        self.chunk, self.delay, self.budget, self.objective = config.chunk, config.delay, budget, objective
         self.history = LatentHistory.of(pipeline, config.engine)
         self.reset([0])
 
@@ -203,9 +113,10 @@ class Controller(Policy):
             self.budget.reset(len(seeds))
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.plan: Plan | None = None
+        self.coming: tuple[Callable[[], Plan], int] | None = None  # a plan that is drawn, and its age in decisions
         self.goal: torch.Tensor | None = None
         self.latents: torch.Tensor | None = None
-        self.executed = 0
+        self.executed = 0  # decisions since the observation of the plan
         self.fallbacks = 0
 
     @torch.inference_mode()
@@ -230,13 +141,42 @@ class Controller(Policy):
             self.goal = self._latent_of(goal)
         if self.pipeline.takes_goals and self.goal is None:
             raise InputError("goal: the planner was trained with goals; give act(observations, goal=...)")
-        if self.plan is None or self.executed == self.chunk or goal is not None:
-            self.plan = self._plan(np.arange(count) if active is None else np.flatnonzero(active))
-            self.executed = 0
-        actions = self._within_bounds(self.plan.executed_actions[:, self.executed])
-        self.executed += 1
+        actions = self._next(np.arange(count) if active is None else np.flatnonzero(active), goal is not None)
         self.history.record_actions(actions)
         return actions[0] if single else actions
+
+    def _next(self, rows: np.ndarray, now: bool) -> np.ndarray:
+        """Return the next actions (B, m). New plans are for `rows`; `now`: one is needed at once."""
+        self.planned_now = False
+        if self.plan is None or now:
+            self._follow(self._job(rows, 0)(), 0)
+        elif self.coming is None and self.executed >= self.chunk:
+            self.coming = self._begun(self._job(rows, self.delay)), 0
+        if self.coming is not None:
+            take, age = self.coming
+            self.coming = take, age + 1
+            if self._arrived(age):
+                self._follow(take(), age)
+        self.executed += 1
+        return self._within_bounds(self._planned(self.executed - 1))
+
+    def _planned(self, step: int) -> torch.Tensor:
+        """Return the actions (B, m) of a step of the plan."""
+        assert self.plan is not None
+        return self.plan.executed_actions[:, step]
+
+    def _begun(self, job: Callable[[], Plan]) -> Callable[[], Plan]:
+        """Begin to draw a plan, and return what gives it."""
+        plan = job()
+        return lambda: plan
+
+    def _arrived(self, age: int) -> bool:
+        """Whether the plan that is drawn is there, `age` decisions after its observation."""
+        return age >= self.delay
+
+    def _follow(self, plan: Plan, age: int) -> None:
+        """Carry out a plan, `age` decisions after its observation."""
+        self.plan, self.coming, self.executed, self.planned_now = plan, None, age, True
 
     @torch.inference_mode()
     def aim(self, goal: Observations) -> None:
@@ -249,11 +189,6 @@ class Controller(Policy):
 
     def _within_bounds(self, actions: torch.Tensor) -> np.ndarray:
         return self.pipeline.action_scale.clip(actions.cpu().numpy())
-
-    @property
-    def planned_now(self) -> bool:  # type: ignore[override]
-        """Whether the last `act` sampled a new plan."""
-        return self.executed == 1
 
     def record_costs(self, costs: np.ndarray) -> None:
         """Record the costs (B,) of the step with the last actions."""
@@ -272,10 +207,12 @@ class Controller(Policy):
         The unit of each dimension is its variance in the training data. Arguments as `Policy.plan_errors`.
         """
         assert self.plan is not None
-        steps = min(steps, self.plan.actions.shape[2] - 1)
-        actions = self._within_bounds(self.plan.executed_actions[:, :steps])
+        first = self.executed - 1  # of the plan, that of the newest observation
+        steps = min(steps, self.plan.actions.shape[2] - 1 - first)
+        actions = self._within_bounds(self.plan.executed_actions[:, first : first + steps])
         real = self.history.encode_future(peek(actions), actions)
-        tensors = (self.plan.executed_latents[:, 1 : steps + 1], real, self.pipeline.latents.std.detach())
+        planned = self.plan.executed_latents[:, first + 1 : first + steps + 1]
+        tensors = (planned, real, self.pipeline.latents.std.detach())
         expected, reached, std = (part.cpu().numpy() for part in tensors)
         return (((expected - reached) / std) ** 2).mean(-1)
 
@@ -284,53 +221,72 @@ class Controller(Policy):
         config = self.sampler.config
         return {"fallbacks": self.fallbacks, "levels": config.steps, "engine": config.engine}
 
-    def _plan(self, rows: np.ndarray) -> Plan:
-        """Return the plans of all rows, with new plans for `rows`. The executed plans are always finite.
+    def _job(self, rows: np.ndarray, delay: int) -> Callable[[], Plan]:
+        """Return what draws new plans for `rows`, which hold the next `delay` actions of the last plan.
 
-        The plan of a row does not depend on the other rows.
+        The plans of the other rows stay. A plan does not depend on the other rows, and the executed plans are always
+        finite. All that changes while it is drawn is read now.
         """
         assert self.latents is not None
         index = torch.from_numpy(rows).to(self.latents.device)
-        latents = self.latents[index]
+        latents, last, generators = self.latents[index], self.plan, [self.generators[row] for row in rows]
         rest = [part[index] for part in self._rest_of_plan(self.latents)]
+        whole = len(rows) == len(self.latents)
+        more = self._arguments(index) | ({"committed": rest[1][:, :delay]} if delay else {})
+
+        def draw() -> Plan:
+            plan = self._sound(latents, generators, more, rest)
+            if last is None or whole:
+                return plan
+            joined = {name: getattr(last, name).clone() for name in ("latents", "actions", "scores", "weights")}
+            for name, part in joined.items():
+                part[index] = getattr(plan, name)
+            return Plan(**joined, plan_ms=plan.plan_ms)
+
+        return draw
+
+    @torch.inference_mode()
+    def _sound(
+        self,
+        latents: torch.Tensor,
+        generators: list[torch.Generator],
+        more: dict[str, Any],
+        rest: list[torch.Tensor],
+    ) -> Plan:
+        """Draw plans for latents (B, d); `rest`, states (B, H, d) and actions (B, H, m), replace those that fail."""
         try:
-            plan = self._drawn(latents, rows)
+            if not self.calibrated:  # once, with the batch size of this controller
+                self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, latents))
+                self.calibrated = True
+            plan = self.pipeline(latents, self.sampler, generators, **more)
             sound = [part.isfinite().flatten(1).all(1) for part in (plan.executed_latents, plan.executed_actions)]
             bad = ~torch.stack([plan.scores.isfinite().any(1), *sound]).all(0)
         except InputError:  # the arguments are wrong
             raise
         except Exception as error:  # the robot needs an action even if planning fails
             warnings.warn(f"planning failed, falling back: {type(error).__name__}: {error}", stacklevel=3)
-            scores = torch.full((len(rows), self.sampler.config.candidates), -torch.inf, device=latents.device)
+            scores = torch.full((len(latents), self.sampler.config.candidates), -torch.inf, device=latents.device)
             states, actions = (part[:, None].repeat(1, scores.shape[1], 1, 1) for part in rest)
             plan = Plan(states, actions, scores, torch.full_like(scores, 1 / scores.shape[1]), 0.0)
-            bad = torch.ones(len(rows), dtype=torch.bool, device=latents.device)
+            bad = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         for part, last in zip((plan.latents, plan.actions), rest):
             part[bad] = last[bad][:, None]
         plan.weights[bad] = torch.eye(plan.weights.shape[1], device=latents.device)[0]
         self.fallbacks += int(bad.sum())
-        if self.plan is None or len(rows) == len(self.latents):
-            return plan
-        whole = {name: getattr(self.plan, name).clone() for name in ("latents", "actions", "scores", "weights")}
-        for name, part in whole.items():
-            part[index] = getattr(plan, name)
-        return Plan(**whole, plan_ms=plan.plan_ms)
+        return plan
 
-    def _drawn(self, latents: torch.Tensor, rows: np.ndarray) -> Plan:
-        """Sample a new plan for the latents (B, d) of `rows`."""
-        if not self.calibrated:  # once, with the batch size of this controller
-            self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, latents))
-            self.calibrated = True
-        index = torch.from_numpy(rows).to(latents.device)
+    def _arguments(self, index: torch.Tensor) -> dict[str, Any]:
+        """Return what new plans of the rows `index` depend on, beside their latents."""
         more: dict[str, Any] = {} if self.objective is None else {"objective": self.objective}
         if self.budget is not None:
-            whole = self.budget.allowance(latents.device)
+            whole = self.budget.allowance(index.device)
             more["allowance"] = Allowance(*(getattr(whole, field.name)[index] for field in fields(whole)))
         last = self._shifted()
-        last = None if last is None else (last[0][index], last[1][index])
+        if last is not None:
+            more["last"] = (last[0][index], last[1][index])
         if self.goal is not None:
             more["goal"] = self.goal[index]
-        return self.pipeline(latents, self.sampler, [self.generators[row] for row in rows], last, **more)
+        return more
 
     def _rest_of_plan(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rest of the last plan, (B, H, d) and (B, H, m), padded with its last latent and the safe action.
@@ -341,17 +297,16 @@ class Controller(Policy):
         safe = self.safe.expand(len(latents), horizon, -1)
         if self.plan is None:
             return torch.nan_to_num(latents)[:, None].repeat(1, horizon, 1), safe.clone()
-        states, actions = (
-            part[:, self.executed :] for part in (self.plan.executed_latents, self.plan.executed_actions)
-        )
-        padded = torch.cat([states, states[:, -1:].expand(-1, self.executed, -1)], 1)
-        return padded, torch.cat([actions, safe[:, : self.executed]], 1)
+        states, actions, done = self.plan.executed_latents, self.plan.executed_actions, min(self.executed, horizon)
+        padded = torch.cat([states[:, done:], states[:, -1:].expand(-1, done, -1)], 1)
+        return padded, torch.cat([actions[:, done:], safe[:, :done]], 1)
 
     def _shifted(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the last plan without the executed steps, padded with its last row; None without a warm start."""
         if self.plan is None or not self.sampler.config.warm_start:
             return None
-        shift = lambda x: torch.cat([x[:, self.executed :], x[:, -1:].expand(-1, self.executed, -1)], 1)  # noqa: E731
+        done = min(self.executed, self.plan.actions.shape[2])
+        shift = lambda x: torch.cat([x[:, done:], x[:, -1:].expand(-1, done, -1)], 1)  # noqa: E731
         return shift(self.plan.executed_latents), shift(self.plan.executed_actions)
 
 

@@ -69,6 +69,8 @@ class SamplerConfig:
             (`mpdiffuser.engines`).
         deadline_ms: time for a plan in milliseconds; it limits the number of levels. 0: no limit, `steps` levels.
         chunk: number of actions of each plan that are executed before the next plan.
+        delay: number of decisions between an observation and the arrival of its plan, which holds the actions of these
+            decisions; 0: the plan is there at once.
         safe_action: (m,) in the data's units, executed if planning fails and the last plan has ended; empty: zeros.
 
     Raises:
@@ -93,6 +95,7 @@ class SamplerConfig:
     engine: str = "auto"
     deadline_ms: float = 0.0
     chunk: int = 1
+    delay: int = 0
     safe_action: Sequence[float] = ()
 
     def __post_init__(self) -> None:
@@ -103,9 +106,8 @@ class SamplerConfig:
         names = {"composition": COMPOSITIONS, "solver": SOLVERS, "engine": ENGINES, "grid": GRIDS}
         for name, allowed in names.items():
             require(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}")
-        least = dict.fromkeys(("candidates", "chunk"), 1) | dict.fromkeys(
-            ("warm_start", "temperature", "rank_temperature", "dynamics_power", "objective_scale", "deadline_ms"), 0
-        )
+        floats = ("temperature", "rank_temperature", "dynamics_power", "objective_scale", "deadline_ms")
+        least = dict.fromkeys(("candidates", "chunk"), 1) | dict.fromkeys(("warm_start", "delay", *floats), 0)
         for name, value in least.items():
             require(getattr(self, name) >= value, name, f"be at least {value}")
         require(self.steps is None or self.steps >= 1, "steps", "be at least 1")
@@ -140,6 +142,11 @@ class SamplerConfig:
         """
         if not self.chunk < horizon:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {self.chunk}")
+        if not self.chunk + 2 * self.delay <= horizon:
+            raise InputError(
+                f"sampler.delay: must be at most {(horizon - self.chunk) // 2}, found {self.delay}; plans of {horizon} "
+                "decisions must last for chunk + 2 delay"
+            )
         if actions is not None and self.safe_action:
             safe, low, high = np.array(self.safe_action), np.array(actions.low), np.array(actions.high)
             if safe.shape != low.shape or actions.beyond(safe[None]).any():

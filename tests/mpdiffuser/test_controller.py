@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mpdiffuser.budget import Budget
-from mpdiffuser.controller import Controller, LatentHistory, NetworkPolicy, Policy
+from mpdiffuser.controller import Controller, NetworkPolicy, Policy
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods.cloning import CloningPolicy
 from mpdiffuser.models.ranker import Ranker
@@ -18,7 +18,6 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Plan
 from mpdiffuser.record import PROPRIOCEPTION, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
-from vision.encoder import IdentityEncoder
 
 D, M, H = 3, 2, 8
 CONFIG = SamplerConfig(steps=4, candidates=3, rank_temperature=0)
@@ -141,9 +140,12 @@ def test_resetting_repeats_an_episode(pipeline: MPDiffuserPipeline) -> None:
 def test_warm_start_shifts_the_last_plan(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
     given = []
     call = MPDiffuserPipeline.__call__
-    monkeypatch.setattr(
-        MPDiffuserPipeline, "__call__", lambda self, *inputs: (given.append(inputs[3]), call(self, *inputs))[1]
-    )
+
+    def spied(self: MPDiffuserPipeline, *inputs: Any, **more: Any) -> Any:
+        given.append(more.get("last"))
+        return call(self, *inputs, **more)
+
+    monkeypatch.setattr(MPDiffuserPipeline, "__call__", spied)
     controller = Controller(pipeline, SamplerConfig(steps=4, candidates=2, warm_start=2, chunk=3))
     controller.reset([0])
     observation = np.zeros((1, D), np.float32)
@@ -346,6 +348,48 @@ def test_a_controller_with_an_objective_of_ones_own(pipeline: MPDiffuserPipeline
     np.testing.assert_array_equal(plan.weights.argmax(1), plan.actions[:, :, :-1, 0].sum(-1).argmax(1))
 
 
+@pytest.mark.parametrize(("delay", "chunk"), [(1, 1), (2, 1), (2, 3)])
+def test_a_delayed_plan_holds_what_is_carried_out_meanwhile(
+    pipeline: MPDiffuserPipeline, delay: int, chunk: int
+) -> None:
+    config = SamplerConfig(steps=3, candidates=2, delay=delay, chunk=chunk)
+    controller, random = Controller(pipeline, config), np.random.default_rng(0)
+    controller.reset([0, 1])
+    plans, followed, carried, seen = [], [], [], []
+    for t in range(14):
+        seen.append(random.normal(size=(2, D)).astype(np.float32))
+        carried.append(controller.act(seen[-1]))
+        assert controller.planned_now == (t == 0 or controller.plan is not plans[-1])
+        if controller.planned_now:
+            plans.append(controller.plan)
+            followed.append(t)
+        upcoming = controller.upcoming_latents()
+        assert len(upcoming) == H - (controller.executed - 1)
+    assert len(plans) >= 3
+    for plan, t in zip(plans[1:], followed[1:]):
+        observed = t - delay  # it is the plan of an earlier observation
+        np.testing.assert_allclose(plan.executed_latents[:, 0].numpy(), seen[observed], atol=1e-5)
+        for k in range(delay):  # and what was done since then is in it
+            np.testing.assert_allclose(plan.executed_actions[:, k].numpy(), carried[observed + k], atol=1e-5)
+        np.testing.assert_allclose(plan.executed_actions[:, delay].numpy(), carried[t], atol=1e-6)
+    gaps = np.diff(followed[1:])
+    assert (gaps == max(chunk, delay + 1)).all()
+
+
+def test_a_goal_and_an_episode_begin_with_a_plan_at_once(pipeline: MPDiffuserPipeline) -> None:
+    controller = Controller(pipeline, SamplerConfig(steps=2, candidates=2, delay=2))
+    for _ in range(2):
+        controller.reset([0])
+        controller.act(np.zeros((1, D), np.float32))
+        assert controller.planned_now and controller.executed == 1
+        controller.act(np.ones((1, D), np.float32))
+        assert not controller.planned_now and controller.coming is not None
+    controller.act(np.zeros((1, D), np.float32), goal=np.ones((1, D), np.float32))
+    assert controller.planned_now and controller.executed == 1 and controller.coming is None
+    with pytest.raises(InputError, match=r"sampler.delay: must be at most 3, found 4; plans of 8 decisions"):
+        Controller(pipeline, SamplerConfig(delay=4))
+
+
 def test_plan_errors_by_a_plain_loop(pipeline: MPDiffuserPipeline) -> None:
     """Squared distances of planned and real latents, in the data's variances, means over the dimensions."""
     controller = Controller(pipeline, CONFIG)
@@ -379,26 +423,3 @@ def test_a_policy_that_does_not_plan_has_no_plans(pipeline: MPDiffuserPipeline, 
     assert policy.plan is None and not policy.planned_now and policy.planning_facts() == {}
     assert policy.upcoming_latents().size == policy.plan_errors(lambda actions: actions, 8).size == 0
     policy.record_costs(np.ones(1))
-
-
-class Counting(IdentityEncoder):
-    """An encoder whose latent is the sum of its features and ten times the sum of its actions, over a history of 3."""
-
-    def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        assert features.shape[1] == 3 and actions.shape[1] == 2
-        return features.sum(1) + 10 * actions.sum((1, 2))[:, None]
-
-
-def test_the_history_by_a_plain_loop() -> None:
-    """The first observation stands for the missing past, with actions of 0. Looking ahead changes nothing."""
-    history = LatentHistory(Counting(1, 1, history=3))
-    observations, actions = [[1.0], [2.0], [4.0], [8.0]], [[0.1], [0.2], [0.3], [0.4]]
-    expected = [3.0, 1 + 1 + 2 + 10 * 0.1, 1 + 2 + 4 + 10 * 0.3, 2 + 4 + 8 + 10 * 0.5]
-    for _ in range(2):
-        history.reset()
-        for observation, action, latent in zip(observations, actions, expected):
-            assert history(np.array([observation], np.float32)).item() == pytest.approx(latent)
-            future = history.encode_future(np.array([[[16.0], [32.0]]], np.float32), np.array([[[1.0], [2.0]]]))
-            assert future.shape == (1, 2, 1)
-            history.record_actions(np.array([action]))
-        assert future[0, :, 0].tolist() == pytest.approx([4 + 8 + 16 + 10 * 1.3, 8 + 16 + 32 + 10 * 3.0])

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mpdiffuser.budget import Budget
 from mpdiffuser.config import load
-from mpdiffuser.controller import Controller, LatentHistory
+from mpdiffuser.controller import Controller
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.history import LatentHistory
 from mpdiffuser.launch import Clock
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.pipeline import MPDiffuserPipeline

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mpdiffuser.controller import LatentHistory
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.history import LatentHistory
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION, TRUE_STATE, Actions, Observation, Record
 from vision.data import (
     FrameSteps,

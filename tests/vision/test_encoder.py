@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mpdiffuser.controller import LatentHistory
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.history import LatentHistory
 from vision.data import FrameSteps
 from vision.encoder import IdentityEncoder, PixelEncoder, Representation, information
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpdiffuser.controller import LatentHistory
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.history import LatentHistory
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION, TRUE_STATE, Actions, Observation, Record
 from vision.encoder import IdentityEncoder
 from vision.states import STATES, encode_states, state_encoder, with_latents

@@ -1,0 +1,105 @@
+"""The last observations and actions of robots, encoded as latents."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+from mpdiffuser.action_scale import ActionScale
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.record import PICTURE, Record
+
+Observations = np.ndarray | Mapping[str, np.ndarray]
+
+
+class LatentHistory:
+    """Encodes a stream of observations (B, ...) and actions (B, m) as latents (B, d).
+
+    Each call computes the features of the newest observations only. At the start of an episode the first observations
+    replace the missing ones, and the missing actions are 0, as in training.
+
+    Args:
+        encoder: see `MPDiffuserPipeline`.
+        frame_encoder: computes the features of the pictures of a camera; None: the encoder's `features`.
+        record: says which of several observations are pictures; None: there is one observation.
+        scale: of the actions.
+    """
+
+    def __init__(
+        self,
+        encoder: ModelMixin,
+        frame_encoder: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        record: Record | None = None,
+        scale: ActionScale | None = None,
+    ) -> None:
+        self.encoder, self.frame_encoder = encoder, frame_encoder or encoder.features
+        self.pictures = record.names(PICTURE) if record else []
+        self.vectors = [name for name in record.observations if name not in self.pictures] if record else []
+        self.scale = scale
+        self.device = encoder.device
+        self.reset()
+
+    @classmethod
+    def of(cls, pipeline: MPDiffuserPipeline, engine: str = "torch") -> "LatentHistory":
+        """Return the history for a pipeline; `engine` computes the features of pictures."""
+        return cls(pipeline.encoder, pipeline.frame_encoder(engine), pipeline.record, pipeline.action_scale)
+
+    def reset(self) -> None:
+        """Clear the history, for new episodes."""
+        self.features: torch.Tensor | None = None
+
+    def _features(self, observations: Observations) -> torch.Tensor:
+        """Observations (B, ...) -> features (B, F): those of all pictures, then the vectors."""
+        tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(self.device)  # noqa: E731
+        if not isinstance(observations, Mapping):
+            return self.frame_encoder(tensor(observations))
+        parts = [self.frame_encoder(tensor(observations[name])) for name in self.pictures]
+        parts += [tensor(observations[name]).float() for name in self.vectors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _actions(self, actions: np.ndarray) -> torch.Tensor:
+        """Actions (..., m) in the data's units -> in [-1, 1]."""
+        actions = np.asarray(actions, np.float32)
+        return torch.from_numpy(self.scale.to_unit(actions) if self.scale else actions).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, observations: Observations) -> torch.Tensor:
+        """Add the newest observations (B, ...) to the history and return their latents (B, d)."""
+        newest = self._features(observations)[:, None]
+        history = self.encoder.history
+        if self.features is None:
+            self.features = newest.expand(-1, history, *newest.shape[2:])
+            actions = torch.zeros(len(newest), history, self.encoder.config["action_dim"], device=self.device)
+            self.actions, self.action = actions[:, 1:], actions[:, :1]
+        else:
+            self.features = torch.cat([self.features, newest], 1)[:, 1:]
+            self.actions = torch.cat([self.actions, self.action], 1)[:, 1:]
+        return self.encoder(self.features, self.actions)
+
+    @torch.inference_mode()
+    def standing(self, observations: Observations) -> torch.Tensor:
+        """Return the latents (B, d) of observations (B, ...) that have not changed for a whole history."""
+        newest = self._features(observations)[:, None]
+        history = self.encoder.history
+        actions = torch.zeros(len(newest), history - 1, self.encoder.config["action_dim"], device=self.device)
+        return self.encoder(newest.expand(-1, history, *newest.shape[2:]), actions)
+
+    def record_actions(self, actions: np.ndarray) -> None:
+        """Record the actions (B, m) that are executed after the newest observations, in the data's units."""
+        self.action = self._actions(actions)[:, None]
+
+    @torch.inference_mode()
+    def encode_future(self, observations: Observations, actions: np.ndarray) -> torch.Tensor:
+        """Return latents (B, K, d) of K observations (B, K, ...) after actions (B, K, m). The history is unchanged."""
+        assert self.features is not None
+        batch, steps = actions.shape[:2]
+        flat: Any = {"": observations} if not isinstance(observations, Mapping) else observations
+        flat = {name: part.reshape(batch * steps, *part.shape[2:]) for name, part in flat.items()}
+        flat = flat if isinstance(observations, Mapping) else flat[""]
+        features = torch.cat([self.features, self._features(flat).unflatten(0, (batch, steps))], 1)
+        taken = torch.cat([self.actions, self._actions(actions)], 1)
+        history = self.encoder.history
+        pairs = [(features[:, k : k + history], taken[:, k : k + history - 1]) for k in range(1, steps + 1)]
+        return torch.stack([self.encoder(*pair) for pair in pairs], 1)

@@ -1,0 +1,292 @@
+"""Control of one robot in real time: plans are drawn in a thread while the last plan is carried out."""
+
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from mpdiffuser.controller import Controller
+from mpdiffuser.errors import InputError
+from mpdiffuser.history import Observations
+from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.plan import Objective, Plan
+from mpdiffuser.record import PICTURE, read_observations
+from mpdiffuser.sampler import SamplerConfig
+
+LATE = 0.1  # of a period: a tick that begins later is counted as late
+FAR = 1.0  # an observation is odd if it is beyond the data's range by this many widths of it
+LOGGED = 1_000_000  # ticks: five hours at 50 Hz
+REMEMBERED = 20  # plans, whose longest time says how many actions the next plan holds
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What happened in one tick.
+
+    Attributes:
+        late_ms: how long after its time it began.
+        age: decisions since the observation of the followed plan.
+        plan_ms: time of the plan that arrived at this tick; None: none arrived.
+        fallback: whether the plan had run out, and the safe action was taken.
+        odd: why the observation was changed; empty: it was as it came.
+        limited: whether the action was changed by the limits.
+    """
+
+    late_ms: float
+    age: int
+    plan_ms: float | None
+    fallback: bool
+    odd: str
+    limited: bool
+
+
+class _InThread(Controller):
+    """A controller that draws plans in a thread. `period` is the time between two decisions in seconds."""
+
+    def __init__(self, *arguments: Any, period: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.period, self.exhausted = period, False
+        self.most_delay = (self.pipeline.planner.config["horizon"] - self.chunk) // 2
+        self.times: list[float] = []
+        threads = torch.get_num_threads()  # torch keeps this number for each thread
+        self.pool = ThreadPoolExecutor(1, "planning", lambda: torch.set_num_threads(threads))
+        self.future: Future[Plan] | None = None
+
+    def _begun(self, job: Callable[[], Plan]) -> Callable[[], Plan]:
+        self.future = self.pool.submit(job)
+        return self.future.result
+
+    def _arrived(self, age: int) -> bool:
+        assert self.future is not None
+        return self.future.done()
+
+    def _follow(self, plan: Plan, age: int) -> None:
+        super()._follow(plan, age)
+        self.times = [*self.times, plan.plan_ms][-REMEMBERED:]
+        self.delay = min(max(math.ceil(max(self.times) / 1e3 / self.period), 1), self.most_delay)
+
+    def _planned(self, step: int) -> torch.Tensor:
+        assert self.plan is not None
+        self.exhausted = step >= self.plan.actions.shape[2]
+        return self.safe[None] if self.exhausted else super()._planned(step)
+
+
+class Runner:
+    """Controls one robot at a fixed rate. `tick` returns at once: it never waits for a plan.
+
+    Plans are drawn in a thread, from the newest observation. While one is drawn, the last one is carried out, and the
+    new one holds the actions that will have been executed by then (see `Controller`). Where the last plan has run out,
+    the safe action is taken. The first plan is drawn by `start`, before the robot moves.
+
+    An observation that is not finite is replaced by the last one. One that is far outside of the data is set to the
+    edge of what is near. Both are counted, and a warning says it once.
+
+        with Runner(pipeline, hz=50) as runner:
+            runner.start(robot.observe())
+            while running:
+                robot.execute(runner.tick(robot.observe()))
+                runner.wait()
+        print(runner.summary())
+
+    Args:
+        pipeline: the loaded pipeline.
+        hz: decisions a second; None: those of the data.
+        config: the sampler settings; None: the pipeline's. `delay` is measured.
+        deadline_ms: the time for a plan. Levels are chosen that meet it, and plans that miss it are counted; None: no
+            deadline.
+        rate: largest change of each action in a second, (m,) or a number, in the data's units; None: no limit.
+        limits: the lowest and the highest action, each (m,), within the pipeline's bounds; None: these bounds.
+        objective: ranks plans instead of the ranker.
+        seed: of the noise.
+
+    Attributes:
+        log: the last million ticks.
+
+    Raises:
+        InputError: for another rate than that of the data, limits that are not allowed, and as `Controller`.
+    """
+
+    def __init__(
+        self,
+        pipeline: MPDiffuserPipeline,
+        hz: float | None = None,
+        config: SamplerConfig | None = None,
+        deadline_ms: float | None = None,
+        rate: float | Sequence[float] | None = None,
+        limits: tuple[Sequence[float], Sequence[float]] | None = None,
+        objective: Objective | None = None,
+        seed: int = 0,
+    ) -> None:
+        if pipeline.record is None:
+            raise InputError("pipeline: does not say what its observations are; train it again")
+        self.period, self.deadline_ms, self.seed = _period(pipeline, hz), deadline_ms, seed
+        config = replace(config or pipeline.sampler_defaults, delay=0, deadline_ms=deadline_ms or 0.0)
+        self.controller = _InThread(pipeline, config, objective=objective, period=self.period)
+        bounds = pipeline.action_bounds
+        self.low, self.high = (np.array(end, np.float32) for end in (limits or (bounds.low, bounds.high)))
+        self.step = None if rate is None else np.broadcast_to(np.array(rate, np.float32), self.low.shape) * self.period
+        ends = np.stack([self.low, self.high])
+        if ends.shape != (2, len(bounds.low)) or (self.low > self.high).any() or bounds.beyond(ends).any():
+            raise InputError(f"limits: must be within the bounds {bounds.low} and {bounds.high}, found {limits}")
+        if self.step is not None and not (self.step > 0).all():
+            raise InputError(f"rate: must be above 0, found {rate}")
+        self.near = _near(pipeline)
+        self.log: deque[Tick] = deque(maxlen=LOGGED)
+        self._last: dict[str, np.ndarray] | None = None
+        self._action: np.ndarray | None = None
+        self._said: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the planning thread."""
+        self.controller.pool.shutdown(cancel_futures=True)
+
+    def start(self, observation: Observations, goal: Observations | None = None) -> None:
+        """Begin an episode: draw the first plan, and let the time run from then on.
+
+        Args:
+            observation, goal: as in the training data, without a batch axis or (1, ...).
+
+        Raises:
+            InputError: for an observation that is not finite, or as `Controller.act`.
+        """
+        self.controller.reset([self.seed])
+        self.log.clear()
+        self._last, self._action = None, None
+        seen, _ = self._checked(observation)
+        if goal is not None:
+            self.controller.aim(goal)
+        self.controller.act(seen)
+        self.controller.history.reset()  # the first tick has this observation again, or a newer one
+        self.controller.executed = 0
+        self._next_time = time.perf_counter()
+
+    def tick(self, observation: Observations) -> np.ndarray:
+        """Observation as in the training data -> the action (m,) to execute now, in the data's units.
+
+        Raises:
+            InputError: for an observation of another shape or type.
+        """
+        late = time.perf_counter() - self._next_time
+        skipped = math.floor(max(late, 0) / self.period)  # they are not caught up
+        self._next_time += (1 + skipped) * self.period
+        seen, odd = self._checked(observation)
+        wanted = self.controller.act(seen)[0]
+        action = wanted.clip(self.low, self.high)
+        if self.step is not None and self._action is not None:
+            action = action.clip(self._action - self.step, self._action + self.step)
+        self.executed(action)
+        controller = self.controller
+        plan_ms = controller.plan.plan_ms if controller.planned_now and controller.plan else None
+        limited = bool((action != wanted).any())
+        self.log.append(Tick(1e3 * late, controller.executed - 1, plan_ms, controller.exhausted, odd, limited))
+        return action
+
+    def executed(self, action: np.ndarray) -> None:
+        """Note the action (m,) that was really executed, if it is another than that of the last tick."""
+        self._action = np.asarray(action, np.float32)
+        self.controller.history.record_actions(self._action[None])
+
+    def wait(self) -> None:
+        """Sleep until the next tick."""
+        left = self._next_time - time.perf_counter()
+        if left > 0:
+            time.sleep(left)
+
+    def run(
+        self, observe: Callable[[], Observations], execute: Callable[[np.ndarray], None], ticks: int
+    ) -> dict[str, Any]:
+        """Control for a number of ticks, and return the summary."""
+        self.start(observe())
+        for _ in range(ticks):
+            execute(self.tick(observe()))
+            self.wait()
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what happened since `start`: counts of ticks, and times in ms."""
+        late = np.array([tick.late_ms for tick in self.log])
+        plans = np.array([tick.plan_ms for tick in self.log if tick.plan_ms is not None])
+        of = lambda values, q: float(np.percentile(values, q)) if len(values) else math.nan  # noqa: E731
+        return {
+            "ticks": len(self.log),
+            "late": int((late > 1e3 * LATE * self.period).sum()),
+            "skipped": int((late // (1e3 * self.period)).clip(min=0).sum()),
+            "fallbacks": sum(tick.fallback for tick in self.log),
+            "failed_plans": self.controller.fallbacks,
+            "odd_observations": sum(bool(tick.odd) for tick in self.log),
+            "limited_actions": sum(tick.limited for tick in self.log),
+            "plans": len(plans),
+            "missed_deadlines": int((plans > self.deadline_ms).sum()) if self.deadline_ms else 0,
+            "late_ms_p99": of(late, 99),
+            "plan_ms_median": of(plans, 50),
+            "plan_ms_p99": of(plans, 99),
+            "plan_age_max": max((tick.age for tick in self.log), default=0),
+        }
+
+    def _checked(self, observation: Observations) -> tuple[dict[str, np.ndarray], str]:
+        """Return the observation (1, ...) by names, as the controller gets it, and what was odd about it."""
+        given, _ = read_observations(observation, 1, self.controller.pipeline.record)
+        assert isinstance(given, dict)
+        seen, odd = dict(given), ""
+        for name, part in seen.items():
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                if self._last is None:
+                    raise InputError("observation: the first one must be finite")
+                seen[name], odd = self._last[name], f"{name} is not finite"
+            elif name in self.near:
+                low, high = self.near[name]
+                seen[name] = part.clip(low, high).astype(np.float32)
+                odd = odd or ("" if (seen[name] == part).all() else f"{name} is far outside of the data")
+        if odd and odd not in self._said:
+            self._said.add(odd)
+            warnings.warn(f"observation: {odd}; see Runner.summary for the count", stacklevel=3)
+        self._last = seen
+        return seen, odd
+
+
+def _period(pipeline: MPDiffuserPipeline, hz: float | None) -> float:
+    """Return the seconds between two decisions.
+
+    Raises:
+        InputError: if neither the data nor the user say it, or if they differ.
+    """
+    seconds = pipeline.config["info"].get("decision_seconds")
+    if hz is not None and not hz > 0:
+        raise InputError(f"hz: must be above 0, found {hz}")
+    if seconds is None and hz is None:
+        raise InputError("hz: is needed, since the pipeline's data do not say how long a decision is")
+    if seconds is not None and hz is not None and abs(hz * seconds - 1) > 0.01:
+        raise InputError(f"hz: must be {1 / seconds:g}, the rate of the pipeline's data, found {hz:g}")
+    return 1 / hz if hz is not None else float(seconds)
+
+
+def _near(pipeline: MPDiffuserPipeline) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return name -> lowest and highest value, each (o,), of observations that are not far outside of the data.
+
+    The range of the data is that of the latents, whose entries are the vectors; pictures have none.
+    """
+    assert pipeline.record is not None
+    low, high = (end.detach().cpu().numpy() for end in (pipeline.latents.low, pipeline.latents.high))
+    vectors = {name: each.shape[0] for name, each in pipeline.record.observations.items() if each.kind != PICTURE}
+    total = sum(vectors.values())
+    # from states the latent is the states of the history, the newest last, then actions; from pixels they are its end
+    first = len(low) - total if pipeline.encoder.sees_pixels else (pipeline.encoder.history - 1) * total
+    found = {}
+    for name, size in vectors.items():
+        part = slice(first, first + size)
+        margin = FAR * np.maximum(high[part] - low[part], 1e-6)
+        found[name], first = (low[part] - margin, high[part] + margin), first + size
+    return found
