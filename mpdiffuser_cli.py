@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module whose `main` runs the command, summary
     "datasets": ("envs.datasets.__main__", "list, show, convert and download datasets"),
     "doctor": ("envs.doctor", "what works on this machine, and how to mend the rest"),
     "export": ("mpdiffuser.export", "write the whole policy as one ONNX or OpenVINO graph"),
+    "serve": ("mpdiffuser.serve", "answer observations over a socket, of several robots at once"),
     "probe": ("vision.probe", "measure what latents keep of the true state"),
 }
 

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -83,8 +82,7 @@ def _write(drawn: bytes, stem: Path, engine: str) -> Path:
 def main(cfg: DictConfig) -> None:
     """Export the pipeline `cfg.pipeline` and print the written file with its inputs and outputs."""
     folder = Path(cfg.pipeline)
-    saved = MPDiffuserPipeline.from_pretrained(folder).sampler_defaults
-    config = replace(saved, **{key: value for key, value in settings(cfg.sampler).items() if value is not None})
+    config = MPDiffuserPipeline.from_pretrained(folder).sampler_config(settings(cfg.sampler))
     output = Path(cfg.output_dir or f"{folder.absolute()}-{cfg.engine}")
     file, policy = export(folder, cfg.engine, output, config, cfg.robots)
     for name, part in policy.example().items():

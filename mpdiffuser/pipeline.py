@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -113,6 +113,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def sampler_defaults(self) -> SamplerConfig:
         """The settings of a controller that gets no other settings."""
         return SamplerConfig(**self.config["sampler_defaults"])
+
+    def sampler_config(self, given: Mapping[str, Any]) -> SamplerConfig:
+        """Return the settings of `sampler_defaults`, with those of the section `sampler` that are not null."""
+        return replace(self.sampler_defaults, **{key: value for key, value in given.items() if value is not None})
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the components with diffusers, and the manifest that `from_pretrained` checks."""

@@ -23,6 +23,7 @@ SAME = {  # command -> the file that does the same
     "datasets": "envs/datasets/__main__.py",
     "doctor": "envs/doctor.py",
     "export": "mpdiffuser/export.py",
+    "serve": "mpdiffuser/serve.py",
     "probe": "vision/probe.py",
 }
 
