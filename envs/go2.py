@@ -94,11 +94,13 @@ class Go2(gymnasium.Env):
             raise InputError(f"go2: gives states alone, found observation={observation!r}")
         payload, weak_leg = payload or 0.0, 1.0 if weak_leg is None else weak_leg
         friction = FRICTION if friction is None else friction
-        for name, value, allowed in (("payload", payload, payload >= 0), ("friction", friction, friction > 0)):
-            if not allowed:
-                raise InputError(f"go2: {name}: must be positive, found {value}")
-        if not 0 < weak_leg <= 1:
-            raise InputError(f"go2: weak_leg: must lie in 0..1, found {weak_leg}")
+        for name, value, low, high in (
+            ("payload", payload, 0, 100),
+            ("weak_leg", weak_leg, 0.01, 1),
+            ("friction", friction, 0.01, 10),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"go2: {name}: must lie in {low}..{high}, found {value}")
         self.model = _model(payload, friction)
         self.data = mujoco.MjData(self.model)
         self._scratch = mujoco.MjData(self.model)
@@ -143,12 +145,14 @@ class Go2(gymnasium.Env):
         """Return the observations (K, 46) after each of the actions (K, 12). The simulator is left as it was."""
         mujoco.mj_copyData(self._scratch, self.model, self.data)
         last, seen = self._last, []
-        for action in actions:
-            self._move(action)
-            seen.append(self._observation())
-        mujoco.mj_copyData(self.data, self.model, self._scratch)
-        self._last = last
-        return np.stack(seen)
+        try:
+            for action in actions:
+                self._move(action)
+                seen.append(self._observation())
+        finally:
+            mujoco.mj_copyData(self.data, self.model, self._scratch)
+            self._last = last
+        return np.array(seen, np.float32).reshape(-1, len(NAMES))
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """A picture of the robot, (240, 240, 3) uint8."""

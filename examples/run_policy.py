@@ -42,8 +42,13 @@ class Policy:
 
     def act(self, observations: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> Arrays:
         """Observations name -> (B, ...) -> all outputs of the graph; `action` (B, m) is the one to execute."""
+        inputs = self.facts["inputs"]
+        expected = {name for name in inputs if name not in ("noise", *self.state)}
+        if set(observations) != expected:
+            raise ValueError(f"observations: must be {sorted(expected)}, found {sorted(observations)}")
+        observations = {name: np.asarray(part, inputs[name]["dtype"]) for name, part in observations.items()}
         if noise is None:
-            noise = self.random.standard_normal(self.facts["inputs"]["noise"]["shape"], np.float32)
+            noise = self.random.standard_normal(inputs["noise"]["shape"], np.float32)
         found = dict(zip(self.facts["outputs"], self.run({**observations, **self.state, "noise": noise})))
         if self.state:
             self.state = {name: found[f"next_{name}"] for name in ("features", "actions")}

@@ -156,6 +156,7 @@ class Controller(Policy):
             take, age = self.coming
             self.coming = take, age + 1
             if self._arrived(age):
+                self.coming = None  # also if it raises
                 self._follow(take(), age)
         self.executed += 1
         return self._within_bounds(self._planned(self.executed - 1))
@@ -232,7 +233,7 @@ class Controller(Policy):
         latents, last, generators = self.latents[index], self.plan, [self.generators[row] for row in rows]
         rest = [part[index] for part in self._rest_of_plan(self.latents)]
         whole = len(rows) == len(self.latents)
-        more = self._arguments(index) | ({"committed": rest[1][:, :delay]} if delay else {})
+        more = self._arguments(index) | ({"committed": self._held(rest[1][:, :delay])} if delay else {})
 
         def draw() -> Plan:
             plan = self._sound(latents, generators, more, rest)
@@ -244,6 +245,10 @@ class Controller(Policy):
             return Plan(**joined, plan_ms=plan.plan_ms)
 
         return draw
+
+    def _held(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return what will be executed of the last plan's next actions (B, K, m), while a plan is drawn."""
+        return actions
 
     @torch.inference_mode()
     def _sound(

@@ -83,7 +83,7 @@ def main(cfg: DictConfig) -> None:
     """Export the pipeline `cfg.pipeline` and print the written file with its inputs and outputs."""
     folder = Path(cfg.pipeline)
     config = MPDiffuserPipeline.from_pretrained(folder).sampler_config(settings(cfg.sampler))
-    output = Path(cfg.output_dir or f"{folder.absolute()}-{cfg.engine}")
+    output = Path(cfg.output_dir or f"{folder.resolve()}-{cfg.engine}")
     file, policy = export(folder, cfg.engine, output, config, cfg.robots)
     for name, part in policy.example().items():
         print(f"input: {name} {str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}")

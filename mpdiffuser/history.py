@@ -52,7 +52,8 @@ class LatentHistory:
 
     def _features(self, observations: Observations) -> torch.Tensor:
         """Observations (B, ...) -> features (B, F): those of all pictures, then the vectors."""
-        tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(self.device)  # noqa: E731
+        # a copy, since the robot may write its next observation into the same array
+        tensor = lambda x: torch.from_numpy(np.array(x, order="C")).to(self.device)  # noqa: E731
         if not isinstance(observations, Mapping):
             return self.frame_encoder(tensor(observations))
         parts = [self.frame_encoder(tensor(observations[name])) for name in self.pictures]
@@ -61,7 +62,7 @@ class LatentHistory:
 
     def _actions(self, actions: np.ndarray) -> torch.Tensor:
         """Actions (..., m) in the data's units -> in [-1, 1]."""
-        actions = np.asarray(actions, np.float32)
+        actions = np.array(actions, np.float32)
         return torch.from_numpy(self.scale.to_unit(actions) if self.scale else actions).to(self.device)
 
     @torch.inference_mode()

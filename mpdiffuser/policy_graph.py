@@ -16,6 +16,7 @@ from mpdiffuser.record import PICTURE
 from mpdiffuser.sampler import SamplerConfig
 
 GOAL, NEXT = "goal_", "next_"  # of the names of inputs and outputs
+RESERVED = ("start", "features", "actions", "noise", "action", "sound", "plan_latents", "plan_actions", "score")
 
 
 class PolicyGraph(torch.nn.Module):
@@ -41,18 +42,21 @@ class PolicyGraph(torch.nn.Module):
         robots: B.
 
     Raises:
-        InputError: for a pipeline without planner or record, or settings with a warm start or a deadline.
+        InputError: for a pipeline without planner or record, or settings that keep a plan over several decisions.
     """
 
     def __init__(self, pipeline: MPDiffuserPipeline, config: SamplerConfig, robots: int = 1) -> None:
         super().__init__()
         if pipeline.planner is None or pipeline.record is None:
             raise InputError("pipeline: holds no planner of MPDiffuser, or does not say what its observations are")
-        for name in ("warm_start", "deadline_ms"):
-            if getattr(config, name):
-                raise InputError(f"sampler.{name}: must be 0 in a graph, found {getattr(config, name)}")
-        if robots < 1:
-            raise InputError(f"robots: must be at least 1, found {robots}")
+        for name, needed in (("chunk", 1), ("warm_start", 0), ("delay", 0), ("deadline_ms", 0)):
+            if getattr(config, name) != needed:
+                raise InputError(f"sampler.{name}: must be {needed} in a graph, found {getattr(config, name)}")
+        if not isinstance(robots, int) or robots < 1:
+            raise InputError(f"robots: must be a whole number from 1 on, found {robots}")
+        for name in pipeline.record.observations:
+            if name in RESERVED or name.startswith((GOAL, NEXT)):
+                raise InputError(f"observations: {name}: the graph has another input or output of this name")
         config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
         self.pipeline, self.robots, self.record = pipeline, robots, pipeline.record
         self.sampler = pipeline.sampler(replace(config, engine="torch"))
@@ -108,8 +112,10 @@ class PolicyGraph(torch.nn.Module):
         draws = iter(given["noise"].unbind(1))
         plan = pipeline.planned(latents, self.sampler, lambda: next(draws), goal=goal)
         states, actions = plan.executed_latents, plan.executed_actions
-        finite = [part.isfinite().flatten(1).all(1) for part in (states, actions)]
-        sound = plan.scores.isfinite().any(1) & finite[0] & finite[1]
+        sound = plan.scores.isfinite().any(1)
+        # also of the inputs: a runtime's clamp may hide what is not finite
+        for part in (latents, states, actions, *([] if goal is None else [goal])):
+            sound = sound & part.isfinite().flatten(1).all(1)
         low, high = (actions.new_tensor(end) for end in (scale.low, scale.high))
         action = actions[:, 0].where(sound[:, None], self.safe).maximum(low).minimum(high)
         score = torch.where(plan.weights > 0, plan.weights * plan.scores, 0).sum(1)

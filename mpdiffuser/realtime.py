@@ -5,7 +5,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -58,6 +58,18 @@ class _InThread(Controller):
         threads = torch.get_num_threads()  # torch keeps this number for each thread
         self.pool = ThreadPoolExecutor(1, "planning", lambda: torch.set_num_threads(threads))
         self.future: Future[Plan] | None = None
+        self.limited: Callable[[np.ndarray], np.ndarray] = lambda actions: actions
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start a new episode, after the plan that is drawn for the last one."""
+        if getattr(self, "future", None) is not None:
+            assert self.future is not None
+            wait([self.future])
+            self.future = None
+        super().reset(seeds)
+
+    def _held(self, actions: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.limited(actions[0].cpu().numpy())[None]).to(actions.device)
 
     def _begun(self, job: Callable[[], Plan]) -> Callable[[], Plan]:
         self.future = self.pool.submit(job)
@@ -99,9 +111,10 @@ class Runner:
         pipeline: the loaded pipeline.
         hz: decisions a second; None: those of the data.
         config: the sampler settings; None: the pipeline's. `delay` is measured.
-        deadline_ms: the time for a plan. Levels are chosen that meet it, and plans that miss it are counted; None: no
-            deadline.
-        rate: largest change of each action in a second, (m,) or a number, in the data's units; None: no limit.
+        deadline_ms: the time for a plan. Levels are chosen that meet it, and plans that miss it are counted; 0: no
+            deadline; None: that of the settings.
+        rate: largest change of each action in a second, (m,) or a number, in the data's units; None: no limit. It does
+            not limit the first action of an episode.
         limits: the lowest and the highest action, each (m,), within the pipeline's bounds; None: these bounds.
         objective: ranks plans instead of the ranker.
         seed: of the noise.
@@ -126,18 +139,25 @@ class Runner:
     ) -> None:
         if pipeline.record is None:
             raise InputError("pipeline: does not say what its observations are; train it again")
-        self.period, self.deadline_ms, self.seed = _period(pipeline, hz), deadline_ms, seed
-        config = replace(config or pipeline.sampler_defaults, delay=0, deadline_ms=deadline_ms or 0.0)
-        self.controller = _InThread(pipeline, config, objective=objective, period=self.period)
+        config = config or pipeline.sampler_defaults
+        self.period, self.seed = _period(pipeline, hz), seed
+        self.deadline_ms = config.deadline_ms if deadline_ms is None else deadline_ms
         bounds = pipeline.action_bounds
-        self.low, self.high = (np.array(end, np.float32) for end in (limits or (bounds.low, bounds.high)))
-        self.step = None if rate is None else np.broadcast_to(np.array(rate, np.float32), self.low.shape) * self.period
-        ends = np.stack([self.low, self.high])
-        if ends.shape != (2, len(bounds.low)) or (self.low > self.high).any() or bounds.beyond(ends).any():
+        m = len(bounds.low)
+        ends = _numbers(limits or (bounds.low, bounds.high), (2, m), "limits")
+        if (ends[0] > ends[1]).any() or bounds.beyond(ends).any():
             raise InputError(f"limits: must be within the bounds {bounds.low} and {bounds.high}, found {limits}")
-        if self.step is not None and not (self.step > 0).all():
-            raise InputError(f"rate: must be above 0, found {rate}")
+        self.low, self.high = ends
+        self.step: np.ndarray | None = None  # largest change of an action in a tick
+        if rate is not None:
+            self.step = _numbers(rate if np.ndim(rate) else [rate] * m, (m,), "rate") * np.float32(self.period)
+            if not (self.step > 0).all():
+                raise InputError(f"rate: must be above 0, found {rate}")
+        config = replace(config, delay=0, deadline_ms=self.deadline_ms)
+        self.controller = _InThread(pipeline, config, objective=objective, period=self.period)
+        self.controller.limited = self._limited
         self.near = _near(pipeline)
+        self._next_time: float | None = None
         self.log: deque[Tick] = deque(maxlen=LOGGED)
         self._last: dict[str, np.ndarray] | None = None
         self._action: np.ndarray | None = None
@@ -150,25 +170,33 @@ class Runner:
         self.close()
 
     def close(self) -> None:
-        """End the planning thread."""
+        """End the planning thread, after the plan that it draws. The runner cannot be used any more."""
+        self._next_time = None
         self.controller.pool.shutdown(cancel_futures=True)
 
     def start(self, observation: Observations, goal: Observations | None = None) -> None:
         """Begin an episode: draw the first plan, and let the time run from then on.
 
         Args:
-            observation, goal: as in the training data, without a batch axis or (1, ...).
+            observation: as in the training data, without a batch axis or (1, ...).
+            goal: what the robot is to see, like the observation; None: there is none.
 
         Raises:
-            InputError: for an observation that is not finite, or as `Controller.act`.
+            InputError: for an observation or a goal that is not finite, or as `Controller.act`.
         """
+        self._next_time = None
         self.controller.reset([self.seed])
         self.log.clear()
         self._last, self._action = None, None
         seen, _ = self._checked(observation)
         if goal is not None:
-            self.controller.aim(goal)
-        self.controller.act(seen)
+            wanted, _ = read_observations(goal, 1, self.controller.pipeline.record)
+            assert isinstance(wanted, dict)
+            if not all(np.isfinite(part).all() for part in wanted.values()):
+                raise InputError("goal: must be finite")
+        elif self.controller.pipeline.takes_goals:
+            raise InputError("goal: the planner was trained with goals; give start(observation, goal=...)")
+        self.controller.act(seen, goal=goal)
         self.controller.history.reset()  # the first tick has this observation again, or a newer one
         self.controller.executed = 0
         self._next_time = time.perf_counter()
@@ -179,14 +207,14 @@ class Runner:
         Raises:
             InputError: for an observation of another shape or type.
         """
+        if self._next_time is None:
+            raise InputError("runner: start an episode first: start(observation)")
         late = time.perf_counter() - self._next_time
         skipped = math.floor(max(late, 0) / self.period)  # they are not caught up
         self._next_time += (1 + skipped) * self.period
         seen, odd = self._checked(observation)
         wanted = self.controller.act(seen)[0]
-        action = wanted.clip(self.low, self.high)
-        if self.step is not None and self._action is not None:
-            action = action.clip(self._action - self.step, self._action + self.step)
+        action = self._limited(wanted[None])[0]
         self.executed(action)
         controller = self.controller
         plan_ms = controller.plan.plan_ms if controller.planned_now and controller.plan else None
@@ -195,13 +223,27 @@ class Runner:
         return action
 
     def executed(self, action: np.ndarray) -> None:
-        """Note the action (m,) that was really executed, if it is another than that of the last tick."""
-        self._action = np.asarray(action, np.float32)
+        """Note the action (m,) that was really executed, if it is another than that of the last tick.
+
+        Raises:
+            InputError: for another shape, or numbers that are not finite.
+        """
+        self._action = _numbers(action, self.low.shape, "executed action")
         self.controller.history.record_actions(self._action[None])
+
+    def _limited(self, actions: np.ndarray) -> np.ndarray:
+        """Return the actions (K, m), one after the other, within the limits."""
+        found, last = [], self._action
+        for action in actions:
+            if self.step is not None and last is not None:
+                action = action.clip(last - self.step, last + self.step)
+            last = action.clip(self.low, self.high)
+            found.append(last)
+        return np.array(found, np.float32).reshape(actions.shape)
 
     def wait(self) -> None:
         """Sleep until the next tick."""
-        left = self._next_time - time.perf_counter()
+        left = (self._next_time or 0.0) - time.perf_counter()
         if left > 0:
             time.sleep(left)
 
@@ -248,13 +290,25 @@ class Runner:
                 seen[name], odd = self._last[name], f"{name} is not finite"
             elif name in self.near:
                 low, high = self.near[name]
+                far = (part < low) | (part > high)
                 seen[name] = part.clip(low, high).astype(np.float32)
-                odd = odd or ("" if (seen[name] == part).all() else f"{name} is far outside of the data")
+                odd = odd or (f"{name} is far outside of the data" if far.any() else "")
         if odd and odd not in self._said:
             self._said.add(odd)
             warnings.warn(f"observation: {odd}; see Runner.summary for the count", stacklevel=3)
         self._last = seen
         return seen, odd
+
+
+def _numbers(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Return values as float32 of a shape; raise InputError, with the name, if they are no such finite numbers."""
+    try:
+        found = np.array(values, np.float32)
+    except (TypeError, ValueError):
+        found = np.zeros(0, np.float32)
+    if found.shape != shape or not np.isfinite(found).all():
+        raise InputError(f"{name}: must be finite numbers {shape}, found {values}")
+    return found
 
 
 def _period(pipeline: MPDiffuserPipeline, hz: float | None) -> float:
@@ -264,7 +318,7 @@ def _period(pipeline: MPDiffuserPipeline, hz: float | None) -> float:
         InputError: if neither the data nor the user say it, or if they differ.
     """
     seconds = pipeline.config["info"].get("decision_seconds")
-    if hz is not None and not hz > 0:
+    if hz is not None and not (isinstance(hz, int | float) and 0 < hz < math.inf):
         raise InputError(f"hz: must be above 0, found {hz}")
     if seconds is None and hz is None:
         raise InputError("hz: is needed, since the pipeline's data do not say how long a decision is")

@@ -111,6 +111,8 @@ class SamplerConfig:
         for name, value in least.items():
             require(getattr(self, name) >= value, name, f"be at least {value}")
         require(self.steps is None or self.steps >= 1, "steps", "be at least 1")
+        for name in ("candidates", "chunk", "warm_start", "delay"):
+            require(isinstance(getattr(self, name), int), name, "be a whole number")
         for name in ("target", "target_spread", "eta"):
             require(0 <= getattr(self, name) <= 1, name, "lie in 0..1")
         require(

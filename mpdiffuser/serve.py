@@ -32,6 +32,7 @@ from mpdiffuser.record import read_observations
 from mpdiffuser.sampler import SamplerConfig
 
 LARGEST = 2**26  # bytes of a message
+DTYPES = ("uint8", "int32", "int64", "float32", "float64")  # of a request's numbers, in the byte order of this machine
 Answer = np.ndarray | InputError
 
 
@@ -83,7 +84,7 @@ class Service:
         if self.pipeline.takes_goals:
             if goal is None:
                 raise InputError("goal: the planner was trained with goals; give one at the start")
-            robot.goal = robot.history.standing(read_observations(goal, 1, self.pipeline.record)[0])
+            robot.goal = robot.history.standing(self._read(goal, "goal"))
         self.robots.pop(name, None)
         self.robots[name] = robot
         while len(self.robots) > self.most:
@@ -97,8 +98,8 @@ class Service:
         for name, observation in observations.items():
             try:
                 latents[name] = self._latent(name, observation)
-            except InputError as error:
-                answers[name] = error
+            except Exception as error:  # one robot's request must not harm the others
+                answers[name] = _as_input_error(error)
         if latents:
             actions = self._actions([self.robots[name] for name in latents], torch.cat(list(latents.values())))
             for name, action in zip(latents, actions):
@@ -108,14 +109,28 @@ class Service:
 
     def _latent(self, name: bytes, observation: Any) -> torch.Tensor:
         if name not in self.robots:
-            raise InputError("start: the first request of an episode must have it")
-        seen, _ = read_observations(observation, 1, self.pipeline.record)
-        assert isinstance(seen, dict)
-        for key, part in seen.items():
-            if part.dtype.kind == "f" and not np.isfinite(part).all():
-                raise InputError(f"observations: {key} is not finite")
+            raise InputError(
+                f"start: the first request of an episode must have it; of all episodes the last {self.most} are kept"
+            )
+        seen = self._read(observation, "observations")
         self.robots.move_to_end(name)
         return self.robots[name].history(seen)
+
+    def _read(self, observation: Any, where: str) -> dict[str, np.ndarray]:
+        """Return an observation by names, with a batch axis, as float32 or uint8.
+
+        Raises:
+            InputError: if it does not fit the record, or is not finite.
+        """
+        assert self.pipeline.record is not None
+        seen, _ = read_observations(observation, 1, self.pipeline.record)
+        assert isinstance(seen, dict)
+        with np.errstate(over="ignore"):
+            seen = {name: part.astype(self.pipeline.record.observations[name].dtype) for name, part in seen.items()}
+        for name, part in seen.items():
+            if not np.isfinite(part).all():
+                raise InputError(f"{where}: {name} is not finite")
+        return seen
 
     def _actions(self, robots: Sequence[_Robot], latents: torch.Tensor) -> np.ndarray:
         """Plan for latents (B, d) and return the actions (B, m)."""
@@ -137,14 +152,19 @@ def answered(service: Service, requests: Mapping[bytes, Sequence[bytes]]) -> dic
     """Robot -> the parts of its request -> the parts of its answer."""
     answers: dict[bytes, Answer] = {}
     observations: dict[bytes, Any] = {}
+    for name in requests:
+        if name in service.robots:
+            service.robots.move_to_end(name)  # it is not silent
     for name, parts in requests.items():
         try:
             header, seen, goal = _read(parts)
             if header.get("start"):
                 service.start(name, _seed(header), goal)
+            elif goal is not None:
+                raise InputError("goal: is given with start, at the beginning of an episode")
             observations[name] = seen
-        except InputError as error:
-            answers[name] = error
+        except Exception as error:  # one robot's request must not harm the others
+            answers[name] = _as_input_error(error)
     answers |= service.act(observations)
     return {name: _written(answer) for name, answer in answers.items()}
 
@@ -159,19 +179,24 @@ def _read(parts: Sequence[bytes]) -> tuple[dict[str, Any], Any, Any]:
         header = json.loads(parts[0])
         described = [header["observations"], header.get("goal") or {}]
         named = [item for part in described for item in part.items()]
-        specs = [(name, np.dtype(each["dtype"]), tuple(each["shape"])) for name, each in named]
+        specs = [(name, each["dtype"], tuple(each["shape"])) for name, each in named]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(f"request: not a header ({type(error).__name__}: {error})"[:200]) from error
     if len(parts) != 1 + len(specs):
         raise InputError(f"request: must have the numbers of {len(specs)} observations, found {len(parts) - 1}")
     arrays = []
     for (name, dtype, shape), raw in zip(specs, parts[1:]):
-        whole = dtype.kind in "fiu" and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or len(raw) != dtype.itemsize * math.prod(shape):
-            raise InputError(f"request: {name}: {len(raw)} bytes are not {dtype} {shape}"[:200])
+        whole = dtype in DTYPES and len(shape) <= 3 and all(type(n) is int and 0 < n <= LARGEST for n in shape)
+        if not whole or len(raw) != np.dtype(dtype).itemsize * math.prod(shape):
+            allowed = f"dtypes: {', '.join(DTYPES)}"
+            raise InputError(f"request: {name}: {len(raw)} bytes are not {dtype} {shape}; {allowed}"[:300])
         arrays.append((name, np.frombuffer(raw, dtype).reshape(shape).copy()))
     count = len(described[0])
     return header, dict(arrays[:count]), dict(arrays[count:]) or None
+
+
+def _as_input_error(error: Exception) -> InputError:
+    return error if isinstance(error, InputError) else InputError(f"request: {type(error).__name__}: {error}"[:200])
 
 
 def _seed(header: Mapping[str, Any]) -> int:
@@ -219,7 +244,9 @@ class Server:
         if not self.socket.poll(wait_ms):
             return 0
         waiting: dict[bytes, tuple[bool, list[bytes]]] = {}
-        while len(waiting) < self.service.most and self.socket.poll(0):
+        for _ in range(self.service.most):  # a client that does not wait for answers must not hold up the others
+            if not self.socket.poll(0):
+                break
             name, *parts = self.socket.recv_multipart()
             framed = parts[:1] == [b""]  # an empty part comes before the request of a REQ socket
             if name in waiting:
@@ -242,6 +269,8 @@ class Server:
 @configured("serve")
 def main(cfg: DictConfig) -> None:
     """Serve the pipeline `cfg.pipeline` until the process is stopped."""
+    if cfg.threads < 1:
+        raise InputError(f"threads: must be at least 1, found {cfg.threads}")
     torch.set_num_threads(cfg.threads)
     pipeline = MPDiffuserPipeline.from_pretrained(Path(cfg.pipeline))
     server = Server(Service(pipeline, pipeline.sampler_config(settings(cfg.sampler)), cfg.robots), cfg.address)

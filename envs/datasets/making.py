@@ -4,6 +4,7 @@ The same seed gives the same episodes.
 """
 
 import functools
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mpdiffuser.console import progress
 from mpdiffuser.controller import Policy
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import writing
 from mpdiffuser.record import DECLARED, PROPRIOCEPTION, Actions, Observation, Record
 
 FORWARDS, TURN = (0.75, 1.5), 0.5  # m/s, commands of the Go2; rad/s, the largest
@@ -109,7 +111,12 @@ def make_dataset(name: str, path: Path, seed: int = 0) -> Episodes:
     """
     if name not in MAKERS:
         raise InputError(f"{name}: cannot be made here; these can: {', '.join(MAKERS)}")
-    Go2().close()  # before any work: is the model there?
+    if seed < 0:
+        raise InputError(f"--seed: must be 0 or more, found {seed}")
+    Go2().close()  # before any work: is the model there, and can the folder be written?
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
     episodes = MAKERS[name].make(seed)
     episodes.save(path)
     return episodes

@@ -141,7 +141,7 @@ def test_what_a_graph_cannot_do_is_refused(make, make_pipeline) -> None:
     for name, value in (("warm_start", 2), ("deadline_ms", 5.0)):
         with pytest.raises(InputError, match=rf"sampler.{name}: must be 0 in a graph, found {value}"):
             PolicyGraph(make(), SamplerConfig(**{name: value}))
-    with pytest.raises(InputError, match="robots: must be at least 1, found 0"):
+    with pytest.raises(InputError, match="robots: must be a whole number from 1 on, found 0"):
         PolicyGraph(make(), SamplerConfig(), 0)
     with pytest.raises(InputError, match="does not say what its observations are"):
         PolicyGraph(make_pipeline(), SamplerConfig())

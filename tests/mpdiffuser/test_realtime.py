@@ -4,12 +4,15 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
+from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.realtime import Runner
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION, Actions, Observation, Record
@@ -104,10 +107,20 @@ def test_limits_and_what_was_executed(pipeline: MPDiffuserPipeline) -> None:
     assert runner.summary()["limited_actions"] == sum(tick.limited for tick in runner.log) > 0
     runner.executed(np.array([0.3, 0.1]))
     np.testing.assert_allclose(runner.controller.history.action[0, 0], [0.15, 0.1])
+    last = runner.tick(observations(1)[0])
+    np.testing.assert_allclose(last, [0.2, 0.05])  # the limits are kept, also where the last action was beyond them
+    last *= 100  # the robot's own array
+    assert np.abs(runner.tick(observations(1)[0])).max() < 0.3
+    for wrong in (np.zeros(3), np.array([np.nan, 0]), 0.5):
+        with pytest.raises(InputError, match=r"executed action: must be finite numbers \(2,\)"):
+            runner.executed(wrong)
+    held = [part for part in runner.controller._rest_of_plan(runner.controller.latents)][1][:, :3]
+    limited = runner.controller._held(held)
+    assert (limited.numpy() <= np.float32([0.2, 0.05])).all() and not np.allclose(limited, held)
 
 
 def test_odd_observations_are_said_and_counted(pipeline: MPDiffuserPipeline) -> None:
-    runner, _ = by_hand(pipeline)
+    runner, hand = by_hand(pipeline)
     with pytest.warns(UserWarning, match="observations is not finite"):
         runner.tick(np.array([0, np.nan, 0]))
     with pytest.warns(UserWarning, match="observations is far outside of the data"):
@@ -117,8 +130,14 @@ def test_odd_observations_are_said_and_counted(pipeline: MPDiffuserPipeline) -> 
     runner.tick(np.array([0, np.inf, 0]))
     assert [bool(tick.odd) for tick in runner.log] == [True, True, False, True]
     assert runner.summary()["odd_observations"] == 3
+    runner.tick(observations(1)[0].astype(np.float64))  # of the same numbers, nothing is odd
+    assert not runner.log[-1].odd
+    hand.finish()
     with pytest.raises(InputError, match="the first one must be finite"):
         runner.start(np.full(D, np.nan))
+    with pytest.raises(InputError, match="start an episode first"):
+        runner.tick(observations(1)[0])
+    runner.start(observations(1)[0])
     with pytest.raises(InputError, match=r"found observations float64 \(4,\)"):
         runner.tick(np.zeros(4))
 
@@ -168,13 +187,69 @@ def test_a_real_run(pipeline: MPDiffuserPipeline) -> None:
     assert np.isfinite(executed).all()
 
 
+def test_an_episode_begins_after_the_plan_of_the_last_one(pipeline: MPDiffuserPipeline) -> None:
+    """Both would use the same networks at once; the first plan is that of a fresh runner."""
+    with Runner(pipeline, config=replace(CONFIG, steps=6)) as runner:
+        runner.start(observations(1)[0])
+        expected = runner.controller.plan.actions
+        for _ in range(20):
+            for each in observations(2, seed=1):
+                runner.tick(each)
+            runner.start(observations(1)[0])
+            np.testing.assert_array_equal(runner.controller.plan.actions, expected)
+
+
+def test_an_error_in_the_thread_is_raised_once(pipeline: MPDiffuserPipeline) -> None:
+    shapes = iter([(1, 2, H), (1,)])  # of the rewards that the objective gives: right, wrong, then right
+
+    def objective(latents: Any, actions: Any) -> Any:
+        shape = next(shapes, None)
+        return actions[..., 0] if shape != (1,) else actions[:1, 0, 0]
+
+    runner, hand = by_hand(pipeline, objective=objective)
+    seen = observations(6)
+    for each in seen[:2]:
+        runner.tick(each)
+    job, future = hand.jobs.pop()
+    with pytest.raises(InputError, match="objective") as raised:
+        job()
+    future.set_exception(raised.value)
+    with pytest.raises(InputError, match="objective"):
+        runner.tick(seen[2])
+    runner.tick(seen[3])  # which begins the next plan
+    hand.finish()
+    runner.tick(seen[4])
+    assert runner.log[-1].plan_ms is not None
+
+
+def test_goals(make_pipeline, randomize) -> None:
+    sizes = {"latent_dim": D, "action_dim": M, "horizon": H, "width": 8, "multipliers": (1, 2), "embedding": 16}
+    told = make_pipeline(planner=randomize(Planner(**sizes, goal_dim=D), 1), info={"record": RECORD.to_json()})
+    for pipeline in (told, make_pipeline(info={"record": RECORD.to_json()})):
+        runner, controller = Runner(pipeline, hz=50, config=CONFIG), Controller(pipeline, CONFIG)
+        controller.reset([0])
+        seen = observations(1)[0]
+        controller.act(seen, goal=seen + 1)
+        runner.start(seen, goal=seen + 1)
+        np.testing.assert_array_equal(runner.controller.plan.actions, controller.plan.actions)
+        with pytest.raises(InputError, match="goal: must be finite"):
+            runner.start(seen, goal=seen * np.nan)
+        runner.close()
+    with pytest.raises(InputError, match=r"give start\(observation, goal=...\)"):
+        Runner(told, hz=50, config=CONFIG).start(seen)
+
+
 def test_what_is_refused(make_pipeline, pipeline: MPDiffuserPipeline) -> None:
     for options, message in (
         ({"hz": 25}, "hz: must be 50, the rate of the pipeline's data, found 25"),
         ({"hz": 0}, "hz: must be above 0, found 0"),
         ({"rate": 0.0}, "rate: must be above 0, found 0.0"),
         ({"limits": ([-3, -1], [2, 1])}, r"limits: must be within the bounds \(-2.0, -1.0\)"),
-        ({"limits": ([0], [1])}, "limits: must be within the bounds"),
+        ({"limits": ([0], [1])}, r"limits: must be finite numbers \(2, 2\), found"),
+        ({"limits": ([np.nan, 0], [1, 1])}, "limits: must be finite numbers"),
+        ({"limits": ([0.5, 0], [0, 1])}, "limits: must be within the bounds"),
+        ({"rate": [1, 2, 3]}, r"rate: must be finite numbers \(2,\), found \[1, 2, 3\]"),
+        ({"hz": "50"}, "hz: must be above 0, found 50"),
     ):
         with pytest.raises(InputError, match=message):
             Runner(pipeline, **options)
@@ -182,4 +257,9 @@ def test_what_is_refused(make_pipeline, pipeline: MPDiffuserPipeline) -> None:
         Runner(make_pipeline(info={"record": RECORD.to_json()}))
     with pytest.raises(InputError, match="does not say what its observations are"):
         Runner(make_pipeline(), hz=10)
+    closed = Runner(pipeline)
+    closed.close()
+    with pytest.raises(InputError, match="start an episode first"):
+        closed.tick(observations(1)[0])
+    assert Runner(pipeline, config=SamplerConfig(deadline_ms=7.0)).deadline_ms == 7.0
     assert math.isnan(Runner(pipeline).summary()["plan_ms_median"])

@@ -139,8 +139,29 @@ NUMBERS = bytes(16 * 16 * 3), np.float32(0.5).tobytes()
         (request(b"[" * 100_000), "not a header"),
         (request([1]), "not a header"),
         (request({"start": True}), "not a header (KeyError"),
-        (request({"observations": {"frames": {"dtype": "nonsense", "shape": [1]}}}, b""), "not a header (TypeError"),
-        (request({"observations": {"frames": {"dtype": "O", "shape": [1]}}}, bytes(8)), "8 bytes are not object"),
+        (request({"observations": {"frames": {"dtype": "nonsense", "shape": [1]}}}, b""), "0 bytes are not nonsense"),
+        (request({"observations": {"frames": {"dtype": "O", "shape": [1]}}}, bytes(8)), "8 bytes are not O"),
+        *(
+            (request({"observations": {"joints": {"dtype": dtype, "shape": [1]}}}, bytes(4)), "dtypes: uint8, int32")
+            for dtype in (">f4", "g", ",", "f4,f4", [], {"a": 1}, None)
+        ),
+        (request({"observations": {"joints": {"dtype": "uint8", "shape": [0, 2**62]}}}, b""), "0 bytes are not uint8"),
+        (
+            request(
+                {"start": True, "observations": {"frames": FRAMES, "joints": {"dtype": "float64", "shape": [1]}}},
+                NUMBERS[0],
+                np.float64(1e300).tobytes(),
+            ),
+            "joints is not finite",
+        ),
+        (
+            request(
+                {"observations": {"frames": FRAMES, "joints": JOINTS}, "goal": {"frames": FRAMES, "joints": JOINTS}},
+                *NUMBERS,
+                *NUMBERS,
+            ),
+            "goal: is given with start",
+        ),
         (request({"observations": {"frames": {"dtype": "uint8", "shape": [-1]}}}, b""), "0 bytes are not uint8"),
         (request({"observations": {"frames": {"dtype": "uint8", "shape": [2**70]}}}, b""), "0 bytes are not uint8"),
         (request({"observations": {"frames": FRAMES}}, *NUMBERS), "must have the numbers of 1 observations, found 2"),
