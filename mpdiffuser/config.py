@@ -41,7 +41,6 @@ UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
 UNSET |= {
     "processes": int,
     "discount": float,
-    "starts": float,
     "episode_seconds": float,
     "evaluation.parallel_controllers": int,
 }

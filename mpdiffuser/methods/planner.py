@@ -12,8 +12,6 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.windows import Steps, Windows, more_starts, step_rows, to_go
 
-FEW_EPISODES, SHARE_OF_STARTS = 50, 0.15  # fewer starts than this are seen too rarely (docs/decisions.md)
-
 
 def build_ranker(data: TrainingData) -> Ranker:
     """Build an untrained ranker; it predicts costs if the data have costs."""
@@ -133,10 +131,8 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
         goals, weights = data.settings["goals"], data.frequencies[part]
     else:
         weights = _weights(data)[part]
-    share = data.settings["starts"]
-    if share is None:
-        share = SHARE_OF_STARTS if len(data.parts[0]) < FEW_EPISODES else 0.0
-    weights = more_starts(data.parts[part], weights, share, data.settings["horizon"])
+    if data.settings["starts"]:
+        weights = more_starts(data.parts[part], weights, data.settings["starts"], data.settings["horizon"])
     return data.windows(part, data.targets[part], data.condition, weights, goals)
 
 
