@@ -34,7 +34,6 @@ RANGES = {
     "rounds": (1, 100),
     "validation": (0, 1),
     "occupancy": (0, 1),
-    "starts": (0, 1),
     "seed": (0, 2**32 - 1),
     "threads": (1, 1024),
     "processes": (1, 1024),

@@ -292,20 +292,3 @@ def occupancy(episodes: Episodes, discount: float, share: float) -> np.ndarray:
     rows = np.arange(len(episodes.episode_of_row))
     weights = discount ** (rows - episodes.offsets[episodes.episode_of_row]).astype(np.float64)
     return 1 - share + share * weights / weights[step_rows(episodes)].mean()
-
-
-def more_starts(episodes: Episodes, weights: np.ndarray, share: float, length: float) -> np.ndarray:
-    """Return weights (M,) of which `share` is near the starts of episodes; their sum over rows with a step is 1.
-
-    Near means in proportion to exp(-t / length) times the weight, t steps after the start. An episode has few such
-    rows, yet each run begins there, and a robot that falls in its first steps loses the whole episode.
-
-    Args:
-        episodes: the episodes of the rows.
-        weights: of the rows, (M,), at least 0.
-        share: 0 to 1.
-        length: see above, in steps.
-    """
-    rows, steps = np.arange(len(episodes.episode_of_row)), step_rows(episodes)
-    near = weights * np.exp(-(rows - episodes.offsets[episodes.episode_of_row]) / length)
-    return (1 - share) * weights / weights[steps].sum() + share * near / near[steps].sum()

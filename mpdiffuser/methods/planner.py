@@ -10,7 +10,7 @@ from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
-from mpdiffuser.windows import Steps, Windows, more_starts, step_rows, to_go
+from mpdiffuser.windows import Steps, Windows, step_rows, to_go
 
 
 def build_ranker(data: TrainingData) -> Ranker:
@@ -123,21 +123,11 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
     """Return the windows of one part.
 
     Their weight is the product of the frequency, `advantage_weights` and `episode_weights` of their first row, to the
-    power `equalizing_power`. Without a ranker (see `mpdiffuser.preparation.imitates`) the weight is the frequency. A
-    share `starts` of the windows begins near the start of an episode (`more_starts`).
+    power `equalizing_power`. Without a ranker (see `mpdiffuser.preparation.imitates`) the weight is the frequency.
     """
-    goals = False
     if "ranker" not in data.trained:
-        goals, weights = data.settings["goals"], data.frequencies[part]
-    else:
-        weights = _weights(data)[part]
-    if data.settings["starts"]:
-        weights = more_starts(data.parts[part], weights, data.settings["starts"], data.settings["horizon"])
-    return data.windows(part, data.targets[part], data.condition, weights, goals)
-
-
-def _weights(data: TrainingData) -> list[np.ndarray]:
-    """Return the weights (M,) of the windows of each part, but for the share of starts."""
+        goals = data.settings["goals"]
+        return data.windows(part, data.targets[part], data.condition, data.frequencies[part], goals)
     if "weights" not in data.shared:
         ranker, settings = data.trained["ranker"], dict(data.settings["advantage"])
         least = settings.pop("effective_windows")
@@ -149,7 +139,7 @@ def _weights(data: TrainingData) -> list[np.ndarray]:
         products = [np.prod(each, 0) for each in zip(*factors)]
         power = equalizing_power(products[0][step_rows(data.parts[0])], least)
         data.shared["weights"] = [product**power for product in products]
-    return data.shared["weights"]
+    return data.windows(part, data.targets[part], data.condition, data.shared["weights"][part])
 
 
 def build_planner(data: TrainingData) -> Planner:

@@ -7,18 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.windows import (
-    GOALS,
-    Steps,
-    Windows,
-    more_starts,
-    occupancy,
-    resample,
-    split,
-    split_indices,
-    step_rows,
-    to_go,
-)
+from mpdiffuser.windows import GOALS, Steps, Windows, occupancy, resample, split, split_indices, step_rows, to_go
 
 
 def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
@@ -255,15 +244,3 @@ def test_occupancy_by_a_plain_loop(make_episodes, share: float) -> None:
     expected = [1 - share + share * d / (sum(discounted) / 12) for d in discounted]
     np.testing.assert_allclose(found[rows], expected)
     assert found[rows].mean() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_more_starts_by_a_plain_loop(make_episodes, share: float) -> None:
-    """A share of the weight is near the starts, in proportion to the weights there; the rest is as it was."""
-    episodes, lengths = make_episodes([7, 5], terminated=[1]), (7, 5)
-    weights = np.random.default_rng(0).uniform(0.5, 2, len(episodes["actions"]))
-    found, rows = more_starts(episodes, weights, share, 2.0), step_rows(episodes)
-    own = [weights[first + t] for first, length in zip((0, 8), lengths) for t in range(length)]
-    near = [w * np.exp(-t / 2) for w, t in zip(own, [t for length in lengths for t in range(length)])]
-    expected = [(1 - share) * w / sum(own) + share * n / sum(near) for w, n in zip(own, near)]
-    np.testing.assert_allclose(found[rows], expected)

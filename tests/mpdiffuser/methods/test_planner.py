@@ -141,20 +141,11 @@ def test_few_windows_have_equal_weights(make_episodes, randomize, least: int, eq
     parts = (make_episodes([30, 20]), make_episodes([10], seed=1))
     settings = {"temperature": 0.1, "bound": 3.0}
     advantage = settings | {"gae_lambda": 0.9, "effective_windows": least}
-    data = data_of(parts, advantage=advantage, episode_advantage=settings, horizon=4, occupancy=0.0, starts=0.0)
+    data = data_of(parts, advantage=advantage, episode_advantage=settings, horizon=4, occupancy=0.0)
     data.trained["ranker"] = randomize(Ranker(3, 2, hidden=8, discount=DISCOUNT), scale=1.0)
     data.shared |= {"targets": data.logged_targets, "condition": data.logged_condition}
     counts = np.bincount(planner_windows(data, 0).starts)
     assert (sorted(set(counts)) == [0, 1]) is equal  # 0: the final rows
-
-
-@pytest.mark.parametrize("share", [0.25, 0.0])
-def test_a_share_of_the_windows_begins_near_the_start(make_episodes, share: float) -> None:
-    part = make_episodes([400, 300])
-    data = data_of((part, part), horizon=4, occupancy=0.0, starts=share, goals=False)  # no ranker: it is imitated
-    starts = planner_windows(data, 0).starts.numpy()
-    since = starts - part.offsets[part.episode_of_row[starts]]
-    assert np.mean(since < 12) == pytest.approx(share * (1 - np.exp(-12 / 4)) + (1 - share) * 24 / 700, abs=0.02)
 
 
 @pytest.mark.parametrize(("lengths", "discount"), [([30, 12], 0.9), ([2, 1], 0.0), ([3000], 0.999)])
