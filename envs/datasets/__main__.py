@@ -17,7 +17,6 @@ from pathlib import Path
 
 from envs.datasets.description import describe, list_tasks
 from envs.datasets.download import download
-from envs.datasets.making import make_dataset
 from envs.datasets.opening import open_dataset
 from envs.datasets.tasks import SUITES, find_offline_task
 from mpdiffuser.commands import entry_point, program
@@ -56,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.path and options.path.exists():
         raise InputError(f"{options.path}: exists already; choose another name or remove it")
     if options.command == "make":
+        from envs.datasets.making import make_dataset  # a simulator and torch, which take seconds to import
+
         print("\n".join(describe(make_dataset(options.id, options.path, options.seed))))
         return
     episodes = open_dataset(options.id, options.data_dir, options.frames, options.size)
