@@ -11,7 +11,9 @@ import hashlib
 import io
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -21,14 +23,13 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, publish, writing
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.policy_graph import PolicyGraph, described
-from mpdiffuser.sampler import SamplerConfig
 
 KINDS = ("openvino", "onnx")
 FACTS = "policy.json"
 
 
 def export(
-    folder: Path, engine: str, output: Path, config: SamplerConfig | None = None, robots: int = 1
+    folder: Path, engine: str, output: Path, sampler: Mapping[str, Any] | None = None, robots: int = 1
 ) -> tuple[Path, PolicyGraph]:
     """Write the policy of a pipeline folder into `output`. The folder appears only when it is complete.
 
@@ -36,7 +37,7 @@ def export(
         folder: the pipeline folder.
         engine: "onnx" or "openvino", the format of the graph.
         output: the folder to write; an earlier export in it is replaced.
-        config: the sampler settings; None: those that are saved in the pipeline.
+        sampler: fields of `SamplerConfig`; where one is missing or None, the one that is saved in the pipeline.
         robots: number of robots that the graph controls at once.
 
     Returns:
@@ -54,7 +55,7 @@ def export(
     if output.exists() and not (output / FACTS).is_file():
         raise InputError(f"output_dir: {output} holds something else; choose another")
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
-    policy = PolicyGraph(pipeline, config or pipeline.sampler_defaults, robots)
+    policy = PolicyGraph(pipeline, pipeline.sampler_config(sampler or {}), robots)
     drawn = graph(policy, policy.example(), policy.outputs, any_batch=False)
     facts = {"engine": engine, "pipeline": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}
     partial = output.with_name(output.name + ".partial")
@@ -82,9 +83,8 @@ def _write(drawn: bytes, stem: Path, engine: str) -> Path:
 def main(cfg: DictConfig) -> None:
     """Export the pipeline `cfg.pipeline` and print the written file with its inputs and outputs."""
     folder = Path(cfg.pipeline)
-    config = MPDiffuserPipeline.from_pretrained(folder).sampler_config(settings(cfg.sampler))
     output = Path(cfg.output_dir or f"{folder.resolve()}-{cfg.engine}")
-    file, policy = export(folder, cfg.engine, output, config, cfg.robots)
+    file, policy = export(folder, cfg.engine, output, settings(cfg.sampler), cfg.robots)
     for name, part in policy.example().items():
         print(f"input: {name} {str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}")
     print(f"outputs: {', '.join(policy.outputs)}")

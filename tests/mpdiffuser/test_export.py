@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def decisions(pipeline: MPDiffuserPipeline, draws: int) -> tuple[list[dict[str, 
 def test_it_acts_as_the_controller_in_python_without_torch(folder: Path, engine: str) -> None:
     output = folder.with_name("graphs")
     for _ in range(2):  # a second one takes the place of the first
-        _, policy = export(folder, engine, output, SETTINGS)
+        _, policy = export(folder, engine, output, asdict(SETTINGS))
     given, actions, plan = decisions(MPDiffuserPipeline.from_pretrained(folder), 3)  # the pipeline is as it was
     np.savez(folder.with_name("given.npz"), **{f"{i}/{k}": v for i, each in enumerate(given) for k, v in each.items()})
     program = (
@@ -91,7 +91,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 def test_it_acts_as_the_controller_in_cpp(folder: Path, tmp_path: Path) -> None:
     import openvino
 
-    file, _ = export(folder, "openvino", tmp_path / "graphs", SETTINGS)
+    file, _ = export(folder, "openvino", tmp_path / "graphs", asdict(SETTINGS))
     given, actions, _ = decisions(MPDiffuserPipeline.from_pretrained(folder), 3)
     (tmp_path / "given").write_bytes(b"".join(part.tobytes() for each in given for part in each.values()))
     package, program = Path(openvino.__file__).parent, tmp_path / "run_policy"
@@ -128,4 +128,4 @@ def test_bad_input_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a pipeline folder"):
         export(tmp_path / "nothing", "onnx", tmp_path / "graphs")
     with pytest.raises(InputError, match=r"sampler.warm_start: must be 0 in a graph, found 1"):
-        export(folder, "onnx", tmp_path / "graphs", replace(SETTINGS, warm_start=1))
+        export(folder, "onnx", tmp_path / "graphs", {"warm_start": 1})
