@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -317,7 +317,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         self,
         latents: torch.Tensor,
         sampler: Sampler,
-        generators: list[torch.Generator],
+        noise: Sequence[torch.Generator] | Callable[[], torch.Tensor],
         last: tuple[torch.Tensor, torch.Tensor] | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
@@ -332,7 +332,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         Args:
             latents: z_0, (B, d), decoded.
             sampler: result of `sampler(config)`; one sampler can serve many calls.
-            generators: one for each row, so that the plan of a row does not depend on the batch.
+            noise: a generator for each row, so that the plan of a row does not depend on the batch; or a function that
+                returns new standard normal numbers (B, *noise_shape) in each call.
             last: the shifted last plan for a warm start: latents (B, H, d) and actions (B, H, m) in the data's units.
             goal: a latent to reach, (B, d). A planner that was trained with goals (`takes_goals`) is told it. With
                 any other planner it is the last latent of the plans. None: plans have no goal.
@@ -346,36 +347,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
                 for a planner that was trained with goals.
         """
         began = time.perf_counter()
-        shape = self.noise_shape(sampler.config)
-        noise = lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(latents.device)  # noqa: E731
-        plan = self.planned(latents, sampler, noise, last, goal, committed, allowance, objective)
-        plan.plan_ms = 1e3 * (time.perf_counter() - began)
-        return plan
-
-    def noise_shape(self, config: SamplerConfig) -> tuple[int, int, int]:
-        """Return (K, H, d + m), the shape of one draw of noise for a latent: of half of its N candidates."""
-        c = self.planner.config
-        return (config.candidates + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"]
-
-    def planned(
-        self,
-        latents: torch.Tensor,
-        sampler: Sampler,
-        noise: Callable[[], torch.Tensor],
-        last: tuple[torch.Tensor, torch.Tensor] | None = None,
-        goal: torch.Tensor | None = None,
-        committed: torch.Tensor | None = None,
-        allowance: Allowance | None = None,
-        objective: Objective | None = None,
-    ) -> Plan:
-        """Compute the plans of a call. `noise` returns new standard normal noise (B, *noise_shape) in each call.
-
-        Other arguments and errors as the call. Only operations that a graph can hold (`mpdiffuser.policy_graph`).
-        """
         config, n = sampler.config, sampler.config.candidates
 
         def opposite() -> torch.Tensor:
-            halves = noise()
+            halves = noise() if callable(noise) else self._drawn(noise, config).to(latents.device)
             return torch.cat([halves, -halves], 1)[:, :n].flatten(0, 1)
 
         def repeated(normalizer: Normalizer, known: torch.Tensor | None) -> torch.Tensor | None:
@@ -397,7 +372,18 @@ class MPDiffuserPipeline(DiffusionPipeline):
         committed = repeated(self.actions, None if committed is None else self.action_scale.to_unit(committed))
         held_goal = None if self.takes_goals else goal
         x = sampler(present, condition, opposite, start, held_goal, committed, gradient)
-        return self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
+        plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
+        plan.plan_ms = 1e3 * (time.perf_counter() - began)
+        return plan
+
+    def noise_shape(self, config: SamplerConfig) -> tuple[int, int, int]:
+        """Return (K, H, d + m), the shape of one draw of noise for a latent: of half of its N candidates."""
+        c = self.planner.config
+        return (config.candidates + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"]
+
+    def _drawn(self, generators: Sequence[torch.Generator], config: SamplerConfig) -> torch.Tensor:
+        """Draw noise (B, K, H, d + m), each row by its own generator."""
+        return torch.stack([torch.randn(self.noise_shape(config), generator=each) for each in generators])
 
     def _condition(
         self,

@@ -110,7 +110,7 @@ class PolicyGraph(torch.nn.Module):
         if pipeline.takes_goals:
             goal = self._standing({name: given[f"{GOAL}{name}"] for name in self.record.observations})
         draws = iter(given["noise"].unbind(1))
-        plan = pipeline.planned(latents, self.sampler, lambda: next(draws), goal=goal)
+        plan = pipeline(latents, self.sampler, lambda: next(draws), goal=goal)
         states, actions = plan.executed_latents, plan.executed_actions
         sound = plan.scores.isfinite().any(1)
         # also of the inputs: a runtime's clamp may hide what is not finite
