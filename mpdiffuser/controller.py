@@ -97,8 +97,7 @@ class Controller(Policy):
             raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
         config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
-        safe = np.array(config.safe_action or [0.0] * pipeline.actions.config["dim"], np.float32)
-        self.safe = torch.from_numpy(pipeline.action_scale.clip(safe)).to(pipeline.device)
+        self.safe = torch.from_numpy(pipeline.safe_action(config)).to(pipeline.device)
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
         self.calibrated = not config.deadline_ms

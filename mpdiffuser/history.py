@@ -14,6 +14,29 @@ from mpdiffuser.record import PICTURE, Record
 Observations = np.ndarray | Mapping[str, np.ndarray]
 
 
+def joined_features(
+    record: Record, frame_encoder: Callable[[torch.Tensor], torch.Tensor], observations: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Observations name -> (B, ...) -> features (B, F): those of all pictures, then the vectors.
+
+    Args:
+        record: says which observations are pictures.
+        frame_encoder: computes the features of the pictures of a camera, (B, height, width, 3) -> (B, F).
+        observations: see above.
+    """
+    pictures = record.names(PICTURE)
+    parts = [frame_encoder(observations[name]) for name in pictures]
+    parts += [observations[name].float() for name in record.observations if name not in pictures]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def standing_latents(encoder: Any, features: torch.Tensor) -> torch.Tensor:
+    """Return the latents (B, d) of features (B, F) that have not changed for a whole history."""
+    history = encoder.history
+    actions = features.new_zeros(len(features), history - 1, encoder.config["action_dim"])
+    return encoder(features[:, None].expand(-1, history, *features.shape[1:]), actions)
+
+
 class LatentHistory:
     """Encodes a stream of observations (B, ...) and actions (B, m) as latents (B, d).
 
@@ -35,9 +58,7 @@ class LatentHistory:
         scale: ActionScale | None = None,
     ) -> None:
         self.encoder, self.frame_encoder = encoder, frame_encoder or encoder.features
-        self.pictures = record.names(PICTURE) if record else []
-        self.vectors = [name for name in record.observations if name not in self.pictures] if record else []
-        self.scale = scale
+        self.record, self.scale = record, scale
         self.device = encoder.device
         self.reset()
 
@@ -56,9 +77,10 @@ class LatentHistory:
         tensor = lambda x: torch.from_numpy(np.array(x, order="C")).to(self.device)  # noqa: E731
         if not isinstance(observations, Mapping):
             return self.frame_encoder(tensor(observations))
-        parts = [self.frame_encoder(tensor(observations[name])) for name in self.pictures]
-        parts += [tensor(observations[name]).float() for name in self.vectors]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        assert self.record is not None
+        return joined_features(
+            self.record, self.frame_encoder, {name: tensor(part) for name, part in observations.items()}
+        )
 
     def _actions(self, actions: np.ndarray) -> torch.Tensor:
         """Actions (..., m) in the data's units -> in [-1, 1]."""
@@ -82,10 +104,7 @@ class LatentHistory:
     @torch.inference_mode()
     def standing(self, observations: Observations) -> torch.Tensor:
         """Return the latents (B, d) of observations (B, ...) that have not changed for a whole history."""
-        newest = self._features(observations)[:, None]
-        history = self.encoder.history
-        actions = torch.zeros(len(newest), history - 1, self.encoder.config["action_dim"], device=self.device)
-        return self.encoder(newest.expand(-1, history, *newest.shape[2:]), actions)
+        return standing_latents(self.encoder, self._features(observations))
 
     def record_actions(self, actions: np.ndarray) -> None:
         """Record the actions (B, m) that are executed after the newest observations, in the data's units."""

@@ -118,6 +118,11 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """Return the settings of `sampler_defaults`, with those of the section `sampler` that are not null."""
         return replace(self.sampler_defaults, **{key: value for key, value in given.items() if value is not None})
 
+    def safe_action(self, config: SamplerConfig) -> np.ndarray:
+        """Return the safe action (m,) in the data's units, within the bounds: that of the settings, or zeros."""
+        found = np.array(config.safe_action or [0.0] * self.actions.config["dim"], np.float32)
+        return self.action_scale.clip(found)
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the components with diffusers, and the manifest that `from_pretrained` checks."""
         kept = {key: value for key, value in self.config.items() if key != "_name_or_path"}  # where it was loaded from

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from mpdiffuser.errors import InputError
+from mpdiffuser.history import joined_features, standing_latents
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.record import PICTURE
 from mpdiffuser.sampler import SamplerConfig
 
 GOAL, NEXT = "goal_", "next_"  # of the names of inputs and outputs
@@ -49,9 +49,7 @@ class PolicyGraph(torch.nn.Module):
         super().__init__()
         if pipeline.planner is None or pipeline.record is None:
             raise InputError("pipeline: holds no planner of MPDiffuser, or does not say what its observations are")
-        for name, needed in (("chunk", 1), ("warm_start", 0), ("delay", 0), ("deadline_ms", 0)):
-            if getattr(config, name) != needed:
-                raise InputError(f"sampler.{name}: must be {needed} in a graph, found {getattr(config, name)}")
+        config.check_single("a graph")
         if not isinstance(robots, int) or robots < 1:
             raise InputError(f"robots: must be a whole number from 1 on, found {robots}")
         for name in pipeline.record.observations:
@@ -66,7 +64,7 @@ class PolicyGraph(torch.nn.Module):
         # registered, so that a tracer finds the weights
         models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         self.models = torch.nn.ModuleDict(models)
-        self.safe = torch.tensor([config.safe_action or [0.0] * self.action_dim], dtype=torch.float32)
+        self.safe = torch.from_numpy(pipeline.safe_action(config))[None]
         self.remembers = pipeline.encoder.history > 1
         self.inputs = list(self.example())
 
@@ -108,7 +106,8 @@ class PolicyGraph(torch.nn.Module):
         latents, features, past = self._latents(given)
         goal = None
         if pipeline.takes_goals:
-            goal = self._standing({name: given[f"{GOAL}{name}"] for name in self.record.observations})
+            wanted = {name: given[f"{GOAL}{name}"] for name in self.record.observations}
+            goal = standing_latents(pipeline.encoder, self._features(wanted))
         draws = iter(given["noise"].unbind(1))
         plan = pipeline(latents, self.sampler, lambda: next(draws), goal=goal)
         states, actions = plan.executed_latents, plan.executed_actions
@@ -126,11 +125,7 @@ class PolicyGraph(torch.nn.Module):
 
     def _features(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Observations (B, ...) -> features (B, F): those of all pictures, then the vectors."""
-        encoder, seen = self.pipeline.encoder, self.record.observations
-        pictures = [name for name, each in seen.items() if each.kind == PICTURE]
-        parts = [encoder.features(observations[name]) for name in pictures]
-        parts += [observations[name].float() for name in seen if name not in pictures]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return joined_features(self.record, self.pipeline.encoder.features, observations)
 
     def _latents(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the latents (B, d), the features (B, history, F), and the actions (B, history - 1, m) in [-1, 1]."""
@@ -144,13 +139,6 @@ class PolicyGraph(torch.nn.Module):
         actions = self.pipeline.action_scale.to_unit(given["actions"])
         actions = actions.where(~start, 0.0)
         return self.pipeline.encoder(features, actions), features, actions
-
-    def _standing(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the latents (B, d) of observations that have not changed for a whole history."""
-        history = self.pipeline.encoder.history
-        features = self._features(observations)[:, None]
-        actions = features.new_zeros(self.robots, history - 1, self.action_dim)
-        return self.pipeline.encoder(features.expand(-1, history, -1), actions)
 
 
 def described(graph: PolicyGraph) -> dict[str, Any]:

@@ -51,19 +51,18 @@ class _InThread(Controller):
     """A controller that draws plans in a thread. `period` is the time between two decisions in seconds."""
 
     def __init__(self, *arguments: Any, period: float, **options: Any) -> None:
+        self.future: Future[Plan] | None = None
         super().__init__(*arguments, **options)
         self.period, self.exhausted = period, False
         self.most_delay = (self.pipeline.planner.config["horizon"] - self.chunk) // 2
         self.times: list[float] = []
         threads = torch.get_num_threads()  # torch keeps this number for each thread
         self.pool = ThreadPoolExecutor(1, "planning", lambda: torch.set_num_threads(threads))
-        self.future: Future[Plan] | None = None
         self.limited: Callable[[np.ndarray], np.ndarray] = lambda actions: actions
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start a new episode, after the plan that is drawn for the last one."""
-        if getattr(self, "future", None) is not None:
-            assert self.future is not None
+        if self.future is not None:
             wait([self.future])
             self.future = None
         super().reset(seeds)

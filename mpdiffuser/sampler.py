@@ -135,6 +135,12 @@ class SamplerConfig:
         """The number of noise levels: `steps`, or `DEFAULT_STEPS`."""
         return self.steps or DEFAULT_STEPS
 
+    def check_single(self, where: str) -> None:
+        """Raise InputError, naming `where`, unless each decision has a new plan, drawn from pure noise."""
+        for name, needed in (("chunk", 1), ("warm_start", 0), ("delay", 0), ("deadline_ms", 0)):
+            if getattr(self, name) != needed:
+                raise InputError(f"sampler.{name}: must be {needed} in {where}, found {getattr(self, name)}")
+
     def check_fit(self, horizon: int, actions: Actions | None) -> None:
         """Raise InputError unless the chunk fits plans of this horizon and the safe action is within the bounds.
 

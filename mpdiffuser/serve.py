@@ -63,15 +63,13 @@ class Service:
         config = config or pipeline.sampler_defaults
         if pipeline.planner is None or pipeline.record is None:
             raise InputError("pipeline: holds no planner of MPDiffuser, or does not say what its observations are")
-        for name, needed in (("chunk", 1), ("warm_start", 0), ("delay", 0), ("deadline_ms", 0)):
-            if getattr(config, name) != needed:
-                raise InputError(f"sampler.{name}: must be {needed} in a server, found {getattr(config, name)}")
+        config.check_single("a server")
         config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
         if most < 1:
             raise InputError(f"robots: must be at least 1, found {most}")
         self.pipeline, self.most, self.fallbacks = pipeline, most, 0
         self.sampler, self.engine = pipeline.sampler(config), config.engine
-        self.safe = np.array(config.safe_action or [0.0] * pipeline.actions.config["dim"], np.float32)
+        self.safe = pipeline.safe_action(config)
         self.robots: OrderedDict[bytes, _Robot] = OrderedDict()
 
     def start(self, name: bytes, seed: int, goal: Any = None) -> None:

@@ -62,7 +62,7 @@ RUNTIMES = {"eager": eager, "onnx": onnx, "openvino": openvino}
 
 
 @torch.no_grad()
-def compare(pipeline: MPDiffuserPipeline, config: SamplerConfig, runtime: str) -> None:
+def assert_acts_alike(pipeline: MPDiffuserPipeline, config: SamplerConfig, runtime: str) -> None:
     """Actions and plans of some decisions are those of a controller with eager torch."""
     config = replace(config, steps=2, candidates=3)
     policy = PolicyGraph(pipeline, config, ROBOTS)
@@ -112,19 +112,21 @@ def make(make_pipeline) -> Callable[..., MPDiffuserPipeline]:
 )
 def test_all_ways_to_sample(make, randomize, name: str, runtime: str) -> None:
     dynamics = randomize(Dynamics(latent_dim=3, **SIZES, hears=True), 2)
-    compare(make(dynamics=dynamics) if name == "contrast" else make(), SETTINGS[name], runtime)
+    assert_acts_alike(make(dynamics=dynamics) if name == "contrast" else make(), SETTINGS[name], runtime)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_histories_costs_and_changed_robots(make, runtime: str) -> None:
     wide, change = 3 * 3 + 2 * 2, ActionMap(((0.5, 0.1), (0.0, 1.5)), (0.1, 0.0))
     info = {"adaptation": {"map": change.to_json()}}
-    compare(make(latent_dim=wide, encoder=IdentityEncoder(wide, 2, 3), costs=True, info=info), SamplerConfig(), runtime)
+    assert_acts_alike(
+        make(latent_dim=wide, encoder=IdentityEncoder(wide, 2, 3), costs=True, info=info), SamplerConfig(), runtime
+    )
 
 
 def test_goals(make, randomize) -> None:
     planner = randomize(Planner(latent_dim=3, **SIZES, goal_dim=3), 1)
-    compare(make(planner=planner), SamplerConfig(), "openvino")
+    assert_acts_alike(make(planner=planner), SamplerConfig(), "openvino")
 
 
 @torch.no_grad()
