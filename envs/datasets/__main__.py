@@ -4,7 +4,8 @@
     python -m envs.datasets show ID            episodes, returns, costs, lengths, what is missing and what is left out
     python -m envs.datasets convert ID PATH    write the dataset as an Episodes folder
     python -m envs.datasets download ID        fetch a task's public file, or continue to fetch it
-    python -m envs.datasets make ID PATH       make a dataset with its simulator: go2/walk, go2/disturbed
+    python -m envs.datasets make ID PATH       make a dataset with its simulator: go2/walk, go2/disturbed,
+                                               vd4rl/walker_walk-medium_expert and others of V-D4RL
 
 ID is a task (d4rl/hopper-medium-v2, dsrl/OfflineCarRun-v0), a Minari dataset (minari/D4RL/door/human-v2), or a path: of
 a folder of Episodes, Minari, V-D4RL or LeRobot, or of HDF5 or npz files (layout: envs/datasets/readers/flat.py).
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", help="the only film or pictures of a LeRobotDataset to keep, as frames")
     parser.add_argument("--size", type=int, help="pixels a side to which pictures of a LeRobotDataset are resized")
     parser.add_argument("--seed", type=int, default=0, help="of a dataset that is made")
+    parser.add_argument("--rendering", choices=("fast", "full"), help="of V-D4RL's frames that are made; default: fast")
+    parser.add_argument("--run", type=Path, help="folder of the agents' training, for V-D4RL's medium_replay")
     options = parser.parse_args(arguments)
     if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
         options.command in ("convert", "make")
@@ -57,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "make":
         from envs.datasets.making import make_dataset  # a simulator and torch, which take seconds to import
 
-        print("\n".join(describe(make_dataset(options.id, options.path, options.seed))))
+        chosen = {name: value for name in ("rendering", "run") if (value := getattr(options, name)) is not None}
+        make_dataset(options.id, options.path, options.seed, **chosen)
+        print("\n".join(describe(open_dataset(options.path))))
         return
     episodes = open_dataset(options.id, options.data_dir, options.frames, options.size)
     with enough_memory(options.id):

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from envs.datasets.vd4rl import KINDS, TASKS, VD4RL
 from envs.go2 import DECISION_SECONDS, JOINTS, LARGEST, NAMES, REACH, Go2, files
 from envs.robots import Disturbance, Robots, episodes_of
 from mpdiffuser.console import progress
 from mpdiffuser.controller import Policy
-from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import writing
 from mpdiffuser.record import DECLARED, PROPRIOCEPTION, Actions, Observation, Record
@@ -79,8 +79,12 @@ class Walks:
     episodes: int
     disturbances: tuple[Disturbance, ...]
 
-    def make(self, seed: int) -> Episodes:
-        """Return the episodes; another seed gives others."""
+    def write(self, path: Path, seed: int) -> None:
+        """Write the episodes as an Episodes folder; another seed gives others."""
+        Go2().close()  # before any work: is the model there, and can the folder be written?
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
         robots, found = Robots({"kind": "go2"}, COPIES), []
         with progress(total=self.episodes, desc="go2", unit="episode") as bar:
             for first in range(0, self.episodes, COPIES):
@@ -94,29 +98,32 @@ class Walks:
         seen = Observation(PROPRIOCEPTION, (len(NAMES),), NAMES)
         low, high = (tuple(end.tolist()) for end in (-LARGEST, LARGEST))
         info = {"task": "go2", "environment": {"kind": "go2"}, "decision_seconds": DECISION_SECONDS, "seed": seed}
-        return episodes_of(found, info, Record({"observations": seen}, Actions(low, high, DECLARED, JOINTS)))
+        record = Record({"observations": seen}, Actions(low, high, DECLARED, JOINTS))
+        episodes_of(found, info, record).save(path)
 
 
-MAKERS = {"go2/walk": Walks(100, CLEAN), "go2/disturbed": Walks(200, DISTURBED)}
+MAKERS: dict[str, Walks | VD4RL] = {"go2/walk": Walks(100, CLEAN), "go2/disturbed": Walks(200, DISTURBED)}
+MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in TASKS for kind in KINDS}
 
 
-def make_dataset(name: str, path: Path, seed: int = 0) -> Episodes:
-    """Make a dataset and write it as an Episodes folder.
+def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:
+    """Make a dataset and write it into a new folder.
 
     Args:
         name: of `MAKERS`. path: of the folder, which must not exist. seed: of the episodes.
+        options: of `envs.datasets.vd4rl.VD4RL.write`.
 
     Raises:
-        InputError: for another name, or if what it needs is not installed.
+        InputError: for another name or option, or if what it needs is not installed.
     """
     if name not in MAKERS:
         raise InputError(f"{name}: cannot be made here; these can: {', '.join(MAKERS)}")
     if seed < 0:
         raise InputError(f"--seed: must be 0 or more, found {seed}")
-    Go2().close()  # before any work: is the model there, and can the folder be written?
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    episodes = MAKERS[name].make(seed)
-    episodes.save(path)
-    return episodes
+    maker = MAKERS[name]
+    if isinstance(maker, VD4RL):
+        maker.write(path, seed, **options)
+    elif options:
+        raise InputError(f"{name}: --{next(iter(options))} is for V-D4RL's datasets only")
+    else:
+        maker.write(path, seed)

@@ -5,47 +5,72 @@ checkpoints of rising return) and `expert`. The metadata of each file have the c
 (envs/experts/train.py).
 """
 
+import importlib.resources
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mpdiffuser.errors import InputError
 
 FOLDER = Path(__file__).parent / "policies"
+AGENTS = FOLDER / "vd4rl"  # <task>/medium and expert, whose actions can be sampled; see envs/datasets/vd4rl.py
+LOG_STD = (-20.0, 2.0)  # bounds that stable-baselines3 sets for SAC
+Layer = tuple[np.ndarray, np.ndarray]
 SEEDS = tuple(range(1_000, 1_020))  # of the published returns; training chooses the policies on other seeds
 
 
 class PolicyNetwork:
-    """A deterministic policy: ReLU layers, then tanh.
+    """A policy: ReLU layers, then tanh. With a further layer, its actions can also be sampled, as SAC does in training.
 
     Args:
         layers: (weight (out, in), bias (out,)) of each layer, first to last.
         info: task, action_repeat, return_mean, return_sem, seeds, command, ...
+        log_std: (weight (m, in), bias (m,)) of the layer beside the last one, which gives the logarithm of the standard
+            deviation before the tanh; None: there is none.
     """
 
-    def __init__(self, layers: Sequence[tuple[np.ndarray, np.ndarray]], info: dict[str, Any]) -> None:
+    def __init__(self, layers: Sequence[Layer], info: dict[str, Any], log_std: Layer | None = None) -> None:
         self.layers = [(np.asarray(w, np.float32), np.asarray(b, np.float32)) for w, b in layers]
         self.info = info
+        self.log_std = log_std
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
-        """Actions (B, m) in [-1, 1] for states (B, o)."""
+        """Mean actions (B, m) in [-1, 1] for states (B, o)."""
+        return np.tanh(_apply(self.layers[-1], self._features(states)))
+
+    def sample(self, states: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Sampled actions (B, m) in [-1, 1] for states (B, o).
+
+        Raises:
+            InputError: if the policy has no standard deviations.
+        """
+        if self.log_std is None:
+            raise InputError(f"the policy of {self.info.get('task')} has mean actions only; they cannot be sampled")
+        x = self._features(states)
+        mean, std = _apply(self.layers[-1], x), np.exp(_apply(self.log_std, x).clip(*LOG_STD))
+        return np.tanh(mean + std * random.standard_normal(mean.shape, np.float32))
+
+    def _features(self, states: np.ndarray) -> np.ndarray:
+        """The output (B, w) of the hidden layers."""
         x = np.asarray(states, np.float32)
-        for weight, bias in self.layers[:-1]:
-            x = np.maximum(x @ weight.T + bias, 0)
-        weight, bias = self.layers[-1]
-        return np.tanh(x @ weight.T + bias)
+        for layer in self.layers[:-1]:
+            x = np.maximum(_apply(layer, x), 0)
+        return x
 
     def save(self, path: str | Path) -> None:
         """Write weights and info to one safetensors file."""
+        named = {f"layers.{index}": layer for index, layer in enumerate(self.layers)}
+        named |= {} if self.log_std is None else {"log_std": self.log_std}
         tensors = {}
-        for index, (weight, bias) in enumerate(self.layers):
-            tensors[f"layers.{index}.weight"] = np.ascontiguousarray(weight)
-            tensors[f"layers.{index}.bias"] = np.ascontiguousarray(bias)
+        for name, (weight, bias) in named.items():
+            tensors[f"{name}.weight"] = np.ascontiguousarray(weight)
+            tensors[f"{name}.bias"] = np.ascontiguousarray(bias)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata={"info": json.dumps(self.info)})
 
@@ -61,11 +86,22 @@ class PolicyNetwork:
         try:
             with safe_open(path, framework="numpy") as file:
                 info = json.loads((file.metadata() or {})["info"])
-                count = len(list(file.keys())) // 2
-                names = [(f"layers.{i}.weight", f"layers.{i}.bias") for i in range(count)]
-                return cls([(file.get_tensor(w), file.get_tensor(b)) for w, b in names], info)
+                names = {key.rpartition(".")[0] for key in file.keys()}  # noqa: SIM118
+                read = lambda name: (file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias"))  # noqa: E731
+                layers = [read(f"layers.{i}") for i in range(len(names - {"log_std"}))]
+                return cls(layers, info, read("log_std") if "log_std" in names else None)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: no policy of this project, or damaged ({error}); make it again") from error
+
+
+def _apply(layer: Layer, x: np.ndarray) -> np.ndarray:
+    return x @ layer[0].T + layer[1]
+
+
+def task_options(task: str) -> dict[str, Any]:
+    """action_repeat, size and camera of a task, from configs/task/."""
+    file = importlib.resources.files("configs") / "task" / f"{task}.yaml"
+    return yaml.safe_load(file.read_text())
 
 
 def tasks() -> list[str]:

@@ -1,38 +1,38 @@
 """Train an expert policy by soft actor-critic on the simulator, and export it with a ladder of weaker checkpoints.
 
-    python -m envs.experts.train cartpole_swingup             train, then export to envs/experts/policies/
-    python -m envs.experts.train walker_walk --export-only    export the best of the checkpoints so far
+    python -m envs.experts.train cartpole_swingup                train, then export to envs/experts/policies/
+    python -m envs.experts.train walker_walk --export-only       export the best of the checkpoints so far
+    python -m envs.experts.train walker_walk --recipe vd4rl      the agents of V-D4RL's data (envs/datasets/vd4rl.py)
 
-The training's checkpoints and `log.jsonl` go to runs/experts/<task>/. Needs the extra `experts` (stable-baselines3).
+The checkpoints go to runs/experts/<task>/ or runs/experts/<task>-vd4rl/. A training that was cut off goes on after its
+last checkpoint, with the same result. Needs the extra `experts` (stable-baselines3).
 """
 
 import argparse
-import importlib.resources
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
-import yaml
 from gymnasium.wrappers import TimeLimit, TransformReward
-from scipy.stats import sem
 
-from envs.experts import FOLDER, SEEDS, PolicyNetwork, rollout_returns
+from envs.experts import AGENTS, FOLDER, PolicyNetwork, rollout_returns, task_options
+from envs.experts.export import export, export_agents
 from envs.experts.mppi import MPPI
 from envs.simulator import DMControlEnv
-from mpdiffuser.console import quiet_pipes
+from mpdiffuser.commands import entry_point
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import read_json, write_whole, writing
 
 WATCH_SEEDS = tuple(range(10_000, 10_005))  # of the returns measured during training
-SELECTION_SEEDS = tuple(range(20_000, 20_020))  # the expert is the best on these
 DEMONSTRATION_SEED = 30_000
-LEVELS = (0.2, 0.4, 0.6, 0.8)  # returns of the exported checkpoints, as fractions of the expert's
 
 
 @dataclass
@@ -41,11 +41,15 @@ class Settings:
 
     Args:
         decisions: environment steps, each of action_repeat control steps.
-        interval: decisions from one checkpoint to the next.
+        interval: decisions from one checkpoint to the next. Each interval has random numbers and episodes of its own,
+            so a training can go on after any checkpoint.
         warmup: decisions of random actions before the first update.
         episode: length of a training episode in decisions; short where each episode has another target.
-        actor, critic: widths of their two hidden layers.
+        layers: number of hidden layers of the actor and the critic.
+        actor, critic: their widths.
         demonstrations: MPPI episodes put into the replay buffer first, for rewards that random actions seldom find.
+        sum_rewards: a decision's reward is the sum over its control steps, not the mean.
+        kept: first decisions of the training that are written down, for a dataset.
     """
 
     decisions: int = 30_000
@@ -54,9 +58,12 @@ class Settings:
     episode: int = 1_000
     learning_rate: float = 1e-3
     batch_size: int = 256
+    layers: int = 2
     actor: int = 128
     critic: int = 128
     demonstrations: int = 0
+    sum_rewards: bool = False
+    kept: int = 0
 
 
 LOCOMOTION = Settings(400_000, 5_000, 2_500, learning_rate=5e-4, batch_size=128, critic=256, demonstrations=6)
@@ -69,6 +76,11 @@ SETTINGS = {
     "walker_walk": LOCOMOTION,
     "cheetah_run": LOCOMOTION,
 }
+# V-D4RL's agents (Lu et al. 2023): 3 x 256 units, Adam 1e-4, 10,000 random control steps first
+VD4RL = Settings(1_000_000, 25_000, 5_000, learning_rate=1e-4, layers=3, actor=256, critic=256)
+VD4RL = replace(VD4RL, sum_rewards=True, kept=100_000)
+VD4RL_TASKS = ("walker_walk", "cheetah_run", "humanoid_walk", "quadruped_walk")
+RECIPES = {"task": SETTINGS, "vd4rl": dict.fromkeys(VD4RL_TASKS, VD4RL)}
 
 
 def load_library() -> Any:
@@ -84,36 +96,69 @@ def load_library() -> Any:
     return SAC
 
 
-def action_repeat(task: str) -> int:
-    """Control steps per decision of a task, from configs/task/."""
-    file = importlib.resources.files("configs") / "task" / f"{task}.yaml"
-    return yaml.safe_load(file.read_text())["action_repeat"]
+class Diary(gymnasium.Wrapper):
+    """Writes down the first `most` decisions: physics (p,), action (m,), reward and whether an episode begins.
+
+    A row has the state after its action. The first row of an episode has no action and no reward.
+    """
+
+    def __init__(self, env: gymnasium.Env, most: int) -> None:
+        super().__init__(env)
+        self.most = most
+        self.start: Any = None  # of an episode without decisions
+        self.rows: list[tuple[np.ndarray, np.ndarray, float, bool]] = []
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**arguments)
+        self.start = info["physics"]
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.most > 0:
+            self.most -= 1
+            if self.start is not None:
+                self.rows.append((self.start, np.zeros_like(action), 0.0, True))
+                self.start = None
+            self.rows.append((info["physics"], np.array(action), float(reward), False))
+        return observation, reward, terminated, truncated, info
+
+    def take(self) -> dict[str, np.ndarray]:
+        """The rows since the last call: physics (n, p), action (n, m), reward (n,), first (n,)."""
+        columns = [np.array(column) for column in zip(*self.rows)]
+        self.rows = []
+        return dict(zip(("physics", "action", "reward", "first"), columns))
 
 
-def make_model(task: str, settings: Settings, seed: int) -> Any:
-    """An untrained SAC model; its reward is the mean over the control steps of a decision, so at most 1."""
+def make_model(task: str, settings: Settings, seed: int) -> tuple[Any, Diary]:
+    """An untrained SAC model, and the diary of its environment."""
     sac = load_library()
-    repeat = action_repeat(task)
-    env: Any = TimeLimit(DMControlEnv(task, action_repeat=repeat), settings.episode)
-    env = TransformReward(env, lambda reward: float(reward) / repeat)
-    architecture = {"pi": [settings.actor] * 2, "qf": [settings.critic] * 2}
-    return sac(
+    repeat = task_options(task)["action_repeat"]
+    diary = Diary(DMControlEnv(task, action_repeat=repeat), settings.kept)
+    env: Any = TimeLimit(diary, settings.episode)
+    scale = 1 if settings.sum_rewards else repeat
+    env = TransformReward(env, lambda reward: float(reward) / scale)
+    architecture = {"pi": [settings.actor] * settings.layers, "qf": [settings.critic] * settings.layers}
+    model = sac(
         "MlpPolicy",
         env,
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
+        buffer_size=settings.decisions + 1_000 * settings.demonstrations,
         learning_starts=settings.warmup,
         policy_kwargs={"net_arch": architecture, "optimizer_kwargs": {"fused": True}},
         seed=seed,
         device="cpu",
     )
+    return model, diary
 
 
-def add_demonstrations(model: Any, task: str, episodes: int) -> None:
+def add_demonstrations(model: Any, task: str, settings: Settings) -> None:
     """Put MPPI episodes into the model's replay buffer."""
-    repeat = action_repeat(task)
+    repeat = task_options(task)["action_repeat"]
+    scale = 1 if settings.sum_rewards else repeat
     env: Any = DMControlEnv(task, action_repeat=repeat)
-    for seed in range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + episodes):
+    for seed in range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + settings.demonstrations):
         controller = MPPI(env, seed, threads=1)
         state, _ = env.reset(seed=seed)
         terminated = truncated = False
@@ -123,165 +168,169 @@ def add_demonstrations(model: Any, task: str, episodes: int) -> None:
             info = {"TimeLimit.truncated": truncated and not terminated}
             done = np.array([terminated or truncated])
             model.replay_buffer.add(
-                state[None], following[None], action[None], np.array([reward / repeat]), done, [info]
+                state[None], following[None], action[None], np.array([reward / scale]), done, [info]
             )
             state = following
         controller.close()
     env.close()
 
 
-def deterministic_policy(model: Any, info: dict[str, Any]) -> PolicyNetwork:
-    """The mean action of a SAC actor, as a numpy policy."""
+def policy_of(model: Any, info: dict[str, Any]) -> PolicyNetwork:
+    """A SAC actor as a numpy policy."""
     actor = model.policy.actor
+    weights = lambda x: (x.weight.detach().numpy().copy(), x.bias.detach().numpy().copy())  # noqa: E731
     linear = [layer for layer in (*actor.latent_pi, actor.mu) if isinstance(layer, torch.nn.Linear)]
-    return PolicyNetwork([(x.weight.detach().numpy().copy(), x.bias.detach().numpy().copy()) for x in linear], info)
+    return PolicyNetwork([weights(layer) for layer in linear], info, weights(actor.log_std))
 
 
-def checkpointer(task: str, settings: Settings, facts: dict[str, Any], folder: Path) -> Callable[..., bool]:
-    """A callback that evaluates and saves the policy every `settings.interval` decisions."""
-    start = time.monotonic()
-
-    def callback(local: dict[str, Any], _: dict[str, Any]) -> bool:
-        model = local["self"]
-        decisions = model.num_timesteps
-        if decisions % settings.interval == 0:
-            policy = deterministic_policy(model, {**facts, "decisions": decisions})
-            returns = rollout_returns(task, action_repeat(task), policy, WATCH_SEEDS)
-            policy.info.update(watch_return=float(returns.mean()), cpu_seconds=round(time.process_time()))
-            policy.save(folder / f"{decisions:08d}.safetensors")
-            line = {
-                "decisions": decisions,
-                "return": round(float(returns.mean()), 1),
-                "returns": returns.round().tolist(),
-                "seconds": round(time.monotonic() - start),
-                "cpu_seconds": round(time.process_time()),
-            }
-            print(json.dumps(line), flush=True)
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
-        return True
-
-    return callback
+BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-def train(task: str, settings: Settings, seed: int, folder: Path) -> None:
-    """Train, and write checkpoints into `folder`.
+def save_state(model: Any, file: Path) -> None:
+    """Write what a training needs to go on: weights, optimizers and replay buffer."""
+    buffer, count = model.replay_buffer, model.replay_buffer.pos or model.replay_buffer.buffer_size
+    state = {
+        "parameters": model.get_parameters(),
+        "log_ent_coef": model.log_ent_coef.detach(),
+        "buffer": {name: torch.from_numpy(getattr(buffer, name)[:count]) for name in BUFFER},
+        "updates": model._n_updates,
+        "decisions": model.num_timesteps,
+    }
+    partial = file.with_name(file.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
+def load_state(model: Any, file: Path) -> None:
+    """Go on from a file of `save_state`."""
+    state = torch.load(file, weights_only=True)
+    model.set_parameters(state["parameters"])
+    model.log_ent_coef.data.copy_(state["log_ent_coef"])
+    model._n_updates, model.num_timesteps = state["updates"], state["decisions"]
+    buffer = model.replay_buffer
+    for name, rows in state["buffer"].items():
+        getattr(buffer, name)[: len(rows)] = rows.numpy()
+    buffer.pos, buffer.full = len(rows) % buffer.buffer_size, len(rows) == buffer.buffer_size
+
+
+def train(task: str, settings: Settings, seed: int, folder: Path, recipe: str) -> None:
+    """Train, and write a checkpoint into `folder` after each interval; go on after the last one there.
 
     Raises:
-        InputError: if the folder holds checkpoints already, or stable-baselines3 is missing.
+        InputError: if the folder holds a training with other settings, the decisions are no multiple of the interval,
+            or stable-baselines3 is missing.
     """
-    if any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder}: holds checkpoints already; remove it or choose another --output")
-    model = make_model(task, settings, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    if settings.decisions % settings.interval:
+        raise InputError(
+            f"--decisions {settings.decisions}: must be a multiple of --interval, found {settings.interval}"
+        )
+    model, diary = make_model(task, settings, seed)
     facts = {
         "task": task,
-        "action_repeat": action_repeat(task),
+        "action_repeat": task_options(task)["action_repeat"],
         "algorithm": "SAC (stable-baselines3)",
         "settings": asdict(settings),
         "seed": seed,
-        "command": command(task, settings, seed),
+        "command": command(task, settings, seed, recipe),
         "versions": {
             name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "dm_control", "mujoco")
         },
     }
-    add_demonstrations(model, task, settings.demonstrations)
-    model.learn(settings.decisions, callback=checkpointer(task, settings, facts, folder))
+    start_or_resume(model, folder, facts)
+    diary.most -= model.num_timesteps
+    if not model.num_timesteps:
+        add_demonstrations(model, task, settings)
+    while model.num_timesteps < settings.decisions:
+        train_interval(model, settings, seed)
+        write_checkpoint(model, diary, folder, facts)
 
 
-def command(task: str, settings: Settings, seed: int) -> str:
+def start_or_resume(model: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Bring the model to the last checkpoint in the folder, or prepare an empty folder."""
+    about, state = folder / "about.json", folder / "state.pt"
+    same = ("task", "settings", "seed")
+    if about.exists():
+        found = read_json(about)
+        differ = [f"{name} {found.get(name)}, not {facts[name]}" for name in same if found.get(name) != facts[name]]
+        if differ:
+            raise InputError(f"{folder}: holds another training ({'; '.join(differ)}); choose another --output")
+        if state.exists():
+            load_state(model, state)
+            print(f"{folder}: goes on after {model.num_timesteps} decisions", flush=True)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files; remove it or choose another --output")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(about, json.dumps(facts))
+
+
+def train_interval(model: Any, settings: Settings, seed: int) -> None:
+    """Train to the next checkpoint, from a new episode, with random numbers of the interval."""
+    number = model.num_timesteps // settings.interval
+    model.set_random_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+    model._last_obs = None  # begin an episode
+    model.learn(settings.interval, reset_num_timesteps=False)
+
+
+def write_checkpoint(model: Any, diary: Diary, folder: Path, facts: dict[str, Any]) -> None:
+    """Measure the policy and write it, the rows of the diary and the state to go on from."""
+    decisions, task = model.num_timesteps, facts["task"]
+    policy = policy_of(model, {**facts, "decisions": decisions})
+    returns = rollout_returns(task, task_options(task)["action_repeat"], policy, WATCH_SEEDS)
+    policy.info.update(watch_return=float(returns.mean()), watch_returns=returns.round().tolist())
+    policy.info["cpu_seconds"] = round(time.process_time())  # of this process
+    with writing(folder):
+        rows = diary.take()
+        if rows:
+            with open(folder / f"{decisions:08d}.npz", "wb") as file:
+                np.savez(file, allow_pickle=False, **rows)
+        policy.save(folder / f"{decisions:08d}.safetensors")
+        save_state(model, folder / "state.pt")
+    seconds = policy.info["cpu_seconds"]
+    print(f"{decisions} decisions, {seconds} s, return {returns.mean():.1f} {returns.round().tolist()}", flush=True)
+
+
+def command(task: str, settings: Settings, seed: int, recipe: str) -> str:
     """The command that trains with these settings."""
-    usual = asdict(SETTINGS[task])
+    usual = asdict(RECIPES[recipe][task])
     options = {"decisions": settings.decisions, "seed": seed}
     options |= {name: value for name, value in asdict(settings).items() if value != usual[name]}
-    return f"python -m envs.experts.train {task} " + " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in options.items()
-    )
+    words = [f"python -m envs.experts.train {task}", *[f"--recipe {recipe}"] * (recipe != "task")]
+    for name, value in options.items():
+        dashed = name.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{dashed}" if isinstance(value, bool) else f"--{dashed} {value}")
+    return " ".join(words)
 
 
-def choose_expert(task: str, checkpoints: Sequence[PolicyNetwork], candidates: int = 4) -> PolicyNetwork:
-    """The best on SELECTION_SEEDS among the checkpoints of highest return during training."""
-    best = sorted(checkpoints, key=lambda policy: policy.info["watch_return"])[-candidates:]
-    means = [rollout_returns(task, action_repeat(task), policy, SELECTION_SEEDS).mean() for policy in best]
-    return best[int(np.argmax(means))]
-
-
-def choose_levels(task: str, checkpoints: Sequence[PolicyNetwork], top: float) -> list[PolicyNetwork]:
-    """Checkpoints of rising return, near the fractions LEVELS of `top`, their returns at least 0.08 `top` apart."""
-    near: dict[int, PolicyNetwork] = {}
-    for fraction in LEVELS:
-        order = sorted(checkpoints, key=lambda policy: abs(policy.info["watch_return"] - fraction * top))
-        near |= {policy.info["decisions"]: policy for policy in order[:3]}
-    measured = [measure(task, policy) for policy in near.values()]
-    chosen: list[PolicyNetwork] = []
-    for fraction in LEVELS:
-        nearest = min(measured, key=lambda policy: abs(policy.info["return_mean"] - fraction * top))
-        below = chosen[-1].info["return_mean"] if chosen else 0.0
-        if below + 0.08 * top < nearest.info["return_mean"] < 0.92 * top:
-            chosen.append(nearest)
-    return chosen
-
-
-def measure(task: str, policy: PolicyNetwork) -> PolicyNetwork:
-    """The policy, with its returns on SEEDS in its info."""
-    returns = rollout_returns(task, action_repeat(task), policy, SEEDS)
-    policy.info.update(
-        return_mean=float(returns.mean()),
-        return_sem=float(sem(returns)),
-        returns=returns.round(2).tolist(),
-        episodes=len(SEEDS),
-        seeds=list(SEEDS),
-    )
-    return policy
-
-
-def export(task: str, folder: Path, target: Path) -> list[PolicyNetwork]:
-    """Choose the expert and the levels below it among the checkpoints in `folder` and write them to `target`.
-
-    Raises:
-        InputError: if there are no checkpoints.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: no checkpoints; train first")
-    checkpoints = [PolicyNetwork.load(file) for file in files]
-    expert = measure(task, choose_expert(task, checkpoints))
-    levels = choose_levels(task, checkpoints, expert.info["return_mean"])
-    for old in target.glob("*.safetensors"):
-        old.unlink()
-    for level, policy in enumerate(levels, 1):
-        policy.save(target / f"checkpoint_{level}.safetensors")
-    expert.save(target / "expert.safetensors")
-    return [*levels, expert]
-
-
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m envs.experts.train", description="Train and export an expert.")
     parser.add_argument("task", help=", ".join(SETTINGS))
+    parser.add_argument("--recipe", choices=RECIPES, default="task", help="the task's own settings, or V-D4RL's")
     for field in fields(Settings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), help="default: the task's")
+        switch = isinstance(field.default, bool)
+        kind: Any = {"action": argparse.BooleanOptionalAction} if switch else {"type": type(field.default)}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **kind, default=None, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder of the checkpoints (default: runs/experts/<task>)")
-    parser.add_argument("--policies", type=Path, default=FOLDER, help="folder of the exported policies")
+    parser.add_argument("--policies", type=Path, help="folder of the exported policies (default: the project's)")
     parser.add_argument("--export-only", action="store_true", help="do not train; export from the checkpoints")
     options = parser.parse_args(arguments)
-    if options.task not in SETTINGS:
-        raise InputError(f"task={options.task!r} is unknown; allowed: {', '.join(SETTINGS)}")
+    task, recipe = options.task, options.recipe
+    if task not in RECIPES[recipe]:
+        raise InputError(f"task={task!r} is unknown; allowed: {', '.join(RECIPES[recipe])}")
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
-    settings = replace(SETTINGS[options.task], **{name: x for name, x in given.items() if x is not None})
-    folder = options.output or Path("runs/experts") / options.task
+    settings = replace(RECIPES[recipe][task], **{name: x for name, x in given.items() if x is not None})
+    folder = options.output or Path("runs/experts") / (task if recipe == "task" else f"{task}-{recipe}")
     torch.set_num_threads(1)
     if not options.export_only:
-        train(options.task, settings, options.seed, folder)
-    for policy in export(options.task, folder, options.policies / options.task):
+        train(task, settings, options.seed, folder, recipe)
+    write, target = (export, FOLDER) if recipe == "task" else (export_agents, AGENTS)
+    for policy in write(task, folder, (options.policies or target) / task):
         info = policy.info
         print(f"{info['return_mean']:.0f} ± {info['return_sem']:.0f} after {info['decisions']} decisions")
 
 
 if __name__ == "__main__":
-    with quiet_pipes():
-        try:
-            main()
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+    sys.exit(main())

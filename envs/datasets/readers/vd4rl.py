@@ -18,8 +18,10 @@ import numpy as np
 
 from envs.datasets.readers.arrays import Entry, check_shape, open_arrays, read_array, require, visible
 from envs.datasets.readers.pictures import CHANNELS_FIRST, HEIGHT_FIRST, array_source, check_pictures
+from envs.record import check_record
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import read_json
 from mpdiffuser.pictures import StoredPictures
 from mpdiffuser.record import Actions, Record
 
@@ -27,6 +29,7 @@ KEYS = {
     ".npz": ("image", "action", "reward", "is_terminal"),
     ".hdf5": ("observation", "action", "reward", "discount", "step_type"),
 }
+ABOUT = "about.json"  # facts of files that `envs.datasets.vd4rl` made
 MARKS = ("is_first", "is_last")  # of the npz files that have them
 UNUSED = "no array of V-D4RL that is needed"
 
@@ -183,14 +186,15 @@ def _joined(source: Path, shards: list[_Shard], info: dict[str, Any]) -> Episode
         arrays[key][lasts] = 0
     arrays["terminations"][lasts - 1], arrays["truncations"][lasts - 1] = terminal[lasts], ~terminal[lasts]
     arrays["frames"] = StoredPictures((rows, *size, 3), pictures, [shard.file for shard in shards])
-    if task := _origin(source).get("task"):
+    origin = _origin(source)
+    if (task := origin.get("task")) and "environment" not in origin:
         notes["environment"] = (
             f"environment=task task={task} task.action_repeat=2 evaluates in dm_control; also give task.size and "
             "task.camera"
         )
     told = {"notes": list(notes.values())} if notes else {}
     record = Record.of(arrays, lasts).with_actions(Actions.unit(width))
-    return Episodes(arrays, offsets, _origin(source) | told | info, source, record=record)
+    return Episodes(arrays, offsets, origin | told | info, source, record=record)
 
 
 def _fill(shard: _Shard, out: dict[str, np.ndarray]) -> None:
@@ -205,8 +209,19 @@ def _fill(shard: _Shard, out: dict[str, np.ndarray]) -> None:
 
 
 def _origin(source: Path) -> dict[str, Any]:
-    """Facts of the path: task and quality of .../walker_walk/expert/64px."""
+    """Task and quality of a path such as .../walker_walk/expert/64px, and the environment of files made here."""
     folder = source.parent if source.is_file() else source
     known = len(folder.parts) > 2 and folder.name in ("64px", "84px")
     where = {"task": folder.parts[-3], "quality": folder.parts[-2]} if known else {}
-    return {"source": "V-D4RL", "action_repeat": 2, **where}
+    return {"source": "V-D4RL", "action_repeat": 2, **where, **_made_here(folder / ABOUT)}
+
+
+def _made_here(file: Path) -> dict[str, Any]:
+    """Facts in the file beside a dataset of `python -m envs.datasets make`."""
+    if not file.is_file():
+        return {}
+    about = read_json(file)
+    if "environment" not in about:
+        return {}
+    check_record(about["environment"], f"{file}: environment")
+    return {"environment": about["environment"], "made": about.get("dataset")}

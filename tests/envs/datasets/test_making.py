@@ -32,8 +32,10 @@ def test_the_same_seed_gives_the_same_episodes(tmp_path: Path, monkeypatch, caps
     assert "10, steps 120" in capsys.readouterr().out
     first = Episodes.load(tmp_path / "first")
     assert first.info["environment"] == {"kind": "go2"} and first.info["decision_seconds"] == 0.02
-    assert first.checksum() == make_dataset("go2/disturbed", tmp_path / "again", 4).checksum()
-    assert first.checksum() != make_dataset("go2/disturbed", tmp_path / "other", 5).checksum()
+    for seed, name in ((4, "again"), (5, "other")):
+        make_dataset("go2/disturbed", tmp_path / name, seed)
+    assert first.checksum() == Episodes.load(tmp_path / "again").checksum()
+    assert first.checksum() != Episodes.load(tmp_path / "other").checksum()
     np.testing.assert_array_equal(first["observations"][1, -12:], first["actions"][0])
     assert main() == 2 and "exists already" in capsys.readouterr().err
 
@@ -41,3 +43,5 @@ def test_the_same_seed_gives_the_same_episodes(tmp_path: Path, monkeypatch, caps
 def test_what_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"go2/run: cannot be made here; these can: go2/walk, go2/disturbed"):
         make_dataset("go2/run", tmp_path / "data")
+    with pytest.raises(InputError, match="go2/walk: --rendering is for V-D4RL"):
+        make_dataset("go2/walk", tmp_path / "data", rendering="full")

@@ -8,8 +8,7 @@ import torch
 from safetensors import safe_open
 
 from envs import experts
-from envs.experts import FOLDER, SEEDS, PolicyNetwork, ladder, load_policy, policy_names, rollout_returns
-from envs.experts.train import action_repeat
+from envs.experts import FOLDER, SEEDS, PolicyNetwork, ladder, load_policy, policy_names, rollout_returns, task_options
 from envs.simulator import DMControlEnv
 from mpdiffuser.errors import InputError
 
@@ -30,7 +29,7 @@ def test_file_is_small_safe_and_says_where_it_comes_from(path):
         assert all(np.isfinite(file.get_tensor(key)).all() for key in file.keys())  # noqa: SIM118
     info = PolicyNetwork.load(path).info
     task = path.parent.name
-    assert info["task"] == task and info["action_repeat"] == action_repeat(task)
+    assert info["task"] == task and info["action_repeat"] == task_options(task)["action_repeat"]
     assert info["episodes"] == len(info["seeds"]) == len(info["returns"]) == 20
     np.testing.assert_allclose(info["return_mean"], np.mean(info["returns"]), atol=0.01)
     np.testing.assert_allclose(info["return_sem"], np.std(info["returns"], ddof=1) / np.sqrt(20), atol=0.01)

@@ -1,0 +1,199 @@
+"""V-D4RL's datasets (Lu et al. 2023), made again: python -m envs.datasets make vd4rl/walker_walk-medium_expert PATH
+
+A dataset has 200 episodes of 500 decisions, each of two control steps. The agents are those of `python -m
+envs.experts.train TASK --recipe vd4rl`, and act with sampled actions.
+
+    random          actions uniform in [-1, 1]
+    medium          the first agent with at least half of the expert's return
+    expert          the best agent
+    medium_expert   100 episodes of each of the two
+    medium_replay   the first 100,000 decisions of the training itself; the training's folder is needed
+
+The files have V-D4RL's 64 px layout (`envs.datasets.readers.vd4rl`), one episode each. `about.json` names the agents
+and their returns, what differs from the public data, and the checksum of each file.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs import gl  # noqa: F401  before mujoco is imported
+from envs.datasets.readers.vd4rl import ABOUT
+from envs.doctor import versions
+from envs.experts import AGENTS, PolicyNetwork, task_options
+from envs.simulator import DMControlEnv
+from mpdiffuser.console import progress
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import publish, read_json, write_whole, writing
+from mpdiffuser.machine import available_cores
+
+TASKS = ("walker_walk", "cheetah_run", "humanoid_walk", "quadruped_walk")
+KINDS = ("random", "medium_replay", "medium", "medium_expert", "expert")
+SIZE = 64  # pixels a side
+DIFFERENCES = (
+    "the agents are trained here, by stable-baselines3's SAC with V-D4RL's sizes, learning rate and batch",
+    "the standard deviation of an agent's actions is bounded as in stable-baselines3",
+    "the packages' versions: see versions",
+)
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # physics (T + 1, p), actions (T + 1, m), rewards (T + 1,)
+
+
+@dataclass(frozen=True)
+class VD4RL:
+    """One of the datasets.
+
+    Args:
+        task: of TASKS. kind: of KINDS. episodes: their number.
+        agents: folder of the agents, of `envs.experts.export.export_agents`.
+    """
+
+    task: str
+    kind: str
+    episodes: int = 200
+    agents: Path = AGENTS
+
+    def write(self, path: Path, seed: int, rendering: str = "fast", run: Path | None = None) -> None:
+        """Write the files into a new folder, or go on where it was cut off.
+
+        Args:
+            path: the folder. The files lie in `path`.partial until all are there.
+            seed: of the episodes. rendering: see `envs.rendering`.
+            run: the folder of the agents' training, for medium_replay; default: runs/experts/TASK-vd4rl.
+
+        Raises:
+            InputError: if an agent or the training's rows are not there, or the partial folder holds another dataset.
+        """
+        run = run or Path("runs/experts") / f"{self.task}-vd4rl"
+        agents = {name: self._load(name) for name in self._agents()}
+        replay = run if self.kind == "medium_replay" else None
+        if replay is not None:
+            _replayed(replay, self.episodes - 1)
+        about = {
+            "dataset": f"vd4rl/{self.task}-{self.kind}",
+            "seed": seed,
+            "environment": self.environment(rendering),
+            "agents": {name: agent.info for name, agent in agents.items()},
+            "differences": list(DIFFERENCES),
+            "versions": versions(),
+        }
+        unfinished = path.with_name(path.name + ".partial")
+        with writing(path):
+            _start_or_resume(unfinished, about)
+            files = [unfinished / f"{self.task}-{self.kind}-{number:03d}-501.npz" for number in range(self.episodes)]
+            left = [number for number, file in enumerate(files) if not file.exists()]
+            write = partial(_write_episode, self, seed, rendering, replay)
+            with (
+                ProcessPoolExecutor(min(available_cores(), len(left) or 1), get_context("spawn")) as pool,
+                progress(total=self.episodes, desc=path.name, initial=self.episodes - len(left), unit="episode") as bar,
+            ):
+                for _ in pool.map(write, left, [files[number] for number in left]):
+                    bar.update(1)
+            about["checksums"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+            write_whole(unfinished / ABOUT, json.dumps(about, indent=1))
+            publish(unfinished, path)
+
+    def environment(self, rendering: str) -> dict[str, Any]:
+        """The record of the environment for `envs.make`."""
+        options = task_options(self.task)
+        return {
+            "kind": "dm_control",
+            "task": self.task,
+            "action_repeat": options["action_repeat"],
+            "size": SIZE,
+            "camera": options["camera"],
+            "rendering": rendering,
+        }
+
+    def agent(self, number: int) -> PolicyNetwork | None:
+        """The agent that acts in an episode; None: random actions, or a replay."""
+        names = self._agents()
+        return self._load(names[number * len(names) // self.episodes]) if names else None
+
+    def _agents(self) -> tuple[str, ...]:
+        return {"medium": ("medium",), "expert": ("expert",), "medium_expert": ("medium", "expert")}.get(self.kind, ())
+
+    def _load(self, name: str) -> PolicyNetwork:
+        file = self.agents / self.task / f"{name}.safetensors"
+        if not file.is_file():
+            raise InputError(
+                f"vd4rl/{self.task}-{self.kind}: there is no agent {name} ({file}); train it: "
+                f"python -m envs.experts.train {self.task} --recipe vd4rl"
+            )
+        return PolicyNetwork.load(file)
+
+
+def _start_or_resume(folder: Path, about: dict[str, Any]) -> None:
+    found = read_json(folder / ABOUT) if folder.exists() else {}
+    if folder.exists() and {key: found.get(key) for key in about} != json.loads(json.dumps(about)):
+        raise InputError(f"{folder}: holds a part of another dataset; remove it, or choose another path")
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        write_whole(folder / ABOUT, json.dumps(about))
+
+
+def _replayed(run: Path, number: int) -> Rows:
+    """One of the first episodes of a training, as `envs.experts.train` wrote them down."""
+    parts = [np.load(file, allow_pickle=False) for file in sorted(run.glob("*.npz"))]
+    starts = np.concatenate([*(np.flatnonzero(part["first"]) for part in parts), []])
+    if len(starts) <= number:
+        raise InputError(
+            f"{run}: holds the first {len(starts)} episodes of a training, needed are {number + 1}; go on with it: "
+            "python -m envs.experts.train TASK --recipe vd4rl"
+        )
+    columns = {key: np.concatenate([part[key] for part in parts]) for key in ("first", "physics", "action", "reward")}
+    episode = np.cumsum(columns["first"]) == number + 1
+    return columns["physics"][episode], columns["action"][episode], columns["reward"][episode]
+
+
+def _act(env: DMControlEnv, agent: PolicyNetwork | None, random: np.random.Generator) -> Rows:
+    """An episode of an agent; None: random actions. The first row has no action and no reward."""
+    state, info = env.reset(seed=int(random.integers(2**31)))
+    shape = env.action_space.shape or ()
+    physics, actions, rewards = [info["physics"]], [np.zeros(shape, np.float32)], [0.0]
+    done = False
+    while not done:
+        action = random.uniform(-1, 1, shape) if agent is None else agent.sample(state[None], random)[0]  # type: ignore[index]
+        state, reward, terminated, truncated, info = env.step(action.astype(np.float32))
+        done = terminated or truncated
+        physics.append(info["physics"])
+        actions.append(action.astype(np.float32))
+        rewards.append(reward)
+    return np.array(physics), np.array(actions), np.array(rewards)
+
+
+def _write_episode(dataset: VD4RL, seed: int, rendering: str, replay: Path | None, number: int, file: Path) -> None:
+    """Run or replay an episode, draw its frames, and write its file."""
+    record = {key: value for key, value in dataset.environment(rendering).items() if key != "kind"}
+    env = DMControlEnv(**record, observation="states")
+    if replay is None:
+        physics, actions, rewards = _act(env, dataset.agent(number), np.random.default_rng([seed, number]))
+    else:
+        physics, actions, rewards = _replayed(replay, number)
+    frames = []
+    for state in physics:
+        env.set_physics(state)
+        frames.append(env.render())
+    env.close()
+    rows = len(frames)
+    arrays = {
+        "image": np.array(frames),
+        "action": actions.astype(np.float32),
+        "reward": rewards.astype(np.float32),
+        "discount": np.ones(rows, np.float32),
+        "is_first": np.arange(rows) == 0,
+        "is_last": np.arange(rows) == rows - 1,
+        "is_terminal": np.zeros(rows, bool),
+    }
+    unfinished = file.with_name(file.name + ".partial")
+    with open(unfinished, "wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
+    os.replace(unfinished, file)
