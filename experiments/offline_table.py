@@ -33,6 +33,7 @@ TASKS = [f"{robot}-{quality}-v2" for robot in ("hopper", "halfcheetah") for qual
 SHARES: dict[str, dict[str, float]] = {
     "cloning": {"cloning": 1.0},
     "iql": {"iql": 1.0},
+    "td3_bc": {"td3_bc": 1.0},
     "diffusion_policy": {"action_planner": 1.0},
     "diffuser": {"trajectory_planner": 0.7, "return_model": 0.3},
     "decision_diffuser": {"state_planner": 0.8, "inverse": 0.2},

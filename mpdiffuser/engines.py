@@ -65,12 +65,19 @@ def compiled(module: torch.nn.Module, engine: str, example: Sequence[torch.Tenso
     device = next(module.parameters()).device
     if device.type != "cpu":
         raise InputError(f"engine={engine}: computes on the CPU, found the model on {device}; use torch or compile")
-    drawn = graph(module, dict(zip(inspect.signature(getattr(module, method)).parameters, example)), method=method)
-    run, lock = _onnx(drawn) if engine == "onnx" else _openvino(drawn, engine), threading.Lock()
+    run = loaded(
+        graph(module, dict(zip(inspect.signature(getattr(module, method)).parameters, example)), method=method), engine
+    )
+    return lambda *inputs: run(*inputs)[0]
 
-    def call(*inputs: torch.Tensor) -> torch.Tensor:
+
+def loaded(graph: bytes, engine: str) -> Callable[..., list[torch.Tensor]]:
+    """Load an ONNX graph into an engine. The result is a function of the graph's inputs that returns its outputs."""
+    run, lock = _onnx(graph) if engine == "onnx" else _openvino(graph, engine), threading.Lock()
+
+    def call(*inputs: torch.Tensor) -> list[torch.Tensor]:
         with lock:
-            return torch.from_numpy(run([part.contiguous().numpy() for part in inputs]))
+            return [torch.from_numpy(part) for part in run([part.contiguous().numpy() for part in inputs])]
 
     return call
 
@@ -192,17 +199,17 @@ def graph(
     return file.getvalue()
 
 
-def _onnx(graph: bytes) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+def _onnx(graph: bytes) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
-    return lambda inputs: session.run(None, dict(zip(names, inputs)))[0]
+    return lambda inputs: session.run(None, dict(zip(names, inputs)))
 
 
-def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     import openvino
 
     core, precision = openvino.Core(), "bf16" if engine == "openvino_bf16" else "f32"
@@ -213,8 +220,8 @@ def _openvino(graph: bytes, engine: str) -> Callable[[Sequence[np.ndarray]], np.
     }
     request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
 
-    def run(inputs: Sequence[np.ndarray]) -> np.ndarray:
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         request.infer(inputs, share_inputs=True)
-        return request.get_output_tensor(0).data.copy()
+        return [tensor.data.copy() for tensor in request.output_tensors]
 
     return run

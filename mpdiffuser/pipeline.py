@@ -17,13 +17,14 @@ from diffusers.utils import logging
 
 from mpdiffuser.action_scale import ActionMap, ActionScale
 from mpdiffuser.budget import Allowance
-from mpdiffuser.engines import Prepared, compiled, resolved
+from mpdiffuser.engines import PACKAGES, Prepared, compiled, require, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.plan import Objective, Plan, candidate_weights, total_reward
+from mpdiffuser.plan_graph import MOST_LEVELS, PlanEngine
 from mpdiffuser.record import PICTURE, Actions, Record
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
@@ -167,7 +168,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
         if model is None:
             return None
         levels = self.schedule.grid(config.steps, config.grid)
-        return Prepared(model, levels, None if config.engine == "torch" else self.network(name, config.engine))
+        if config.engine == "torch":
+            return Prepared(model, levels)
+        require(config.engine)
+        return Prepared(model, levels, lambda *inputs: self.network(name, config.engine)(*inputs))
 
     def frame_encoder(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the encoder's `features`, compiled for the engine if the encoder takes pixels.
@@ -204,16 +208,22 @@ class MPDiffuserPipeline(DiffusionPipeline):
             InputError: as `mpdiffuser.engines.compiled`.
         """
         model, example = self.networks()[name]
-        cache = self.__dict__.setdefault("_engines", {})
-        if cache.get((name, engine), (None,))[0] is not model:
+
+        def compile_network() -> Callable[..., torch.Tensor]:
             if name.startswith("frame_net"):
-                run = compiled(model, engine, example)
-            else:
-                x, levels, *rest = example
-                modulation = model.modulation(levels, x[:, 0, : model.config["latent_dim"]], *rest).detach()
-                run = compiled(model, engine, (x, modulation), "denoise")
-            cache[name, engine] = (model, run)
-        return cache[name, engine][1]
+                return compiled(model, engine, example)
+            x, levels, *rest = example
+            modulation = model.modulation(levels, x[:, 0, : model.config["latent_dim"]], *rest).detach()
+            return compiled(model, engine, (x, modulation), "denoise")
+
+        return self._cached((name, engine), [model], compile_network)
+
+    def _cached(self, key: Any, models: Sequence[Any], make: Callable[[], Any]) -> Any:
+        """Return the result of `make`. It is kept for the key as long as the models are the same objects."""
+        cache = self.__dict__.setdefault("_engines", {})
+        if key not in cache or any(one is not other for one, other in zip(cache[key][0], models)):
+            cache[key] = (models, make())
+        return cache[key][1]
 
     def networks(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
         """Return name -> (network, example inputs) of all networks that engines compute.
@@ -326,13 +336,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
         last: tuple[torch.Tensor, torch.Tensor] | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
+        held: torch.Tensor | None = None,
         allowance: Allowance | None = None,
         objective: Objective | None = None,
     ) -> Plan:
         """Sample N candidate plans for each latent, score them, and weigh them (`candidate_weights`).
 
         The candidates are pairs with opposite noise (antithetic variates: Hammersley and Morton 1956). Most of the
-        noise then cancels in their mean.
+        noise then cancels in their mean. Where it can, an engine computes the plan of one latent as one graph
+        (`mpdiffuser.plan_graph`).
 
         Args:
             latents: z_0, (B, d), decoded.
@@ -343,6 +355,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
             goal: a latent to reach, (B, d). A planner that was trained with goals (`takes_goals`) is told it. With
                 any other planner it is the last latent of the plans. None: plans have no goal.
             committed: the first K actions of the plans, (B, K, m) in the data's units; None: they are free.
+            held: which of them are known, (B, K) bool; None: all.
             allowance: the remaining budget of each row. Only candidates within it have weight; if no candidate is,
                 the cheapest has all the weight.
             objective: ranks the candidates instead of the ranker. The best score has all the weight.
@@ -353,9 +366,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         began = time.perf_counter()
         config, n = sampler.config, sampler.config.candidates
+        plain = last is None and held is None and allowance is None and objective is None
+        if plain and not callable(noise) and len(latents) == 1 and self.fits_graph(sampler):
+            engine = self._plan_engine(config, goal is not None)
+            return engine(latents, self._drawn(noise, config, engine.draws), goal, committed)
 
         def opposite() -> torch.Tensor:
-            halves = noise() if callable(noise) else self._drawn(noise, config).to(latents.device)
+            halves = noise() if callable(noise) else self._drawn(noise, config)[:, 0].to(latents.device)
             return torch.cat([halves, -halves], 1)[:, :n].flatten(0, 1)
 
         def repeated(normalizer: Normalizer, known: torch.Tensor | None) -> torch.Tensor | None:
@@ -376,7 +393,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
         committed = repeated(self.actions, None if committed is None else self.action_scale.to_unit(committed))
         held_goal = None if self.takes_goals else goal
-        x = sampler(present, condition, opposite, start, held_goal, committed, gradient)
+        held = None if held is None else held.repeat_interleave(n, 0)
+        x = sampler(present, condition, opposite, start, held_goal, committed, held, gradient)
         plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
         plan.plan_ms = 1e3 * (time.perf_counter() - began)
         return plan
@@ -386,9 +404,20 @@ class MPDiffuserPipeline(DiffusionPipeline):
         c = self.planner.config
         return (config.candidates + 1) // 2, c["horizon"], c["latent_dim"] + c["action_dim"]
 
-    def _drawn(self, generators: Sequence[torch.Generator], config: SamplerConfig) -> torch.Tensor:
-        """Draw noise (B, K, H, d + m), each row by its own generator."""
-        return torch.stack([torch.randn(self.noise_shape(config), generator=each) for each in generators])
+    def fits_graph(self, sampler: Sampler) -> bool:
+        """Whether an engine can compute the plan of one latent as one graph, and should."""
+        config = sampler.config
+        return config.engine in PACKAGES and not config.warm_start and len(sampler.moves) <= MOST_LEVELS
+
+    def _plan_engine(self, config: SamplerConfig, goal: bool) -> PlanEngine:
+        models = [*self.components.values(), *self.other_models().values()]
+        return self._cached(("plan", repr(config), goal), models, lambda: PlanEngine(self, config, goal))
+
+    def _drawn(self, generators: Sequence[torch.Generator], config: SamplerConfig, draws: int = 1) -> torch.Tensor:
+        """Draw noise (B, draws, K, H, d + m), each row by its own generator."""
+        shape = self.noise_shape(config)
+        rows = [[torch.randn(shape, generator=each) for _ in range(draws)] for each in generators]
+        return torch.stack([torch.stack(row) for row in rows])
 
     def _condition(
         self,

@@ -5,7 +5,6 @@ the choice are in it, so that a robot needs no more than a runtime of such graph
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ import torch
 from mpdiffuser.errors import InputError
 from mpdiffuser.history import joined_features, standing_latents
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.plan import Plan
+from mpdiffuser.plan_graph import PlanGraph
 from mpdiffuser.sampler import SamplerConfig
 
 GOAL, NEXT = "goal_", "next_"  # of the names of inputs and outputs
@@ -57,13 +58,7 @@ class PolicyGraph(torch.nn.Module):
                 raise InputError(f"observations: {name}: the graph has another input or output of this name")
         config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
         self.pipeline, self.robots, self.record = pipeline, robots, pipeline.record
-        self.sampler = pipeline.sampler(replace(config, engine="torch"))
-        for model in (self.sampler.planner, self.sampler.dynamics):
-            if model is not None:
-                model.repeats = 1 if config.target_spread else config.candidates
-        # registered, so that a tracer finds the weights
-        models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-        self.models = torch.nn.ModuleDict(models)
+        self.plans = PlanGraph(pipeline, config)
         self.safe = torch.from_numpy(pipeline.safe_action(config))[None]
         self.remembers = pipeline.encoder.history > 1
         self.inputs = list(self.example())
@@ -93,10 +88,7 @@ class PolicyGraph(torch.nn.Module):
             found["start"] = torch.ones(self.robots, dtype=torch.bool)
             found["features"] = torch.zeros(self.robots, history, width)
             found["actions"] = torch.zeros(self.robots, history - 1, self.action_dim)
-        config = self.sampler.config
-        draws = 1 + sum(move.noise_std > 0 for move in self.sampler.moves)
-        draws *= 1 + (config.composition == "sequential")
-        found["noise"] = torch.zeros(self.robots, draws, *self.pipeline.noise_shape(config))
+        found["noise"] = torch.zeros(self.robots, *self.plans.noise_shape)
         return found
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,8 +100,8 @@ class PolicyGraph(torch.nn.Module):
         if pipeline.takes_goals:
             wanted = {name: given[f"{GOAL}{name}"] for name in self.record.observations}
             goal = standing_latents(pipeline.encoder, self._features(wanted))
-        draws = iter(given["noise"].unbind(1))
-        plan = pipeline(latents, self.sampler, lambda: next(draws), goal=goal)
+        candidates, candidate_actions, scores, weights = self.plans(latents, given["noise"], goal=goal)
+        plan = Plan(candidates, candidate_actions, scores, weights, 0.0)
         states, actions = plan.executed_latents, plan.executed_actions
         sound = plan.scores.isfinite().any(1)
         # also of the inputs: a runtime's clamp may hide what is not finite
@@ -143,7 +135,7 @@ class PolicyGraph(torch.nn.Module):
 
 def described(graph: PolicyGraph) -> dict[str, Any]:
     """Return what a program must know to run the graph, as a JSON object."""
-    config, info, bounds = graph.sampler.config, graph.pipeline.config["info"], graph.pipeline.action_bounds
+    config, info, bounds = graph.plans.sampler.config, graph.pipeline.config["info"], graph.pipeline.action_bounds
     return {
         "inputs": {name: {"shape": [*part.shape], "dtype": _dtype(part)} for name, part in graph.example().items()},
         "outputs": graph.outputs,
@@ -152,7 +144,7 @@ def described(graph: PolicyGraph) -> dict[str, Any]:
         "action_high": [*bounds.high],
         "decision_seconds": info.get("decision_seconds"),
         "candidates": config.candidates,
-        "levels": len(graph.sampler.moves),
+        "levels": len(graph.plans.sampler.moves),
         "composition": config.composition,
     }
 

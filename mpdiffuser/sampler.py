@@ -211,6 +211,7 @@ class Sampler:
         start: torch.Tensor | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
+        held: torch.Tensor | None = None,
         objective_gradient: Field | None = None,
     ) -> torch.Tensor:
         """Sample a trajectory for each present latent.
@@ -222,6 +223,7 @@ class Sampler:
             start: a clean trajectory (B, H, d + m), refined over the last `warm_start` levels; None: pure noise.
             goal: the last latent, (B, d), normalised; None: it is free.
             committed: the first actions, (B, K, m), normalised; None: they are free.
+            held: which of them are known, (B, K) bool; None: all.
             objective_gradient: gradient of J at clean x (B, H, d + m), like x. The sampled density is then weighted by
                 exp(J).
 
@@ -229,7 +231,7 @@ class Sampler:
             (B, H, d + m), normalised, within the data's range, with all fixed parts.
         """
         todo = self.moves if start is None else self.moves[len(self.moves) - self.config.warm_start :]
-        fix = partial(hold, present=present, goal=goal, committed=committed)
+        fix = partial(hold, present=present, goal=goal, committed=committed, held=held)
         first = self.temperature * noise()
         x = first if start is None else self._noised(start, todo[0].level, first)
         estimate = partial(self._estimate, condition=condition, objective_gradient=objective_gradient)

@@ -128,6 +128,10 @@ class Diffuser(Baseline):
     settings = sampler_section(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
     sampler_class = GuidedSampler
 
+    def fits_graph(self, sampler: Sampler) -> bool:
+        """Return False: the guide is a gradient, which a graph cannot compute."""
+        return False
+
     def scores(
         self, states: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -1,10 +1,8 @@
 """Implicit Q-learning (Kostrikov et al. 2022): it estimates values only for actions in the data."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -13,17 +11,15 @@ from torch.distributions import Normal
 from mpdiffuser.controller import NetworkPolicy, Policy
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
-from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
-from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.models.twin_q import TwinQ
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.windows import NextSteps
 
-EPISODE_RETURN = 1000.0  # rewards are scaled to this range of returns (Kostrikov et al. 2022, appendix B)
 LARGEST_WEIGHT = 100.0
 
 
-class ImplicitQ(Model):
+class ImplicitQ(TwinQ):
     """Twin Q, the expectile V of Q over the data's actions, and a Gaussian policy.
 
     The policy is cloned with the weights exp(beta (Q - V)).
@@ -51,13 +47,9 @@ class ImplicitQ(Model):
         inverse_temperature: float,
         target_rate: float,
     ) -> None:
-        super().__init__()
+        super().__init__(latent_dim, action_dim, hidden)
         if not 0 < expectile < 1:
             raise InputError(f"baselines.iql.expectile: must lie between 0 and 1, found {expectile}")
-        self.latents = Normalizer(latent_dim)
-        self.reward_scale = nn.Parameter(torch.ones(1), requires_grad=False)
-        self.q = nn.ModuleList([mlp(latent_dim + action_dim, hidden, 1) for _ in range(2)])
-        self.target = deepcopy(self.q).requires_grad_(False)
         self.v = mlp(latent_dim, hidden, 1)
         self.policy = mlp(latent_dim, hidden, action_dim)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
@@ -69,11 +61,6 @@ class ImplicitQ(Model):
     def value(self, latents: torch.Tensor) -> torch.Tensor:
         """Return V (B,) of decoded latents (B, d), in units of the scaled reward."""
         return self.v(self.latents.normalize(latents))[:, 0]
-
-    def action_values(self, networks: nn.ModuleList, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Return both values (2, B) of decoded latents (B, d) and actions (B, m); `networks` is `q` or `target`."""
-        inputs = torch.cat([self.latents.normalize(latents), actions], -1)
-        return torch.stack([network(inputs)[:, 0] for network in networks])
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
@@ -96,19 +83,11 @@ class ImplicitQ(Model):
         policy = -(weight * density).mean()
         return {"loss": value + q + policy, "value_loss": value, "q_loss": q, "policy_loss": policy}
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Update the target Q."""
-        for target, online in zip(self.target.parameters(), self.q.parameters()):
-            target.lerp_(online, self.config["target_rate"])
-
 
 def build(data: TrainingData) -> ImplicitQ:
     """Build an untrained model with a fitted normaliser and reward scale."""
     model = ImplicitQ(**data.dims, discount=data.discount, **data.settings["baselines.iql"])
-    model.latents.fit(data.parts[0]["observations"])
-    span = max(float(np.ptp(data.parts[0].returns)), 1e-8)
-    model.reward_scale.data.fill_(EPISODE_RETURN / span)
+    model.fit_to(data.parts[0])
     return model
 
 

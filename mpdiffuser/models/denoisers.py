@@ -25,7 +25,11 @@ from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 
 
 def hold(
-    x: torch.Tensor, present: torch.Tensor, goal: torch.Tensor | None = None, committed: torch.Tensor | None = None
+    x: torch.Tensor,
+    present: torch.Tensor,
+    goal: torch.Tensor | None = None,
+    committed: torch.Tensor | None = None,
+    held: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """In-painting: return a copy of x (B, H, d + m) with the known parts set.
 
@@ -34,13 +38,16 @@ def hold(
         present: z_0, (B, d).
         goal: the last latent z_{H-1}, (B, d); None: unknown.
         committed: the first actions u_0..u_{K-1}, (B, K, m); None: unknown.
+        held: which of them are known, (B, K) bool; None: all.
     """
     d = present.shape[-1]
     states, actions = torch.cat([present[:, None], x[:, 1:, :d]], 1), x[..., d:]
     if goal is not None:
         states = torch.cat([states[:, :-1], goal[:, None]], 1)
     if committed is not None:
-        actions = torch.cat([committed, actions[:, committed.shape[1] :]], 1)
+        count = committed.shape[1]
+        known = committed if held is None else committed.where(held[..., None], actions[:, :count])
+        actions = torch.cat([known, actions[:, count:]], 1)
     return torch.cat([states, actions], -1)
 
 

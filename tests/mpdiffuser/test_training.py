@@ -106,6 +106,7 @@ def test_every_option_is_common_without_effect_or_of_a_section(state, vision) ->
         ("train.ranker.steps", 9, {"ranker", "planner", "dynamics", "student"}),  # upstream of all three
         ("advantage.temperature", 9.0, {"planner", "student"}),
         ("baselines.iql.expectile", 0.9, {"iql"}),
+        ("baselines.td3_bc.alpha", 9.0, {"td3_bc"}),
         ("dynamics.width", 64, {"dynamics", "clean_dynamics", "student"}),
         ("ranker.hidden", 64, {"ranker", "planner", "dynamics", "student", "critic"}),
         ("sampler.steps", 9, {"student"}),  # its teacher's
@@ -125,6 +126,7 @@ def test_the_planners_size_is_its_own_and_its_likes(state) -> None:
         "clean_dynamics",
         "cloning",
         "iql",
+        "td3_bc",
         "critic",
         "inverse",
         "logged_returns",

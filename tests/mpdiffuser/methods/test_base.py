@@ -98,3 +98,16 @@ def test_targets_and_costs_of_the_data(make_episodes) -> None:
     assert plain.costs == [None, None] and costly.costs[0] is not None
     np.testing.assert_array_equal(costly.logged_targets[0][:, 1], costly.costs[0])
     assert plain.dims == {"latent_dim": D, "action_dim": M}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_one_graph_plans_as_each_baseline_does(load_baseline, name: str) -> None:
+    baseline = load_baseline(name)
+    plans = []
+    for engine in ("torch", "openvino"):
+        config = baseline.sampler_config({"steps": 2, "candidates": 2, "engine": engine})
+        sampler = baseline.sampler(config)
+        assert baseline.fits_graph(sampler) == (engine == "openvino" and name != "diffuser")
+        plans.append(baseline(torch.ones(1, D), sampler, [torch.Generator().manual_seed(3)]))
+    for part in ("latents", "actions", "scores"):
+        np.testing.assert_allclose(*(getattr(plan, part) for plan in plans), rtol=1e-4, atol=1e-4)

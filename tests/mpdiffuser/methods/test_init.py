@@ -8,7 +8,17 @@ from mpdiffuser import methods
 from mpdiffuser.methods import METHODS, Baseline, Method, Planning, recipes_of
 from mpdiffuser.sampler import SamplerConfig
 
-ORDER = ["random", "cloning", "iql", "diffusion_policy", "diffuser", "decision_diffuser", "d_mpc", "sample_and_rank"]
+ORDER = [
+    "random",
+    "cloning",
+    "iql",
+    "td3_bc",
+    "diffusion_policy",
+    "diffuser",
+    "decision_diffuser",
+    "d_mpc",
+    "sample_and_rank",
+]
 ORDER += ["planner", "mpdiffuser", "distilled", "expert"]
 
 
@@ -39,7 +49,7 @@ def test_every_method_is_complete(name: str) -> None:
     assert all(re.fullmatch(r"#[0-9a-f]{6}", color) for color in method.color)
     assert contrast(light, "#ffffff") >= 3 and contrast(dark, "#111111") >= 3  # WCAG 2 for graphics
     assert {*method.evaluated_with} <= set(METHODS) - {name}
-    assert re.fullmatch(r"[a-z][a-z_]*", name)
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
 
 
 def test_labels_and_colours_are_told_apart() -> None:

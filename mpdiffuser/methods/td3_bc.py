@@ -1,0 +1,142 @@
+"""TD3+BC (Fujimoto and Gu 2021): a policy that maximises Q and stays near the actions in the data."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch.func import functional_call
+
+from mpdiffuser.controller import NetworkPolicy, Policy
+from mpdiffuser.errors import InputError
+from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
+from mpdiffuser.models.mlp import mlp
+from mpdiffuser.models.twin_q import TwinQ
+from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.windows import NextSteps
+
+
+class TD3BCPolicy(TwinQ):
+    """Twin Q and a deterministic policy, each with slow targets.
+
+    Args:
+        latent_dim, action_dim: d, m.
+        hidden: width of the two hidden layers of each network.
+        discount: g.
+        alpha: weight of Q in the policy's loss; 0 is behaviour cloning.
+        policy_noise, noise_clip: standard deviation and bound of the noise on the target policy's actions.
+        target_rate: update rate of the targets.
+
+    Raises:
+        InputError: for a negative value of alpha, policy_noise or noise_clip.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        hidden: int,
+        discount: float,
+        alpha: float,
+        policy_noise: float,
+        noise_clip: float,
+        target_rate: float,
+    ) -> None:
+        super().__init__(latent_dim, action_dim, hidden)
+        for name, value in (("alpha", alpha), ("policy_noise", policy_noise), ("noise_clip", noise_clip)):
+            if value < 0:
+                raise InputError(f"baselines.td3_bc.{name}: must be at least 0, found {value}")
+        self.policy = mlp(latent_dim, hidden, action_dim)
+        self.target_policy = deepcopy(self.policy).requires_grad_(False)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decoded latents (B, d) -> actions (B, m) in [-1, 1]."""
+        return self.policy(self.latents.normalize(latents)).tanh()
+
+    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Sample the noise on the target policy's actions."""
+        return {"noise": torch.randn(batch, self.config["action_dim"], generator=generator)}
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch of `NextSteps`: equations 3 and 5 of the paper, and TD3's loss of Q.
+
+        The two losses have no parameter in common.
+        """
+        c, latents, actions = self.config, batch["latents"], batch["actions"]
+        with torch.no_grad():
+            noise = (c["policy_noise"] * random["noise"]).clamp(-c["noise_clip"], c["noise_clip"])
+            following = self.target_policy(self.latents.normalize(batch["next_latents"])).tanh()
+            following = (following + noise).clamp(-1, 1)
+            value = self.action_values(self.target, batch["next_latents"], following).amin(0)
+            q_target = self.reward_scale * batch["rewards"] + c["discount"] * batch["continuations"] * value
+        q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
+        chosen = self(latents)
+        fixed = {name: weight.detach() for name, weight in self.q[0].named_parameters()}
+        inputs = torch.cat([self.latents.normalize(latents), chosen], -1)
+        worth = functional_call(self.q[0], fixed, (inputs,))[:, 0]
+        cloning = (chosen - actions).square().mean()
+        policy = cloning - c["alpha"] * worth.mean() / worth.abs().mean().detach().clamp(min=1e-8)
+        return {"loss": q + policy, "q_loss": q, "cloning_loss": cloning}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Update the targets."""
+        super().after_step()
+        self.follow(self.target_policy, self.policy)
+
+
+def build(data: TrainingData) -> TD3BCPolicy:
+    """Build an untrained model with a fitted normaliser and reward scale."""
+    model = TD3BCPolicy(**data.dims, discount=data.discount, **data.settings["baselines.td3_bc"])
+    model.fit_to(data.parts[0])
+    return model
+
+
+class TD3BC(Method):
+    """Executes its policy's action."""
+
+    name = "td3_bc"
+    label = "TD3+BC"
+    color = ("#8a6d1f", "#d3b45a")
+    summary = "A policy that maximises its estimated value and stays near the data's actions, without planning."
+    order = 12
+    needs_rewards = True
+    settings = {  # noqa: RUF012
+        "hidden": 256,
+        "alpha": 2.5,
+        "policy_noise": 0.2,
+        "noise_clip": 0.5,
+        "target_rate": 0.005,
+    }
+    models = (
+        Recipe(
+            "td3_bc",
+            TD3BCPolicy,
+            build,
+            {
+                "steps": 20000,
+                "batch_size": 256,
+                "learning_rate": 3e-4,
+                "weight_decay": 0.0,
+                "clip": 1e6,
+                "ema_decay": 0.995,
+                "keep": "last",  # the losses change with the values, so the lowest is not the best
+            },
+            lambda data, part: NextSteps(data.parts[part], data.logged_targets[part][:, 0]),
+            sections=("baselines.td3_bc",),
+        ),
+    )
+
+    @classmethod
+    def check_settings(cls, section: Mapping[str, Any]) -> None:
+        with torch.device("meta"):  # the constructor checks its arguments
+            TD3BCPolicy(1, 1, discount=0.99, **section)
+
+    @classmethod
+    def policy(cls, setup: Setup) -> Policy:
+        """Return the trained policy."""
+        return NetworkPolicy(setup.pipeline, setup.model("td3_bc", TD3BCPolicy))
