@@ -22,7 +22,7 @@ from benchmarks.limits import limits, work
 from experiments.untrained import untrained
 from mpdiffuser.config import load, settings
 from mpdiffuser.controller import Controller
-from mpdiffuser.engines import ENGINES, resolved
+from mpdiffuser.engines import ENGINES, PACKAGES, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -61,26 +61,33 @@ def level_work(pipeline: MPDiffuserPipeline, guidance: float) -> float:
     return passes * planner + dynamics
 
 
-def plan(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> dict[str, float]:
-    """Timing of a plan for one environment."""
+def plan(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int, whole: bool) -> dict[str, float]:
+    """Timing of a plan for one environment; whole: as one graph, else level by level."""
     sampler, generator = pipeline.sampler(config), torch.Generator().manual_seed(0)
-    latents = torch.zeros(1, pipeline.planner.config["latent_dim"])
-    return timed(lambda: pipeline(latents, sampler, [generator]), repeats)
+    latents, shape = torch.zeros(1, pipeline.planner.config["latent_dim"]), (1, *pipeline.noise_shape(config))
+    noise: Any = [generator] if whole else lambda: torch.randn(shape, generator=generator)
+    return timed(lambda: pipeline(latents, sampler, noise), repeats)
 
 
 def level(
-    pipeline: MPDiffuserPipeline, config: SamplerConfig, steps: Sequence[int], repeats: int, rate: float
+    pipeline: MPDiffuserPipeline,
+    config: SamplerConfig,
+    steps: Sequence[int],
+    repeats: int,
+    rate: float,
+    whole: bool,
 ) -> dict[str, Any]:
     """A row: a plan with the larger number of levels, and the cost of a level with its bound.
 
     Args:
-        steps: a small and a large number of levels. rate: GFLOP a second, for the bound.
+        steps: a small and a large number of levels. rate: GFLOP a second, for the bound. whole: see `plan`.
     """
-    few, many = (plan(pipeline, replace(config, steps=count), repeats) for count in steps)
+    few, many = (plan(pipeline, replace(config, steps=count), repeats, whole) for count in steps)
     slope = {key: (many[key] - few[key]) / (steps[1] - steps[0]) for key in ("cpu_ms", "cpu_ms_best", "wall_ms")}
     bound = config.candidates * level_work(pipeline, config.guidance) / rate / 1e6
     return {
         "engine": config.engine,
+        "one graph": whole,
         "candidates": config.candidates,
         "levels": steps[1],
         "guidance": config.guidance,
@@ -136,8 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for count in args.candidates:
                 for guidance in args.guidance:
                     config = SamplerConfig(candidates=count, guidance=guidance, engine=engine)
-                    row = level(pipeline, config, args.levels, args.repeats, measured["best_gflops"])
-                    rows.append({"network": size, **row})
+                    for whole in (True, False) if engine in PACKAGES else (False,):
+                        row = level(pipeline, config, args.levels, args.repeats, measured["best_gflops"], whole)
+                        rows.append({"network": size, **row})
     for engine in args.engines:
         for count in args.candidates:
             row = act(pixels, replace(pixels.sampler_defaults, candidates=count, engine=engine), args.repeats)

@@ -1,0 +1,38 @@
+"""V-D4RL made again: a run at tiny size, and the table."""
+
+from pathlib import Path
+
+import numpy as np
+
+from envs.datasets.making import MAKERS
+from envs.datasets.vd4rl import VD4RL
+from experiments import vd4rl
+
+
+def test_a_run_and_its_row(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setitem(MAKERS, "vd4rl/walker_walk-random", VD4RL("walker_walk", "random", 2))
+    monkeypatch.setattr(vd4rl, "METHODS", {"cloning": "cloning"})
+    monkeypatch.setattr(vd4rl, "COLUMNS", ("dataset", "agents", "cloning", "published", "minutes"))
+    options = ["debug=true", "evaluation.max_decisions=20"]
+    page, folder = tmp_path / "vd4rl.md", tmp_path / "runs"
+    arguments = ["--tasks", "walker_walk", "--kinds", "random", "--folder", str(folder), "--page", str(page)]
+    vd4rl.main([*arguments, "--set", *options])
+    (line,) = [line for line in page.read_text().splitlines() if line.startswith("| walker_walk-random |")]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[1] == "" and cells[3] == "28.7" and len(cells) == len(vd4rl.COLUMNS)
+    assert "±" in cells[2]
+    capfd.readouterr()
+    vd4rl.main([*arguments, "--set", *options])  # all is there
+    assert "reusing" not in capfd.readouterr().err
+
+
+def test_the_scores_are_a_tenth_of_the_return() -> None:
+    methods = {name: {"returns": [100.0, 200.0]} for name in vd4rl.METHODS}
+    agents = {"medium": {"return_mean": 412.0}, "expert": {"return_mean": 951.2}}
+    stages = {"encoder": 60.0, "evaluate": 9.0}
+    found = {"methods": methods, "seeds": [0, 1], "stages": stages, "about": {"agents": agents}}
+    text = vd4rl.page({("cheetah_run", "medium_expert"): [found, found]}, [0, 1])
+    line = text.splitlines()[-1]
+    cells = ["cheetah_run-medium_expert", "41.2, 95.1", *["15.0 ± 5.0, 15.0 ± 5.0"] * 5, "62.7", "1, 1"]
+    assert line == "| " + " | ".join(cells) + " |"
+    assert np.isclose(vd4rl.PUBLISHED["walker_walk"]["medium_expert"], 97.4)
