@@ -22,7 +22,7 @@ from benchmarks.limits import limits, work
 from experiments.untrained import untrained
 from mpdiffuser.config import load, settings
 from mpdiffuser.controller import Controller
-from mpdiffuser.engines import ENGINES, PACKAGES, resolved
+from mpdiffuser.engines import ENGINES, FASTEST, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for count in args.candidates:
                 for guidance in args.guidance:
                     config = SamplerConfig(candidates=count, guidance=guidance, engine=engine)
-                    for whole in (True, False) if engine in PACKAGES else (False,):
+                    for whole in (True, False) if engine in FASTEST else (False,):
                         row = level(pipeline, config, args.levels, args.repeats, measured["best_gflops"], whole)
                         rows.append({"network": size, **row})
     for engine in args.engines:

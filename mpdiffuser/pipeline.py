@@ -17,7 +17,7 @@ from diffusers.utils import logging
 
 from mpdiffuser.action_scale import ActionMap, ActionScale
 from mpdiffuser.budget import Allowance
-from mpdiffuser.engines import PACKAGES, Prepared, compiled, require, resolved
+from mpdiffuser.engines import FASTEST, Prepared, compiled, require, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
@@ -407,7 +407,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
     def fits_graph(self, sampler: Sampler) -> bool:
         """Whether an engine can compute the plan of one latent as one graph, and should."""
         config = sampler.config
-        return config.engine in PACKAGES and not config.warm_start and len(sampler.moves) <= MOST_LEVELS
+        return config.engine in FASTEST and not config.warm_start and len(sampler.moves) <= MOST_LEVELS
 
     def _plan_engine(self, config: SamplerConfig, goal: bool) -> PlanEngine:
         models = [*self.components.values(), *self.other_models().values()]

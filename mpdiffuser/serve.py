@@ -71,6 +71,15 @@ class Service:
         self.sampler, self.engine = pipeline.sampler(config), config.engine
         self.safe = pipeline.safe_action(config)
         self.robots: OrderedDict[bytes, _Robot] = OrderedDict()
+        self._warm_up()
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Draw plans of one robot and of two, since the first ones take seconds to compile."""
+        for count in (1, 2):
+            latents = torch.zeros(count, self.pipeline.latents.config["dim"], device=self.pipeline.device)
+            generators = [torch.Generator().manual_seed(0) for _ in range(count)]
+            self.pipeline(latents, self.sampler, generators, goal=latents if self.pipeline.takes_goals else None)
 
     def start(self, name: bytes, seed: int, goal: Any = None) -> None:
         """Begin an episode of a robot; `goal` is what it is to see, as in the training data.

@@ -87,8 +87,8 @@ def test_waiting_requests_are_answered_by_one_plan(pipeline: MPDiffuserPipeline,
         sizes.append(len(latents))
         return call(self, latents, *inputs, **more)
 
-    monkeypatch.setattr(MPDiffuserPipeline, "__call__", counted)
     server = Server(Service(pipeline, CONFIG), "tcp://127.0.0.1:0")
+    monkeypatch.setattr(MPDiffuserPipeline, "__call__", counted)
     seen, found = [observations(1, i)[0] for i in range(4)], {}
     threads = [
         threading.Thread(target=lambda i=i: found.update({i: Client(server.address).act(seen[i], start=True, seed=i)}))
