@@ -75,9 +75,9 @@ def play(robots: Robots, pipeline: MPDiffuserPipeline, steps: int, file: Path) -
         "actions": np.concatenate([np.vstack([part["actions"], part["actions"][-1:]]) for part in parts]),
         "truncations": np.concatenate([np.arange(len(part["observations"])) == len(part["rewards"]) for part in parts]),
     }
-    dim = arrays["actions"].shape[1]
+    space = robots.envs[0].action_space
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, **arrays, action_low=-np.ones(dim), action_high=np.ones(dim))
+    np.savez(file, **arrays, action_low=space.low, action_high=space.high)
 
 
 def measure(run: Path, change: str, steps: int, seeds: Sequence[int], folder: Path) -> dict[str, Any]:

@@ -143,9 +143,9 @@ HEAD = """# Random episodes for the dynamics model
 
 FetchPickAndPlace of gymnasium-robotics. The planner learns from demonstrations by a script, all of which succeed. Only
 the dynamics models see the random episodes, of 50 decisions each, whose actions are uniform and held for 1 to {held}
-decisions. Success: the block is at the goal in the last decision, in %. {episodes} episodes a row and training seed; all
-rows have the same starts and the same planner noise. {levels} noise levels; D-MPC has its own number. Difference: to
-`planner only`, with the same demonstrations, with its standard error over all episodes. The paper's curve for 0 to
+decisions. Success: the block is at the goal in the last decision, in %. {episodes} episodes a row and training seed;
+all rows have the same starts and the same planner noise. {levels} noise levels; D-MPC has its own number. Difference:
+to `planner only`, with the same demonstrations, with its standard error over all episodes. The paper's curve for 0 to
 10,000 random episodes: 75 to 86 %, D-MPC 60 to 60 % (50 demonstrations).
 
 """

@@ -262,7 +262,8 @@ class Controller(Policy):
             if not self.calibrated:  # once, with the batch size of this controller
                 self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, latents))
                 self.calibrated = True
-            plan = self.pipeline(latents, self.sampler, generators, **more)
+            # one graph for one robot; the last of several robots is planned for as before
+            plan = self.pipeline(latents, self.sampler, generators, **more, graph=len(self.generators) == 1)
             sound = [part.isfinite().flatten(1).all(1) for part in (plan.executed_latents, plan.executed_actions)]
             bad = ~torch.stack([plan.scores.isfinite().any(1), *sound]).all(0)
         except InputError:  # the arguments are wrong

@@ -339,6 +339,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         held: torch.Tensor | None = None,
         allowance: Allowance | None = None,
         objective: Objective | None = None,
+        graph: bool = True,
     ) -> Plan:
         """Sample N candidate plans for each latent, score them, and weigh them (`candidate_weights`).
 
@@ -359,6 +360,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
             allowance: the remaining budget of each row. Only candidates within it have weight; if no candidate is,
                 the cheapest has all the weight.
             objective: ranks the candidates instead of the ranker. The best score has all the weight.
+            graph: whether an engine may compute the plan of one latent as one graph.
 
         Raises:
             InputError: for an allowance if the data have no costs, an objective that returns a wrong shape, or no goal
@@ -366,7 +368,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         began = time.perf_counter()
         config, n = sampler.config, sampler.config.candidates
-        plain = last is None and held is None and allowance is None and objective is None
+        plain = graph and last is None and held is None and allowance is None and objective is None
         if plain and not callable(noise) and len(latents) == 1 and self.fits_graph(sampler):
             engine = self._plan_engine(config, goal is not None)
             return engine(latents, self._drawn(noise, config, engine.draws), goal, committed)

@@ -196,11 +196,11 @@ class Silent:
     def __init__(self, pipeline: MPDiffuserPipeline, monkeypatch, fails: list[Any]) -> None:
         call = MPDiffuserPipeline.__call__
 
-        def act(self: Any, *inputs: Any) -> Plan:
+        def act(self: Any, *inputs: Any, **more: Any) -> Plan:
             fault = fails.pop(0)
             if isinstance(fault, Exception):
                 raise fault
-            plan = call(self, *inputs)
+            plan = call(self, *inputs, **more)
             for row in fault:
                 plan.scores[row] = -np.inf
                 plan.actions[row] = np.nan
