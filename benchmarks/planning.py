@@ -104,7 +104,7 @@ def act(pipeline: MPDiffuserPipeline, config: SamplerConfig, repeats: int) -> di
     assert pipeline.record is not None
     (camera,) = pipeline.record.observations.values()
     frames = np.random.default_rng(0).integers(0, 256, (1, *camera.shape), np.uint8)
-    encoder, frame = pipeline.frame_encoder(config.engine), torch.from_numpy(frames)
+    encoder, frame = pipeline.networks.frame_encoder(config.engine), torch.from_numpy(frames)
     with torch.inference_mode():
         encode = timed(lambda: encoder(frame), repeats)
     found = timed(lambda: controller.act(frames), repeats)

@@ -65,7 +65,7 @@ class LatentHistory:
     @classmethod
     def of(cls, pipeline: MPDiffuserPipeline, engine: str = "torch") -> "LatentHistory":
         """Return the history for a pipeline; `engine` computes the features of pictures."""
-        return cls(pipeline.encoder, pipeline.frame_encoder(engine), pipeline.record, pipeline.action_scale)
+        return cls(pipeline.encoder, pipeline.networks.frame_encoder(engine), pipeline.record, pipeline.action_scale)
 
     def reset(self) -> None:
         """Clear the history, for new episodes."""

@@ -17,15 +17,16 @@ from diffusers.utils import logging
 
 from mpdiffuser.action_scale import ActionMap, ActionScale
 from mpdiffuser.budget import Allowance
-from mpdiffuser.engines import FASTEST, Prepared, compiled, require, resolved
+from mpdiffuser.engines import FASTEST, Prepared, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.networks import Networks
 from mpdiffuser.plan import Objective, Plan, candidate_weights, total_reward
-from mpdiffuser.plan_graph import MOST_LEVELS, PlanEngine
-from mpdiffuser.record import PICTURE, Actions, Record
+from mpdiffuser.plan_graph import MOST_LEVELS
+from mpdiffuser.record import Actions, Record
 from mpdiffuser.safe_loading import FORMAT_VERSION, check_pipeline
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
@@ -170,74 +171,17 @@ class MPDiffuserPipeline(DiffusionPipeline):
         levels = self.schedule.grid(config.steps, config.grid)
         if config.engine == "torch":
             return Prepared(model, levels)
-        require(config.engine)
-        return Prepared(model, levels, lambda *inputs: self.network(name, config.engine)(*inputs))
-
-    def frame_encoder(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the encoder's `features`, compiled for the engine if the encoder takes pixels.
-
-        The encoder runs in eager torch if the engine does not support its network. It always computes in float32, since
-        the sampler keeps the present latent fixed and so cannot correct an error in it.
-        """
-        if not self.sees_pixels:
-            return self.encoder.features
-        engine = resolved(engine, self.device).removesuffix("_bf16")
-        try:
-            nets = {shape: self.network(name, engine) for name, shape in self._frame_nets().items()}
-        except InputError:
-            return self.encoder.features
-        return lambda frames: nets[tuple(frames.shape[1:])](frames)
-
-    def _frame_nets(self) -> dict[str, tuple[int, ...]]:
-        """Return the name of the `frame_net` for each shape of pictures; engines compile it for one shape."""
-        assert self.record is not None
-        shapes = {self.record.observations[name].shape for name in self.record.names(PICTURE)}
-        if len(shapes) == 1:
-            return {"frame_net": shapes.pop()}
-        return {f"frame_net_{shape[0]}x{shape[1]}": shape for shape in sorted(shapes)}
+        return Prepared(model, levels, self.networks.at_first_call(name, config.engine))
 
     @property
     def sees_pixels(self) -> bool:
         """Whether the encoder takes pixels and the record is known."""
         return self.encoder.sees_pixels and self.record is not None
 
-    def network(self, name: str, engine: str) -> Callable[..., torch.Tensor]:
-        """Return one of `networks`, compiled for an engine; of a denoiser, its `denoise`. The result is cached.
-
-        Raises:
-            InputError: as `mpdiffuser.engines.compiled`.
-        """
-        model, example = self.networks()[name]
-
-        def compile_network() -> Callable[..., torch.Tensor]:
-            if name.startswith("frame_net"):
-                return compiled(model, engine, example)
-            x, levels, *rest = example
-            modulation = model.modulation(levels, x[:, 0, : model.config["latent_dim"]], *rest).detach()
-            return compiled(model, engine, (x, modulation), "denoise")
-
-        return self._cached((name, engine), [model], compile_network)
-
-    def _cached(self, key: Any, models: Sequence[Any], make: Callable[[], Any]) -> Any:
-        """Return the result of `make`. It is kept for the key as long as the models are the same objects."""
-        cache = self.__dict__.setdefault("_engines", {})
-        if key not in cache or any(one is not other for one, other in zip(cache[key][0], models)):
-            cache[key] = (models, make())
-        return cache[key][1]
-
-    def networks(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
-        """Return name -> (network, example inputs) of all networks that engines compute.
-
-        These are the planner, the dynamics model and the encoder's frame_net, if the pipeline has them. If its cameras
-        differ in size, there is a frame_net_HEIGHTxWIDTH for each size. The inputs are those of the forward pass, a
-        batch of 2.
-        """
-        denoisers = {name: getattr(self, name) for name in ("planner", "dynamics")}
-        found = {name: (model, model.example()) for name, model in denoisers.items() if model is not None}
-        if self.sees_pixels:
-            for name, shape in self._frame_nets().items():
-                found[name] = (self.encoder.frame_net, (torch.zeros(2, *shape, dtype=torch.uint8),))
-        return found
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks, compiled for engines."""
+        return Networks(self)
 
     def target(
         self, latents: torch.Tensor, level: float | torch.Tensor, cost_to_go: torch.Tensor | None = None
@@ -370,7 +314,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         config, n = sampler.config, sampler.config.candidates
         plain = graph and last is None and held is None and allowance is None and objective is None
         if plain and not callable(noise) and len(latents) == 1 and self.fits_graph(sampler):
-            engine = self._plan_engine(config, goal is not None)
+            engine = self.networks.plan_engine(config, goal is not None)
             return engine(latents, self._drawn(noise, config, engine.draws), goal, committed)
 
         def opposite() -> torch.Tensor:
@@ -410,10 +354,6 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """Whether an engine can compute the plan of one latent as one graph, and should."""
         config = sampler.config
         return config.engine in FASTEST and not config.warm_start and len(sampler.moves) <= MOST_LEVELS
-
-    def _plan_engine(self, config: SamplerConfig, goal: bool) -> PlanEngine:
-        models = [*self.components.values(), *self.other_models().values()]
-        return self._cached(("plan", repr(config), goal), models, lambda: PlanEngine(self, config, goal))
 
     def _drawn(self, generators: Sequence[torch.Generator], config: SamplerConfig, draws: int = 1) -> torch.Tensor:
         """Draw noise (B, draws, K, H, d + m), each row by its own generator."""

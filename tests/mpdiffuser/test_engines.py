@@ -15,9 +15,7 @@ from mpdiffuser import engines
 from mpdiffuser.engines import Prepared, compiled, libraries, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner
-from mpdiffuser.record import PICTURE, Actions, Observation, Record
 from vision.backbones import Backbone
-from vision.encoder import PixelEncoder
 
 D, M, H = 3, 2, 8
 SIZES = dict(latent_dim=D, action_dim=M, horizon=H, width=16, multipliers=(1, 2), embedding=16)
@@ -124,34 +122,6 @@ def test_networks_that_no_graph_can_express(capfd) -> None:
     with pytest.raises(InputError, match="engine: ONNX cannot express this network"):
         compiled(Odd(), "onnx", (torch.zeros(2, 3),))
     assert len(capfd.readouterr().out) < 1000  # the exporter prints the whole network
-
-
-def test_frames_are_seen_through_the_engine(make_pipeline, randomize, monkeypatch) -> None:
-    """In float32, also where the feature map, 3 x 3, does not divide into the cells; but not by one that cannot."""
-    encoder = randomize(PixelEncoder("conv", 8, 2, 2, D, M))
-    info = {"record": Record({"frames": Observation(PICTURE, (20, 20, 3))}, Actions.unit(M)).to_json()}
-    pipeline = make_pipeline(D, M, H, encoder=encoder, info=info)
-    frames = torch.randint(256, (5, 20, 20, 3), dtype=torch.uint8)
-    for engine in TOLERANCE:
-        encode = pipeline.frame_encoder(engine)
-        assert encode != encoder.features
-        with torch.inference_mode():
-            torch.testing.assert_close(encode(frames), encoder.features(frames), rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(encoder, "frame_net", Odd())
-    assert pipeline.frame_encoder("onnx") == encoder.features
-
-
-def test_cameras_of_different_size_are_seen_through_the_engine(make_pipeline, randomize) -> None:
-    encoder = randomize(PixelEncoder("conv", 8, 2, 2, D, M, cameras=3))
-    shapes = {"front": (20, 24, 3), "hand": (16, 16, 3), "side": (20, 24, 3)}
-    seen = {name: Observation(PICTURE, shape) for name, shape in shapes.items()}
-    pipeline = make_pipeline(D, M, H, encoder=encoder, info={"record": Record(seen, Actions.unit(M)).to_json()})
-    assert [name for name in pipeline.networks() if "frame" in name] == ["frame_net_16x16", "frame_net_20x24"]
-    encode = pipeline.frame_encoder("onnx")
-    for shape in shapes.values():
-        frames = torch.randint(256, (3, *shape), dtype=torch.uint8)
-        with torch.inference_mode():
-            torch.testing.assert_close(encode(frames), encoder.features(frames), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["planner", "dynamics"])

@@ -301,11 +301,3 @@ def test_a_composition_that_needs_a_dynamics_model(make_pipeline) -> None:
     with pytest.raises(InputError, match=r"sampler\.composition: 'fused' needs a dynamics model"):
         pipeline.sampler(CONFIG)
     assert pipeline.sampler(replace(CONFIG, composition="planner")).dynamics is None
-
-
-def test_networks_that_engines_compute(make_pipeline) -> None:
-    assert set(make_pipeline().networks()) == {"planner", "dynamics"}
-    assert set(make_pipeline(dynamics=None).networks()) == {"planner"}
-    pipeline = make_pipeline()
-    for name, (model, example) in pipeline.networks().items():
-        assert model is getattr(pipeline, name) and torch.isfinite(model(*example)).all()
