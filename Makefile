@@ -1,4 +1,5 @@
 # make demo    installs, then controls a cartpole from pixels (15 minutes on 2 CPU cores)
+# make robot   installs, then makes a Go2 quadruped walk: data, training, film and report
 # make test    installs, then runs lint, builds the site, and runs all tests (some 15 minutes on 2 CPU cores)
 # make quick   installs, then runs the fast tests of the four packages (under 2 minutes)
 # make docs    installs, then builds the site; a warning is an error
@@ -9,10 +10,18 @@ BIN := $(VENV)/bin
 # rendering without a display: EGL, or OSMesa, through Mesa's software renderer
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
 
-.PHONY: install demo test quick docs lint doctor gl
+.PHONY: install demo robot test quick docs lint doctor gl
+
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 demo: install
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_vision.py
+	$(LAUNCH) train_vision.py
+
+robot: install data/go2-walk data/go2-disturbed
+	$(LAUNCH) train_state.py dataset=data/go2-walk dynamics_data=data/go2-disturbed
+
+data/go2-%: | $(VENV)/go2
+	$(BIN)/python -m envs.datasets make go2/$* $@
 
 # two processes, a test file each: most tests compute on one core
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
