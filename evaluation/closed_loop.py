@@ -104,6 +104,8 @@ def evaluate(
     ends = np.cumsum([batch.num_envs for batch in environments])
     parts = [[int(seed) for seed in part] for part in np.split(np.asarray(seeds), ends[:-1])]
     threads = torch.get_num_threads()
+    for policy, batch in zip(policies, environments):
+        policy.prepare(batch.num_envs)
 
     def run_part(index: int) -> tuple[Outcome, Any, Any]:
         torch.set_num_threads(threads)  # the setting applies only to this thread

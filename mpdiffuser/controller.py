@@ -40,6 +40,9 @@ class Policy(ABC):
         Several observations are a dict name -> (B, ...). Where active (B,) is false, the episode has ended.
         """
 
+    def prepare(self, count: int) -> None:  # noqa: B027  most methods compile nothing
+        """Compile what the control of `count` environments needs, before threads begin to control."""
+
     def record_costs(self, costs: np.ndarray) -> None:  # noqa: B027  most methods ignore costs
         """Record the costs (B,) of the step with the last actions."""
 
@@ -117,6 +120,17 @@ class Controller(Policy):
         self.latents: torch.Tensor | None = None
         self.executed = 0  # decisions since the observation of the plan
         self.fallbacks = 0
+
+    @property
+    def _alone(self) -> bool:
+        """Whether there is one robot. The last of several that is active is planned for as the others were."""
+        return len(self.generators) == 1
+
+    def prepare(self, count: int) -> None:
+        """Compile what plans of `count` robots need."""
+        plain = self.budget is None and self.objective is None and self.calibrated
+        if count == 1 and plain and self.pipeline.fits_graph(self.sampler):
+            self.pipeline.networks.plan_engine(self.sampler.config, self.pipeline.takes_goals)
 
     @torch.inference_mode()
     def act(
@@ -260,12 +274,12 @@ class Controller(Policy):
         """Draw plans for latents (B, d); `rest`, states (B, H, d) and actions (B, H, m), replace those that fail."""
         try:
             if not self.calibrated:  # once, with the batch size of this controller
-                self.sampler = self.pipeline.sampler(self.pipeline.within_deadline(self.sampler.config, latents))
+                plain = self._alone and not set(more) - {"goal", "committed"}
+                config = self.pipeline.within_deadline(self.sampler.config, latents, graph=plain)
+                self.sampler = self.pipeline.sampler(config)
                 self.calibrated = True
-            # one graph for one robot; the last of several robots is planned for as before
-            plan = self.pipeline(latents, self.sampler, generators, **more, graph=len(self.generators) == 1)
-            sound = [part.isfinite().flatten(1).all(1) for part in (plan.executed_latents, plan.executed_actions)]
-            bad = ~torch.stack([plan.scores.isfinite().any(1), *sound]).all(0)
+            plan = self.pipeline(latents, self.sampler, generators, **more, graph=self._alone)
+            bad = ~plan.sound
         except InputError:  # the arguments are wrong
             raise
         except Exception as error:  # the robot needs an action even if planning fails

@@ -33,6 +33,8 @@ ENGINES = ("auto", "torch", "compile", *PACKAGES)
 FASTEST = ("openvino", "onnx")
 OPSET = 18  # of ONNX
 
+EXPORTING = threading.Lock()  # torch's exporter, and what it redirects, belong to the whole process
+
 Run = Callable[..., torch.Tensor]
 
 
@@ -180,7 +182,8 @@ def graph(
     """
     file = io.BytesIO()
     torch.onnx.register_custom_op_symbolic("aten::atanh", lambda g, x: g.op("Atanh", x), OPSET)  # torch has none
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    quiet = warnings.catch_warnings(), redirect_stdout(io.StringIO())
+    with EXPORTING, torch.inference_mode(False), torch.no_grad(), quiet[0], quiet[1]:
         warnings.simplefilter("ignore")  # torch warns that this exporter is old; the new one needs another package
         try:
             torch.onnx.export(

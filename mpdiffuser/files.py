@@ -64,6 +64,17 @@ def write_whole(file: Path, text: str) -> None:
     _sync(file.parent)
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[Any]:
+    """Context manager: gives a binary file to write, which replaces `file` atomically at the end."""
+    partial = file.with_name(file.name + ".partial")
+    with open(partial, "wb") as handle:
+        yield handle
+    _sync(partial)
+    partial.replace(file)
+    _sync(file.parent)
+
+
 def publish(partial: Path, final: Path) -> None:
     """Write the content of a finished folder to the disk, then rename it. An existing folder `final` is replaced."""
     for path in [*partial.rglob("*"), partial]:

@@ -1,11 +1,13 @@
-"""The networks of a pipeline, compiled for engines. Each is compiled once, at its first use."""
+"""The networks of a pipeline, compiled for engines. Each is compiled once."""
 
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mpdiffuser.engines import Run, compiled, require, resolved
+from mpdiffuser.engines import Run, compiled, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.plan_graph import PlanEngine
 from mpdiffuser.record import PICTURE
@@ -15,12 +17,19 @@ if TYPE_CHECKING:
     from mpdiffuser.pipeline import MPDiffuserPipeline
 
 
+KEPT = 32  # compiled networks and graphs of one pipeline
+
+
 class Networks:
-    """The compiled networks of a pipeline. If a model is replaced, its networks are compiled again."""
+    """The compiled networks of a pipeline. If a model is replaced, its networks are compiled again.
+
+    Compile in the main thread, before other threads compute: torch's exporter changes the whole process.
+    """
 
     def __init__(self, pipeline: "MPDiffuserPipeline") -> None:
         self.pipeline = pipeline
         self._made: dict[Any, tuple[Sequence[Any], Any]] = {}
+        self._lock = threading.RLock()
 
     def examples(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
         """Return name -> (network, example inputs) of all networks that engines compute.
@@ -53,26 +62,15 @@ class Networks:
 
         return self._cached((name, engine), [model], compile_network)
 
-    def at_first_call(self, name: str, engine: str) -> Run:
-        """Return a function that compiles the network when it is called first.
-
-        Raises:
-            InputError: if the engine is not installed.
-        """
-        require(engine)
-        found: list[Run] = []
-
-        def call(*inputs: torch.Tensor) -> torch.Tensor:
-            if not found:
-                found.append(self.compiled(name, engine))
-            return found[0](*inputs)
-
-        return call
-
     def plan_engine(self, config: SamplerConfig, goal: bool) -> PlanEngine:
         """Return the engine that computes the plan of one latent as one graph; arguments as `PlanEngine`."""
-        models = [*self.pipeline.components.values(), *self.pipeline.other_models().values()]
-        return self._cached(("plan", repr(config), goal), models, lambda: PlanEngine(self.pipeline, config, goal))
+        pipeline = self.pipeline
+        fitted = [part for part in (pipeline.latents, pipeline.actions, pipeline.condition) if part is not None]
+        models = [*fitted, pipeline.planner, pipeline.dynamics, pipeline.ranker, *pipeline.other_models().values()]
+        places = [tensor.data_ptr() for part in fitted for tensor in part.parameters()]
+        same = replace(config, chunk=1, delay=0, deadline_ms=0, safe_action=())  # a graph does not depend on these
+        key = "plan", repr(same), goal, repr(pipeline.action_map), *places
+        return self._cached(key, models, lambda: PlanEngine(pipeline, config, goal))
 
     def frame_encoder(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the encoder's `features`, compiled for the engine if the encoder takes pixels.
@@ -101,6 +99,9 @@ class Networks:
 
     def _cached(self, key: Any, models: Sequence[Any], make: Callable[[], Any]) -> Any:
         """Return the result of `make`. It is kept for the key as long as the models are the same objects."""
-        if key not in self._made or any(one is not other for one, other in zip(self._made[key][0], models)):
-            self._made[key] = (models, make())
-        return self._made[key][1]
+        with self._lock:
+            if key not in self._made or any(one is not other for one, other in zip(self._made[key][0], models)):
+                self._made[key] = (models, make())
+                while len(self._made) > KEPT:
+                    del self._made[next(iter(self._made))]
+            return self._made[key][1]

@@ -171,7 +171,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         levels = self.schedule.grid(config.steps, config.grid)
         if config.engine == "torch":
             return Prepared(model, levels)
-        return Prepared(model, levels, self.networks.at_first_call(name, config.engine))
+        return Prepared(model, levels, self.networks.compiled(name, config.engine))
 
     @property
     def sees_pixels(self) -> bool:
@@ -234,7 +234,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
             return states.new_zeros(len(states))
         return self.ranker.scores(states, actions, cost_to_go)
 
-    def within_deadline(self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5) -> SamplerConfig:
+    def within_deadline(
+        self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5, graph: bool = True
+    ) -> SamplerConfig:
         """Return `config` with the largest number of levels, 1 to config.steps, that meets config.deadline_ms.
 
         The method measures the time of plans with one level and with all levels, and interpolates between them.
@@ -243,13 +245,15 @@ class MPDiffuserPipeline(DiffusionPipeline):
             config: the settings.
             latents: (B, d), a batch of the size that the controller gets.
             repeats: number of plans; the median of their times counts.
+            graph: whether the plans will be computed as one graph, where that is possible.
         """
+        graph = graph and self.fits_graph(self.sampler(config))
 
         def milliseconds(levels: int) -> float:
             sampler = self.sampler(replace(config, steps=levels, warm_start=0))
             generators = [torch.Generator().manual_seed(0) for _ in latents]
             goal = latents if self.takes_goals else None
-            times = [self(latents, sampler, generators, goal=goal).plan_ms for _ in range(repeats + 1)]
+            times = [self(latents, sampler, generators, goal=goal, graph=graph).plan_ms for _ in range(repeats + 1)]
             return float(np.median(times[1:]))
 
         most = len(self.sampler(config).moves)
@@ -352,8 +356,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     def fits_graph(self, sampler: Sampler) -> bool:
         """Whether an engine can compute the plan of one latent as one graph, and should."""
-        config = sampler.config
-        return config.engine in FASTEST and not config.warm_start and len(sampler.moves) <= MOST_LEVELS
+        config, pairs = sampler.config, ((sampler.planner, self.planner), (sampler.dynamics, self.dynamics))
+        fresh = all(one is None or one.model is model for one, model in pairs)  # no model was replaced meanwhile
+        fits = config.engine in FASTEST and not config.warm_start and len(sampler.moves) <= MOST_LEVELS
+        return fits and fresh and next(self.planner.parameters()).device.type == "cpu"
 
     def _drawn(self, generators: Sequence[torch.Generator], config: SamplerConfig, draws: int = 1) -> torch.Tensor:
         """Draw noise (B, draws, K, H, d + m), each row by its own generator."""

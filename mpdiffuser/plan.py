@@ -42,6 +42,13 @@ class Plan:
         """The executed plan's actions, (B, H, m)."""
         return self._mean(self.actions)
 
+    @property
+    def sound(self) -> torch.Tensor:
+        """Whether the executed plan and a score are finite, (B,) bool."""
+        parts = (self.executed_latents, self.executed_actions)
+        finite = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
+        return finite & self.scores.isfinite().any(1)
+
     def _mean(self, candidates: torch.Tensor) -> torch.Tensor:
         weights = self.weights[..., None, None]
         return torch.where(weights > 0, weights * candidates, 0).sum(1)  # candidates without weight may be non-finite

@@ -103,9 +103,9 @@ class PolicyGraph(torch.nn.Module):
         candidates, candidate_actions, scores, weights = self.plans(latents, given["noise"], goal=goal)
         plan = Plan(candidates, candidate_actions, scores, weights, 0.0)
         states, actions = plan.executed_latents, plan.executed_actions
-        sound = plan.scores.isfinite().any(1)
+        sound = plan.sound
         # also of the inputs: a runtime's clamp may hide what is not finite
-        for part in (latents, states, actions, *([] if goal is None else [goal])):
+        for part in (latents, *([] if goal is None else [goal])):
             sound = sound & part.isfinite().flatten(1).all(1)
         low, high = (actions.new_tensor(end) for end in (scale.low, scale.high))
         action = actions[:, 0].where(sound[:, None], self.safe).maximum(low).minimum(high)

@@ -75,7 +75,8 @@ class Service:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Draw plans of one robot and of two, since the first ones take seconds to compile."""
+        """Compile what encoding and planning need, since that takes seconds: for one robot, and for several."""
+        LatentHistory.of(self.pipeline, self.engine)
         for count in (1, 2):
             latents = torch.zeros(count, self.pipeline.latents.config["dim"], device=self.pipeline.device)
             generators = [torch.Generator().manual_seed(0) for _ in range(count)]
@@ -146,7 +147,7 @@ class Service:
         try:
             generators, goal = [robot.generator for robot in robots], torch.cat(goals) if goals else None
             plan = self.pipeline(latents, self.sampler, generators, goal=goal)
-            actions = plan.executed_actions[:, 0].cpu().numpy()
+            actions = plan.executed_actions[:, 0].where(plan.sound[:, None], torch.nan).cpu().numpy()
         except Exception as error:  # the robots need an action even if planning fails
             warnings.warn(f"planning failed, falling back: {type(error).__name__}: {error}", stacklevel=2)
             actions = np.full((len(robots), len(self.safe)), np.nan, np.float32)

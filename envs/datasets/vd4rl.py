@@ -16,6 +16,9 @@ and their returns, what differs from the public data, and the checksum of each f
 import hashlib
 import json
 import os
+import threading
+import time
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,19 +28,20 @@ from typing import Any
 
 import numpy as np
 
-from envs import gl  # noqa: F401  before mujoco is imported
+from envs import experts, gl  # noqa: F401  before mujoco is imported
 from envs.datasets.readers.vd4rl import ABOUT
 from envs.doctor import versions
 from envs.experts import AGENTS, PolicyNetwork, task_options
 from envs.simulator import DMControlEnv
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import publish, read_json, write_whole, writing
+from mpdiffuser.files import claim, publish, read_json, release, replacing, write_whole, writing
 from mpdiffuser.machine import available_cores
 
 TASKS = ("walker_walk", "cheetah_run", "humanoid_walk", "quadruped_walk")
 KINDS = ("random", "medium_replay", "medium", "medium_expert", "expert")
 SIZE = 64  # pixels a side
+DECISIVE = ("mujoco", "dm_control")  # packages whose version may change the data, beside numpy
 DIFFERENCES = (
     "the agents are trained here, by stable-baselines3's SAC with V-D4RL's sizes, learning rate and batch",
     "the standard deviation of an agent's actions is bounded as in stable-baselines3",
@@ -72,18 +76,21 @@ class VD4RL:
         Raises:
             InputError: if an agent or the training's rows are not there, or the partial folder holds another dataset.
         """
+        if path.exists():
+            raise InputError(f"{path}: exists already; choose another name or remove it")
+        if run is not None and self.kind != "medium_replay":
+            raise InputError(f"--run: is for medium_replay only, found {run}")
         run = run or Path("runs/experts") / f"{self.task}-vd4rl"
-        agents = {name: self._load(name) for name in self._agents()}
         replay = run if self.kind == "medium_replay" else None
-        if replay is not None:
-            _replayed(replay, self.episodes - 1)
+        agents = {name: self._load(name) for name in self._agents()}
         about = {
             "dataset": f"vd4rl/{self.task}-{self.kind}",
             "seed": seed,
             "environment": self.environment(rendering),
             "agents": {name: agent.info for name, agent in agents.items()},
+            "training": None if replay is None else self._training(replay),
             "differences": list(DIFFERENCES),
-            "versions": versions(),
+            "versions": {"numpy": np.__version__, **{name: versions()[name] for name in DECISIVE}},
         }
         unfinished = path.with_name(path.name + ".partial")
         with writing(path):
@@ -91,15 +98,37 @@ class VD4RL:
             files = [unfinished / f"{self.task}-{self.kind}-{number:03d}-501.npz" for number in range(self.episodes)]
             left = [number for number, file in enumerate(files) if not file.exists()]
             write = partial(_write_episode, self, seed, rendering, replay)
+            workers, watch = min(available_cores(), len(left) or 1), (_end_with_parent, (os.getpid(),))
             with (
-                ProcessPoolExecutor(min(available_cores(), len(left) or 1), get_context("spawn")) as pool,
+                ProcessPoolExecutor(workers, get_context("spawn"), *watch) as pool,
                 progress(total=self.episodes, desc=path.name, initial=self.episodes - len(left), unit="episode") as bar,
             ):
                 for _ in pool.map(write, left, [files[number] for number in left]):
                     bar.update(1)
             about["checksums"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
             write_whole(unfinished / ABOUT, json.dumps(about, indent=1))
+            release(unfinished)
+            (unfinished / ".lock").unlink(missing_ok=True)
+            if path.exists():
+                raise InputError(f"{path}: was made meanwhile; the dataset is in {unfinished}")
             publish(unfinished, path)
+
+    def _training(self, run: Path) -> dict[str, Any]:
+        """Facts of the training in a folder.
+
+        Raises:
+            InputError: unless it is a training of the task, with enough rows.
+        """
+        if not (run / experts.ABOUT).is_file():
+            raise InputError(f"--run: {run} holds no training; python -m envs.experts.train {self.task} --recipe vd4rl")
+        facts, repeat = read_json(run / experts.ABOUT), task_options(self.task)["action_repeat"]
+        if (facts.get("task"), facts.get("action_repeat")) != (self.task, repeat):
+            raise InputError(
+                f"--run: {run} must be a training of {self.task} with action repeat {repeat}, found "
+                f"{facts.get('task')} with {facts.get('action_repeat')}"
+            )
+        _replayed(run, self.episodes - 1)
+        return {name: facts.get(name) for name in ("task", "seed", "settings", "versions")}
 
     def environment(self, rendering: str) -> dict[str, Any]:
         """The record of the environment for `envs.make`."""
@@ -132,22 +161,45 @@ class VD4RL:
 
 
 def _start_or_resume(folder: Path, about: dict[str, Any]) -> None:
-    found = read_json(folder / ABOUT) if folder.exists() else {}
-    if folder.exists() and {key: found.get(key) for key in about} != json.loads(json.dumps(about)):
-        raise InputError(f"{folder}: holds a part of another dataset; remove it, or choose another path")
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        write_whole(folder / ABOUT, json.dumps(about))
+    claim(folder, "wait for it, or choose another path")
+    if (folder / ABOUT).exists():
+        found = read_json(folder / ABOUT)
+        differ = [key for key, value in json.loads(json.dumps(about)).items() if found.get(key) != value]
+        if differ:
+            raise InputError(
+                f"{folder}: holds a part of another dataset ({', '.join(differ)}); remove it, or choose another path"
+            )
+    elif any(folder.glob("*.npz")):
+        raise InputError(f"{folder}: holds other files; remove it, or choose another path")
+    write_whole(folder / ABOUT, json.dumps(about))
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent has ended, also if that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _replayed(run: Path, number: int) -> Rows:
-    """One of the first episodes of a training, as `envs.experts.train` wrote them down."""
-    parts = [np.load(file, allow_pickle=False) for file in sorted(run.glob("*.npz"))]
+    """One of the first episodes of a training, as `envs.experts.train` wrote them down.
+
+    Raises:
+        InputError: if the training has not come so far, or a file is damaged.
+    """
+    try:
+        parts = [dict(np.load(file, allow_pickle=False)) for file in sorted(run.glob("*.npz"))]
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise InputError(f"{run}: a file of its rows is damaged ({error}); train again") from error
     starts = np.concatenate([*(np.flatnonzero(part["first"]) for part in parts), []])
     if len(starts) <= number:
         raise InputError(
             f"{run}: holds the first {len(starts)} episodes of a training, needed are {number + 1}; go on with it: "
-            "python -m envs.experts.train TASK --recipe vd4rl"
+            "python -m envs.experts.train with --recipe vd4rl"
         )
     columns = {key: np.concatenate([part[key] for part in parts]) for key in ("first", "physics", "action", "reward")}
     episode = np.cumsum(columns["first"]) == number + 1
@@ -193,7 +245,5 @@ def _write_episode(dataset: VD4RL, seed: int, rendering: str, replay: Path | Non
         "is_last": np.arange(rows) == rows - 1,
         "is_terminal": np.zeros(rows, bool),
     }
-    unfinished = file.with_name(file.name + ".partial")
-    with open(unfinished, "wb") as handle:
+    with replacing(file) as handle:
         np.savez_compressed(handle, allow_pickle=False, **arrays)
-    os.replace(unfinished, file)

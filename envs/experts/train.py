@@ -10,6 +10,8 @@ last checkpoint, with the same result. Needs the extra `experts` (stable-baselin
 
 import argparse
 import json
+import math
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -23,13 +25,13 @@ import numpy as np
 import torch
 from gymnasium.wrappers import TimeLimit, TransformReward
 
-from envs.experts import AGENTS, FOLDER, PolicyNetwork, rollout_returns, task_options
+from envs.experts import ABOUT, AGENTS, FOLDER, PolicyNetwork, rollout_returns, task_options
 from envs.experts.export import export, export_agents
 from envs.experts.mppi import MPPI
 from envs.simulator import DMControlEnv
 from mpdiffuser.commands import entry_point
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import read_json, write_whole, writing
+from mpdiffuser.files import claim, read_json, replacing, write_whole, writing
 
 WATCH_SEEDS = tuple(range(10_000, 10_005))  # of the returns measured during training
 DEMONSTRATION_SEED = 30_000
@@ -64,6 +66,16 @@ class Settings:
     demonstrations: int = 0
     sum_rewards: bool = False
     kept: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name in ("warmup", "demonstrations", "kept") else 1
+            fits = 0 < value < math.inf if field.name == "learning_rate" else value >= least
+            if not isinstance(value, bool) and not fits:
+                wanted = "above 0" if field.name == "learning_rate" else f"at least {least}"
+                raise InputError(f"--{field.name.replace('_', '-')}: must be {wanted}, found {value}")
+        if self.decisions % self.interval:
+            raise InputError(f"--decisions: must be a multiple of --interval {self.interval}, found {self.decisions}")
 
 
 LOCOMOTION = Settings(400_000, 5_000, 2_500, learning_rate=5e-4, batch_size=128, critic=256, demonstrations=6)
@@ -196,14 +208,20 @@ def save_state(model: Any, file: Path) -> None:
         "updates": model._n_updates,
         "decisions": model.num_timesteps,
     }
-    partial = file.with_name(file.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(file)
+    with replacing(file) as handle:
+        torch.save(state, handle)
 
 
 def load_state(model: Any, file: Path) -> None:
-    """Go on from a file of `save_state`."""
-    state = torch.load(file, weights_only=True)
+    """Go on from a file of `save_state`.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    try:
+        state = torch.load(file, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{file}: damaged ({type(error).__name__}); remove the folder and train again") from error
     model.set_parameters(state["parameters"])
     model.log_ent_coef.data.copy_(state["log_ent_coef"])
     model._n_updates, model.num_timesteps = state["updates"], state["decisions"]
@@ -217,13 +235,8 @@ def train(task: str, settings: Settings, seed: int, folder: Path, recipe: str) -
     """Train, and write a checkpoint into `folder` after each interval; go on after the last one there.
 
     Raises:
-        InputError: if the folder holds a training with other settings, the decisions are no multiple of the interval,
-            or stable-baselines3 is missing.
+        InputError: if the folder holds a training with other settings, or stable-baselines3 is missing.
     """
-    if settings.decisions % settings.interval:
-        raise InputError(
-            f"--decisions {settings.decisions}: must be a multiple of --interval, found {settings.interval}"
-        )
     model, diary = make_model(task, settings, seed)
     facts = {
         "task": task,
@@ -247,22 +260,28 @@ def train(task: str, settings: Settings, seed: int, folder: Path, recipe: str) -
 
 def start_or_resume(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     """Bring the model to the last checkpoint in the folder, or prepare an empty folder."""
-    about, state = folder / "about.json", folder / "state.pt"
-    same = ("task", "settings", "seed")
+    about, state = folder / ABOUT, folder / "state.pt"
+    if folder.exists() and not about.exists() and any(file.name != ".lock" for file in folder.iterdir()):
+        raise InputError(f"{folder}: holds other files; remove it or choose another --output")
+    claim(folder, "wait for it, or choose another --output")
     if about.exists():
-        found = read_json(about)
-        differ = [f"{name} {found.get(name)}, not {facts[name]}" for name in same if found.get(name) != facts[name]]
+        found, wanted = _identity(read_json(about)), _identity(facts)
+        differ = [
+            f"{name} is {found.get(name)}, not {wanted[name]}" for name in wanted if found.get(name) != wanted[name]
+        ]
         if differ:
             raise InputError(f"{folder}: holds another training ({'; '.join(differ)}); choose another --output")
         if state.exists():
             load_state(model, state)
             print(f"{folder}: goes on after {model.num_timesteps} decisions", flush=True)
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: holds other files; remove it or choose another --output")
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(about, json.dumps(facts))
+
+
+def _identity(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a training must have in common with the one that it goes on with; it may be longer."""
+    settings = {name: value for name, value in facts.get("settings", {}).items() if name != "decisions"}
+    return {"task": facts.get("task"), "seed": facts.get("seed"), **settings}
 
 
 def train_interval(model: Any, settings: Settings, seed: int) -> None:
@@ -283,7 +302,7 @@ def write_checkpoint(model: Any, diary: Diary, folder: Path, facts: dict[str, An
     with writing(folder):
         rows = diary.take()
         if rows:
-            with open(folder / f"{decisions:08d}.npz", "wb") as file:
+            with replacing(folder / f"{decisions:08d}.npz") as file:
                 np.savez(file, allow_pickle=False, **rows)
         policy.save(folder / f"{decisions:08d}.safetensors")
         save_state(model, folder / "state.pt")
@@ -314,7 +333,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", **kind, default=None, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder of the checkpoints (default: runs/experts/<task>)")
-    parser.add_argument("--policies", type=Path, help="folder of the exported policies (default: the project's)")
+    parser.add_argument(
+        "--policies",
+        type=Path,
+        help="folder of the exported policies (default: the project's; needed for own settings)",
+    )
     parser.add_argument("--export-only", action="store_true", help="do not train; export from the checkpoints")
     options = parser.parse_args(arguments)
     task, recipe = options.task, options.recipe
@@ -322,6 +345,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"task={task!r} is unknown; allowed: {', '.join(RECIPES[recipe])}")
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
     settings = replace(RECIPES[recipe][task], **{name: x for name, x in given.items() if x is not None})
+    if options.seed < 0:
+        raise InputError(f"--seed: must be 0 or more, found {options.seed}")
+    if settings != RECIPES[recipe][task] and options.policies is None:
+        raise InputError("--policies: is needed, since other settings than the recipe's do not replace its policies")
     folder = options.output or Path("runs/experts") / (task if recipe == "task" else f"{task}-{recipe}")
     torch.set_num_threads(1)
     if not options.export_only:

@@ -47,7 +47,7 @@ class ImplicitQ(TwinQ):
         inverse_temperature: float,
         target_rate: float,
     ) -> None:
-        super().__init__(latent_dim, action_dim, hidden)
+        super().__init__(latent_dim, action_dim, hidden, target_rate, "iql")
         if not 0 < expectile < 1:
             raise InputError(f"baselines.iql.expectile: must lie between 0 and 1, found {expectile}")
         self.v = mlp(latent_dim, hidden, 1)

@@ -44,7 +44,7 @@ class TD3BCPolicy(TwinQ):
         noise_clip: float,
         target_rate: float,
     ) -> None:
-        super().__init__(latent_dim, action_dim, hidden)
+        super().__init__(latent_dim, action_dim, hidden, target_rate, "td3_bc")
         for name, value in (("alpha", alpha), ("policy_noise", policy_noise), ("noise_clip", noise_clip)):
             if value < 0:
                 raise InputError(f"baselines.td3_bc.{name}: must be at least 0, found {value}")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mpdiffuser.episodes import Episodes
+from mpdiffuser.errors import InputError
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Normalizer
@@ -17,15 +18,24 @@ EPISODE_RETURN = 1000.0  # rewards are scaled to this range of returns (Kostriko
 class TwinQ(Model):
     """A model with two networks Q, their slow targets, a normaliser of latents and a scale of rewards.
 
-    A subclass defines the loss and has `target_rate` in its configuration.
+    A subclass defines the loss, and its configuration has `target_rate`.
 
     Args:
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers of each network.
+        target_rate: update rate of the targets.
+        name: of the method, for errors.
+
+    Raises:
+        InputError: for a width or a rate that is not allowed.
     """
 
-    def __init__(self, latent_dim: int, action_dim: int, hidden: int) -> None:
+    def __init__(self, latent_dim: int, action_dim: int, hidden: int, target_rate: float, name: str = "") -> None:
         super().__init__()
+        if not 0 < target_rate <= 1:
+            raise InputError(f"baselines.{name}.target_rate: must be above 0 and at most 1, found {target_rate}")
+        if hidden < 1:
+            raise InputError(f"baselines.{name}.hidden: must be at least 1, found {hidden}")
         self.latents = Normalizer(latent_dim)
         self.reward_scale = nn.Parameter(torch.ones(1), requires_grad=False)
         self.q = nn.ModuleList([mlp(latent_dim + action_dim, hidden, 1) for _ in range(2)])

@@ -8,7 +8,10 @@ import pytest
 
 from envs.vector import VectorEnv
 from evaluation.closed_loop import Outcome, evaluate
+from mpdiffuser.controller import Controller
 from mpdiffuser.methods.random_actions import RandomPolicy
+from mpdiffuser.sampler import SamplerConfig
+from vision.encoder import IdentityEncoder
 
 SEEDS = [5, 6, 7, 8, 9]
 HOPPER = {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None}
@@ -61,3 +64,20 @@ def test_a_share_that_fails_ends_the_others_and_their_simulators() -> None:
     with pytest.raises(ArithmeticError, match="no more"):
         evaluate([Noted(), Noted(lasts=2)], environments, SEEDS)
     assert all(batch.closed for batch in environments)
+
+
+def test_controllers_in_threads_plan_as_one_after_the_other(make_pipeline) -> None:
+    """Engines compile before the threads begin: torch's exporter belongs to the whole process."""
+    config = SamplerConfig(engine="openvino", steps=1, candidates=2)
+    found = []
+    for counts in ([1, 1, 2], [4]):
+        pipeline = make_pipeline(latent_dim=11, action_dim=3, encoder=IdentityEncoder(11, 3))
+        environments = [VectorEnv(HOPPER, count, 1) for count in counts]
+        try:
+            policies = [Controller(pipeline, config) for _ in counts]
+            found.append(evaluate(policies, environments, SEEDS[:4], max_decisions=8))
+        finally:
+            for batch in environments:
+                batch.close()
+    assert [outcome.facts["fallbacks"] for outcome in found] == [0, 0]
+    np.testing.assert_allclose(found[0].returns, found[1].returns, rtol=1e-3)

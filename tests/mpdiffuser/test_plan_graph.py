@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpdiffuser.action_scale import ActionMap
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Plan
@@ -114,6 +115,38 @@ def test_other_models_and_settings_have_other_graphs(make_pipeline, randomize, m
     pipeline.planner = randomize(Planner(latent_dim=D, **SIZES), 9)
     assert_alike(pipeline, few, "onnx")
     assert len(graphs) == 3
+
+
+def test_what_is_not_finite_is_not_hidden(make_pipeline, goals) -> None:
+    """A runtime's clamp makes numbers of NaN, which eager torch does not."""
+    sampler = (pipeline := make_pipeline()).sampler(replace(CONFIG, engine="openvino", steps=1))
+    seeds = [torch.Generator().manual_seed(0)]
+    for value in (torch.nan, torch.inf, 1e20):
+        assert not pipeline(torch.full((1, D), value), sampler, seeds).sound.any()
+    assert pipeline(torch.zeros(1, D), sampler, seeds).sound.all()
+    with torch.no_grad():
+        next(pipeline.planner.parameters()).fill_(torch.nan)
+    fresh = make_pipeline(planner=pipeline.planner)
+    assert not fresh(torch.zeros(1, D), fresh.sampler(sampler.config), seeds).sound.any()
+    told = goals()
+    sampler = told.sampler(replace(CONFIG, engine="openvino", steps=1))
+    assert not told(torch.zeros(1, D), sampler, seeds, goal=torch.full((1, D), torch.nan)).sound.any()
+
+
+def test_a_graph_does_not_outlive_what_it_was_made_from(make_pipeline, randomize) -> None:
+    pipeline, few = make_pipeline(), replace(CONFIG, steps=1)
+    assert_alike(pipeline, few, "onnx")
+    pipeline.latents.fit(np.random.default_rng(0).normal(3, 2, (100, D)).astype(np.float32))
+    assert_alike(pipeline, few, "onnx")
+    change = ActionMap(((0.5, 0.1), (0.0, 1.5)), (0.1, 0.0))
+    pipeline.register_to_config(info={**pipeline.config["info"], "adaptation": {"map": change.to_json()}})
+    for name in ("action_map", "action_scale"):
+        pipeline.__dict__.pop(name)
+    assert_alike(pipeline, few, "onnx")
+    sampler = pipeline.sampler(replace(few, engine="onnx"))
+    assert pipeline.fits_graph(sampler)
+    pipeline.planner = randomize(Planner(latent_dim=D, **SIZES), 9)
+    assert not pipeline.fits_graph(sampler)  # it has the old planner
 
 
 def test_hold_sets_the_actions_that_are_held() -> None:

@@ -76,7 +76,7 @@ def test_a_dataset_that_was_cut_off_goes_on_with_the_same_bytes(tmp_path: Path, 
         dataset.write(tmp_path / "cut", seed=4)
     dataset.write(tmp_path / "cut", seed=3)
     assert [file.read_bytes() for file in sorted((tmp_path / "cut").glob("*.npz"))] == before
-    assert not partial.exists()
+    assert not partial.exists() and not (tmp_path / "cut" / ".lock").exists()
 
 
 def test_a_replay_has_the_episodes_of_the_training(tmp_path: Path, agents: Path):
@@ -93,6 +93,10 @@ def test_a_replay_has_the_episodes_of_the_training(tmp_path: Path, agents: Path)
             columns[key] += column
     run = tmp_path / "run"
     run.mkdir()
+    with pytest.raises(InputError, match=r"run holds no training"):
+        VD4RL("walker_walk", "medium_replay", 3, agents).write(tmp_path / "data", 0, run=run)
+    facts = {"task": "walker_walk", "action_repeat": 2, "seed": 0, "settings": {"kept": 13}, "versions": {}}
+    (run / "about.json").write_text(json.dumps(facts))
     for name, part in (("00000020", slice(0, 7)), ("00000040", slice(7, None))):  # an episode lies in two parts
         np.savez(run / f"{name}.npz", **{key: np.array(column)[part] for key, column in columns.items()})
     VD4RL("walker_walk", "medium_replay", 3, agents).write(tmp_path / "data", 0, run=run)
@@ -105,6 +109,22 @@ def test_a_replay_has_the_episodes_of_the_training(tmp_path: Path, agents: Path)
     np.testing.assert_array_equal(found[1]["image"][1], env.render())
     with pytest.raises(InputError, match=r"run: holds the first 3 episodes of a training, needed are 4"):
         VD4RL("walker_walk", "medium_replay", 4, agents).write(tmp_path / "more", 0, run=run)
+    with pytest.raises(InputError, match=r"must be a training of cheetah_run with action repeat 2, found walker_walk"):
+        VD4RL("cheetah_run", "medium_replay", 3, agents).write(tmp_path / "more", 0, run=run)
+    (run / "00000020.npz").write_bytes(b"PK damaged")
+    with pytest.raises(InputError, match="a file of its rows is damaged"):
+        VD4RL("walker_walk", "medium_replay", 3, agents).write(tmp_path / "more", 0, run=run)
+
+
+def test_nothing_that_is_there_is_replaced(tmp_path: Path, agents: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="mine: exists already"):
+        VD4RL("walker_walk", "random", 1, agents).write(tmp_path / "mine", 0)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="--run: is for medium_replay only"):
+        VD4RL("walker_walk", "random", 1, agents).write(tmp_path / "new", 0, run=tmp_path)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_missing_agent_is_named_with_the_command_that_trains_it(tmp_path: Path):

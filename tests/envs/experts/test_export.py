@@ -11,7 +11,7 @@ from mpdiffuser.errors import InputError
 
 def checkpoints(folder: Path, task: str, watched: dict[int, float]) -> Path:
     """A folder of untrained policies that claim these returns, decisions -> return."""
-    model, _ = train.make_model(task, replace(train.VD4RL, decisions=100), seed=0)
+    model, _ = train.make_model(task, replace(train.VD4RL, decisions=100, interval=100), seed=0)
     for decisions, found in watched.items():
         repeat = train.task_options(task)["action_repeat"]
         info = {"task": task, "action_repeat": repeat, "decisions": decisions, "watch_return": found}

@@ -62,7 +62,15 @@ def test_a_training_that_was_cut_off_goes_on_with_the_same_result(tmp_path: Path
         train.main([*WALKER, *options, "--output", str(cut)])
     monkeypatch.setattr(train, "train_interval", train_interval)
     assert train.main([*WALKER, *options, "--output", str(cut)]) == 0
-    names = ["00000020.npz", "00000020.safetensors", "00000040.npz", "00000040.safetensors", "about.json", "state.pt"]
+    names = [
+        ".lock",
+        "00000020.npz",
+        "00000020.safetensors",
+        "00000040.npz",
+        "00000040.safetensors",
+        "about.json",
+        "state.pt",
+    ]
     assert sorted(path.name for path in cut.iterdir()) == names
     for name in ("00000020", "00000040"):
         first, second = (PolicyNetwork.load(folder / f"{name}.safetensors") for folder in (whole, cut))
@@ -70,6 +78,17 @@ def test_a_training_that_was_cut_off_goes_on_with_the_same_result(tmp_path: Path
             np.testing.assert_array_equal(one[0], other[0])  # type: ignore[index]
         rows, again = (dict(np.load(folder / f"{name}.npz")) for folder in (whole, cut))
         assert {key: rows[key].tobytes() for key in rows} == {key: again[key].tobytes() for key in again}
+
+
+def test_a_training_can_be_prolonged(tmp_path: Path, few_episodes, capsys):
+    arguments = [*WALKER, "--policies", str(tmp_path / "policies"), "--output", str(tmp_path / "run")]
+    assert train.main([*arguments, "--decisions", "20"]) == 0
+    assert train.main([*arguments, "--decisions", "40"]) == 0
+    assert "goes on after 20 decisions" in capsys.readouterr().out
+    assert len(list((tmp_path / "run").glob("*.safetensors"))) == 2
+    (tmp_path / "run" / "state.pt").write_bytes(b"PK damaged")
+    assert train.main([*arguments, "--decisions", "60"]) == 2
+    assert "state.pt: damaged" in capsys.readouterr().err
 
 
 def test_the_first_decisions_are_written_down(tmp_path: Path, few_episodes):
@@ -89,7 +108,7 @@ def test_the_first_decisions_are_written_down(tmp_path: Path, few_episodes):
 
 
 def test_the_numpy_policy_acts_and_samples_as_the_actor_does():
-    settings = replace(train.VD4RL, decisions=100)
+    settings = replace(train.VD4RL, decisions=100, interval=100)
     model, _ = train.make_model("walker_walk", settings, seed=0)
     with torch.no_grad():
         model.policy.actor.log_std.weight *= 5
@@ -132,9 +151,16 @@ def test_training_refuses_what_it_cannot_do(monkeypatch, tmp_path: Path, capsys)
 
     assert "task='chess_win' is unknown; allowed: cartpole_swingup" in refused("chess_win")
     assert "allowed: walker_walk, cheetah_run" in refused("cartpole_swingup", "--recipe", "vd4rl")
-    assert "--decisions 300: must be a multiple of --interval, found 200" in refused(
-        "pendulum_swingup", "--decisions", "300", "--interval", "200"
-    )
+    for words, message in (
+        (["--decisions", "300", "--interval", "200"], "--decisions: must be a multiple of --interval 200, found 300"),
+        (["--interval", "0"], "--interval: must be at least 1, found 0"),
+        (["--interval", "-500"], "--interval: must be at least 1, found -500"),
+        (["--learning-rate", "nan"], "--learning-rate: must be above 0, found nan"),
+        (["--demonstrations", "-1"], "--demonstrations: must be at least 0, found -1"),
+        (["--seed", "-1"], "--seed: must be 0 or more, found -1"),
+        (["--decisions", "1000"], "--policies: is needed, since other settings"),
+    ):
+        assert message in refused("pendulum_swingup", *words)
     assert "no checkpoints; train first" in refused("pendulum_swingup", "--export-only")
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     assert "pip install -e '.[experts]'" in refused("pendulum_swingup")

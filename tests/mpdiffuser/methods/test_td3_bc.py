@@ -99,6 +99,13 @@ def test_a_setting_that_cannot_be(name: str) -> None:
         TD3BC.check_settings({"hidden": 8, **{k: v for k, v in SETTINGS.items() if k != "discount"}, name: -1})
 
 
+@pytest.mark.parametrize(("name", "value"), [("target_rate", 0.0), ("target_rate", 5.0), ("hidden", 0)])
+def test_a_rate_or_a_width_that_cannot_be(name: str, value: float) -> None:
+    section = {"hidden": 8, **{k: v for k, v in SETTINGS.items() if k != "discount"}, name: value}
+    with pytest.raises(InputError, match=rf"baselines\.td3_bc\.{name}: must be .*found {value}"):
+        TD3BC.check_settings(section)
+
+
 def test_it_acts_by_its_policy(setup_of) -> None:
     setup = setup_of("td3_bc")
     observations = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)

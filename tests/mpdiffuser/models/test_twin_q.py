@@ -13,7 +13,7 @@ def test_states_are_normalised_and_rewards_span_a_thousand() -> None:
     observations = random.normal(3, 2, (7, 2)).astype(np.float32)
     flags = {name: np.zeros(7, bool) for name in ("terminations", "truncations")}
     arrays = {"observations": observations, "actions": np.zeros((7, 1), np.float32), "rewards": rewards, **flags}
-    model = TwinQ(2, 1, 8)
+    model = TwinQ(2, 1, 8, 0.005)
     model.fit_to(Episodes(arrays, np.array([0, 3, 7]), {}))
     assert model.reward_scale.item() == np.float32(1000 / 12)
     normal = model.latents.normalize(torch.from_numpy(observations))
