@@ -28,7 +28,7 @@ METHODS = {
     "planner": "planner only",
     "mpdiffuser": "MPDiffuser",
 }
-# the best published score of each set: Lu et al. 2023 and, for medium_expert, later work
+# the best published score of each set
 PUBLISHED = {
     "walker_walk": dict(zip(KINDS, (28.7, 56.5, 52.5, 97.4, 91.5))),
     "cheetah_run": dict(zip(KINDS, (31.7, 61.6, 59.0, 62.7, 67.4))),
