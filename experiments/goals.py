@@ -114,14 +114,16 @@ HEAD = """# New goals at run time
 
 {written_by}
 
-The planner learns from all episodes of {task} (a stand-in, not DSRL's data) alike, and is told no target. Each goal is
-a Python function of planned observations and actions (`experiments/goals.py`), handed to the `Controller`. It ranks
-{candidates} candidates, of which the best is executed; with an `objective_scale` above 0 its gradient moves the plans
-too. v is the speed in m/s, z the height of the body in m above the usual stance. {levels} noise levels, {episodes}
-episodes of {steps} steps for each training seed ({seeds}), seeds from {first} up; all rows have the same starts and the
-same planner noise. Figures are of the second half of the steps: the mean distance from the goal of each training seed,
-then the difference to the first row of the goal with its standard error over all episodes. In the last goal the
-distance is what the speed lacks, and `above` is the share of steps above 1.5 m/s.
+The planner learns from all episodes of {task} (a stand-in, not
+DSRL's data) alike, and is told no target. Each goal is a Python function of planned observations and actions
+(`experiments/goals.py`), handed to the `Controller`. It ranks {candidates} candidates, of which the best is executed;
+with an `objective_scale` above 0 its gradient moves the plans too. v is the speed in m/s, z the height of the body in m
+above the usual stance. {levels} noise levels, {episodes} episodes of {steps} steps for each training seed ({seeds}),
+seeds from {first} up; all rows have the same starts and the same planner noise.
+
+Figures are of the second half of the steps: the mean distance from the goal of each training seed, then the difference
+to the first row of the goal with its standard error over all episodes. In the last goal the distance is what the speed
+lacks, and `above` is the share of steps above 1.5 m/s. What follows from it: [Deploy](deploy.md#objectives).
 
 """
 COLUMNS = ("goal", "reward of a step", "objective_scale", "", "distance", "difference", "speed, m/s", "above")
