@@ -32,6 +32,7 @@ def test_what_is_changed() -> None:
 @pytest.mark.slow
 def test_the_command(hopper_data: Path, tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["task=d4rl/hopper-medium-v2", f"data_dir={hopper_data}", f"output_dir={tmp_path / 'hopper'}", "rounds=1"]
+    options += ["sampler.engine=torch"]
     options += ["evaluation.methods=[]", "debug=true", "processes=1", "trackers=[]", "horizon=8"]
     status, _, error = run(train_state, *options)
     assert not status, error

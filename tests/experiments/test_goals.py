@@ -37,7 +37,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         for key in ("rewards", "costs"):
             file[key] = random.uniform(size=rows).astype(np.float32)
         file["terminals"], file["timeouts"] = np.zeros(rows, bool), np.arange(rows) % 20 == 19
-    options = ["rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3"]
+    options = ["sampler.engine=torch", "rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3"]
     options += [f"{model}.{option}" for model in ("planner", "dynamics") for option in ("width=8", "multipliers=[1,2]")]
     options += [f"train.{model}.steps=3" for model in ("cloning", "ranker", "planner", "dynamics", "forward")]
     arguments = ["--data-dir", str(tmp_path), "--goals", "run at 2 m/s", "fast, not above 1.5 m/s", "--seeds", "0"]

@@ -13,7 +13,7 @@ def test_a_run_and_its_row(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.setitem(MAKERS, "vd4rl/walker_walk-random", VD4RL("walker_walk", "random", 2))
     monkeypatch.setattr(vd4rl, "METHODS", {"cloning": "cloning"})
     monkeypatch.setattr(vd4rl, "COLUMNS", ("dataset", "agents", "cloning", "published", "minutes"))
-    options = ["debug=true", "evaluation.max_decisions=20"]
+    options = ["sampler.engine=torch", "debug=true", "evaluation.max_decisions=20"]
     page, folder = tmp_path / "vd4rl.md", tmp_path / "runs"
     arguments = ["--tasks", "walker_walk", "--kinds", "random", "--folder", str(folder), "--page", str(page)]
     vd4rl.main([*arguments, "--set", *options])
