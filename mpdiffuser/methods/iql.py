@@ -1,20 +1,15 @@
 """Implicit Q-learning (Kostrikov et al. 2022): it estimates values only for actions in the data."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.distributions import Normal
 
-from mpdiffuser.controller import NetworkPolicy, Policy
 from mpdiffuser.errors import InputError
-from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
+from mpdiffuser.methods.q_learning import QLearning, recipe
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.twin_q import TwinQ
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.windows import NextSteps
 
 LARGEST_WEIGHT = 100.0
 
@@ -36,6 +31,8 @@ class ImplicitQ(TwinQ):
         InputError: for an expectile that is not allowed.
     """
 
+    method = "iql"
+
     @register_to_config
     def __init__(
         self,
@@ -47,7 +44,7 @@ class ImplicitQ(TwinQ):
         inverse_temperature: float,
         target_rate: float,
     ) -> None:
-        super().__init__(latent_dim, action_dim, hidden, target_rate, "iql")
+        super().__init__(latent_dim, action_dim, hidden, target_rate)
         if not 0 < expectile < 1:
             raise InputError(f"baselines.iql.expectile: must lie between 0 and 1, found {expectile}")
         self.v = mlp(latent_dim, hidden, 1)
@@ -84,14 +81,7 @@ class ImplicitQ(TwinQ):
         return {"loss": value + q + policy, "value_loss": value, "q_loss": q, "policy_loss": policy}
 
 
-def build(data: TrainingData) -> ImplicitQ:
-    """Build an untrained model with a fitted normaliser and reward scale."""
-    model = ImplicitQ(**data.dims, discount=data.discount, **data.settings["baselines.iql"])
-    model.fit_to(data.parts[0])
-    return model
-
-
-class IQL(Method):
+class IQL(QLearning):
     """Executes the mean action of its Gaussian policy."""
 
     name = "iql"
@@ -99,33 +89,6 @@ class IQL(Method):
     color = ("#a23e6c", "#e08bb0")
     summary = "Implicit Q-learning: a policy cloned in proportion to its actions' advantages, without planning."
     order = 11
-    needs_rewards = True
     settings = {"hidden": 256, "expectile": 0.7, "inverse_temperature": 3.0, "target_rate": 0.005}  # noqa: RUF012
-    models = (
-        Recipe(
-            "iql",
-            ImplicitQ,
-            build,
-            {
-                "steps": 20000,
-                "batch_size": 256,
-                "learning_rate": 3e-4,
-                "weight_decay": 0.0,
-                "clip": 1e6,
-                "ema_decay": 0.995,
-                "keep": "last",  # the losses change with the values, so the lowest is not the best
-            },
-            lambda data, part: NextSteps(data.parts[part], data.logged_targets[part][:, 0]),
-            sections=("baselines.iql",),
-        ),
-    )
-
-    @classmethod
-    def check_settings(cls, section: Mapping[str, Any]) -> None:
-        with torch.device("meta"):  # the constructor checks its arguments
-            ImplicitQ(1, 1, discount=0.99, **section)
-
-    @classmethod
-    def policy(cls, setup: Setup) -> Policy:
-        """Return the trained policy."""
-        return NetworkPolicy(setup.pipeline, setup.model("iql", ImplicitQ))
+    kind = ImplicitQ
+    models = (recipe(ImplicitQ),)

@@ -1,6 +1,5 @@
 """TD3+BC (Fujimoto and Gu 2021): a policy that maximises Q and stays near the actions in the data."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -8,13 +7,11 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch.func import functional_call
 
-from mpdiffuser.controller import NetworkPolicy, Policy
 from mpdiffuser.errors import InputError
-from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
+from mpdiffuser.methods.q_learning import QLearning, recipe
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.twin_q import TwinQ
 from mpdiffuser.schedule import NoiseSchedule
-from mpdiffuser.windows import NextSteps
 
 
 class TD3BCPolicy(TwinQ):
@@ -32,6 +29,8 @@ class TD3BCPolicy(TwinQ):
         InputError: for a negative value of alpha, policy_noise or noise_clip.
     """
 
+    method = "td3_bc"
+
     @register_to_config
     def __init__(
         self,
@@ -44,7 +43,7 @@ class TD3BCPolicy(TwinQ):
         noise_clip: float,
         target_rate: float,
     ) -> None:
-        super().__init__(latent_dim, action_dim, hidden, target_rate, "td3_bc")
+        super().__init__(latent_dim, action_dim, hidden, target_rate)
         for name, value in (("alpha", alpha), ("policy_noise", policy_noise), ("noise_clip", noise_clip)):
             if value < 0:
                 raise InputError(f"baselines.td3_bc.{name}: must be at least 0, found {value}")
@@ -89,14 +88,7 @@ class TD3BCPolicy(TwinQ):
         self.follow(self.target_policy, self.policy)
 
 
-def build(data: TrainingData) -> TD3BCPolicy:
-    """Build an untrained model with a fitted normaliser and reward scale."""
-    model = TD3BCPolicy(**data.dims, discount=data.discount, **data.settings["baselines.td3_bc"])
-    model.fit_to(data.parts[0])
-    return model
-
-
-class TD3BC(Method):
+class TD3BC(QLearning):
     """Executes its policy's action."""
 
     name = "td3_bc"
@@ -104,7 +96,6 @@ class TD3BC(Method):
     color = ("#8a6d1f", "#d3b45a")
     summary = "A policy that maximises its estimated value and stays near the data's actions, without planning."
     order = 12
-    needs_rewards = True
     settings = {  # noqa: RUF012
         "hidden": 256,
         "alpha": 2.5,
@@ -112,31 +103,5 @@ class TD3BC(Method):
         "noise_clip": 0.5,
         "target_rate": 0.005,
     }
-    models = (
-        Recipe(
-            "td3_bc",
-            TD3BCPolicy,
-            build,
-            {
-                "steps": 20000,
-                "batch_size": 256,
-                "learning_rate": 3e-4,
-                "weight_decay": 0.0,
-                "clip": 1e6,
-                "ema_decay": 0.995,
-                "keep": "last",  # the losses change with the values, so the lowest is not the best
-            },
-            lambda data, part: NextSteps(data.parts[part], data.logged_targets[part][:, 0]),
-            sections=("baselines.td3_bc",),
-        ),
-    )
-
-    @classmethod
-    def check_settings(cls, section: Mapping[str, Any]) -> None:
-        with torch.device("meta"):  # the constructor checks its arguments
-            TD3BCPolicy(1, 1, discount=0.99, **section)
-
-    @classmethod
-    def policy(cls, setup: Setup) -> Policy:
-        """Return the trained policy."""
-        return NetworkPolicy(setup.pipeline, setup.model("td3_bc", TD3BCPolicy))
+    kind = TD3BCPolicy
+    models = (recipe(TD3BCPolicy),)

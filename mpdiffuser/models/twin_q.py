@@ -1,6 +1,7 @@
 """Twin action values with slow targets, for methods of offline reinforcement learning (Fujimoto et al. 2018)."""
 
 from copy import deepcopy
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,18 +25,22 @@ class TwinQ(Model):
         latent_dim, action_dim: d, m.
         hidden: width of the two hidden layers of each network.
         target_rate: update rate of the targets.
-        name: of the method, for errors.
+
+    Attributes:
+        method: name of the method.
 
     Raises:
         InputError: for a width or a rate that is not allowed.
     """
 
-    def __init__(self, latent_dim: int, action_dim: int, hidden: int, target_rate: float, name: str = "") -> None:
+    method: ClassVar[str] = "q"
+
+    def __init__(self, latent_dim: int, action_dim: int, hidden: int, target_rate: float) -> None:
         super().__init__()
         if not 0 < target_rate <= 1:
-            raise InputError(f"baselines.{name}.target_rate: must be above 0 and at most 1, found {target_rate}")
+            raise InputError(f"baselines.{self.method}.target_rate: must be above 0 and at most 1, found {target_rate}")
         if hidden < 1:
-            raise InputError(f"baselines.{name}.hidden: must be at least 1, found {hidden}")
+            raise InputError(f"baselines.{self.method}.hidden: must be at least 1, found {hidden}")
         self.latents = Normalizer(latent_dim)
         self.reward_scale = nn.Parameter(torch.ones(1), requires_grad=False)
         self.q = nn.ModuleList([mlp(latent_dim + action_dim, hidden, 1) for _ in range(2)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpdiffuser.errors import InputError
-from mpdiffuser.methods.iql import IQL, ImplicitQ
+from mpdiffuser.methods.iql import ImplicitQ
 from mpdiffuser.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(100)
@@ -65,14 +65,3 @@ def test_iql_bootstraps_and_its_target_follows_slowly() -> None:
 def test_an_expectile_that_cannot_be(expectile: float) -> None:
     with pytest.raises(InputError, match=rf"baselines\.iql\.expectile: must lie between 0 and 1, found {expectile}"):
         ImplicitQ(1, 1, 16, discount=0.5, expectile=expectile, inverse_temperature=3.0, target_rate=0.1)
-
-
-def test_it_acts_by_its_mean_action(setup_of) -> None:
-    setup = setup_of("iql")
-    observations = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    policy = IQL.policy(setup)
-    policy.reset(range(4))
-    with torch.no_grad():
-        expected = setup.model("iql", ImplicitQ)(torch.from_numpy(observations))
-    np.testing.assert_array_equal(policy.act(observations), expected)
-    assert setup.model("iql", ImplicitQ).config["discount"] == 1 - 3 / 12  # the longest episode has 12 decisions

@@ -97,20 +97,3 @@ def test_the_targets_actions_have_clipped_noise_and_stay_within_the_bounds() -> 
 def test_a_setting_that_cannot_be(name: str) -> None:
     with pytest.raises(InputError, match=rf"baselines\.td3_bc\.{name}: must be at least 0, found -1"):
         TD3BC.check_settings({"hidden": 8, **{k: v for k, v in SETTINGS.items() if k != "discount"}, name: -1})
-
-
-@pytest.mark.parametrize(("name", "value"), [("target_rate", 0.0), ("target_rate", 5.0), ("hidden", 0)])
-def test_a_rate_or_a_width_that_cannot_be(name: str, value: float) -> None:
-    section = {"hidden": 8, **{k: v for k, v in SETTINGS.items() if k != "discount"}, name: value}
-    with pytest.raises(InputError, match=rf"baselines\.td3_bc\.{name}: must be .*found {value}"):
-        TD3BC.check_settings(section)
-
-
-def test_it_acts_by_its_policy(setup_of) -> None:
-    setup = setup_of("td3_bc")
-    observations = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    policy = TD3BC.policy(setup)
-    policy.reset(range(4))
-    with torch.no_grad():
-        expected = setup.model("td3_bc", TD3BCPolicy)(torch.from_numpy(observations))
-    np.testing.assert_array_equal(policy.act(observations), expected)
