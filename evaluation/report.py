@@ -18,6 +18,7 @@ from evaluation.metrics_schema import explanations, limit_key, read_metrics
 from evaluation.report_template import TEMPLATE
 from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import write_whole
 
 GLOSSARY = (
     ("return", "Sum of the rewards of one episode; higher is better."),
@@ -65,9 +66,7 @@ def write_report(folder: str | Path) -> Path:
         glossary=[*GLOSSARY, *descriptions(methods)],
     )
     file = folder / "report.html"
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, page)
     return file
 
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -55,24 +55,24 @@ def _number(message: str) -> int:
     return int(found[1]) if found else 0
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Replace the text of a file atomically: after a crash the file has the old text or the new text."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    partial.replace(file)
-    _sync(file.parent)
-
-
 @contextmanager
-def replacing(file: Path) -> Iterator[Any]:
-    """Context manager: gives a binary file to write, which replaces `file` atomically at the end."""
+def replacing(file: Path) -> Iterator[BinaryIO]:
+    """Context manager: gives a binary file to write, which replaces `file` atomically at the end.
+
+    After a crash `file` is the old one or the new one.
+    """
     partial = file.with_name(file.name + ".partial")
     with open(partial, "wb") as handle:
         yield handle
     _sync(partial)
     partial.replace(file)
     _sync(file.parent)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace the text of a file atomically."""
+    with replacing(file) as handle:
+        handle.write(text.encode())
 
 
 def publish(partial: Path, final: Path) -> None:
