@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.datasets.vd4rl import KINDS, TASKS, VD4RL
+from envs.datasets.vd4rl import KINDS, VD4RL
+from envs.experts import VD4RL_TASKS
 from envs.go2 import DECISION_SECONDS, JOINTS, LARGEST, NAMES, REACH, Go2, files
 from envs.robots import Disturbance, Robots, episodes_of
 from mpdiffuser.console import progress
@@ -103,7 +104,7 @@ class Walks:
 
 
 MAKERS: dict[str, Walks | VD4RL] = {"go2/walk": Walks(100, CLEAN), "go2/disturbed": Walks(200, DISTURBED)}
-MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in TASKS for kind in KINDS}
+MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in VD4RL_TASKS for kind in KINDS}
 
 
 def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:

@@ -38,7 +38,6 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim, publish, read_json, release, replacing, write_whole, writing
 from mpdiffuser.machine import available_cores
 
-TASKS = ("walker_walk", "cheetah_run", "humanoid_walk", "quadruped_walk")
 KINDS = ("random", "medium_replay", "medium", "medium_expert", "expert")
 SIZE = 64  # pixels a side
 DECISIVE = ("mujoco", "dm_control")  # packages whose version may change the data, beside numpy
@@ -56,7 +55,7 @@ class VD4RL:
     """One of the datasets.
 
     Args:
-        task: of TASKS. kind: of KINDS. episodes: their number.
+        task: of VD4RL_TASKS. kind: of KINDS. episodes: their number.
         agents: folder of the agents, of `envs.experts.export.export_agents`.
     """
 

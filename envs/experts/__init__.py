@@ -21,6 +21,7 @@ from mpdiffuser.errors import InputError
 FOLDER = Path(__file__).parent / "policies"
 AGENTS = FOLDER / "vd4rl"  # <task>/medium and expert, whose actions can be sampled; see envs/datasets/vd4rl.py
 ABOUT = "about.json"  # in the folder of a training: task, settings, seed
+VD4RL_TASKS = ("walker_walk", "cheetah_run", "humanoid_walk", "quadruped_walk")
 LOG_STD = (-20.0, 2.0)  # bounds that stable-baselines3 sets for SAC
 Layer = tuple[np.ndarray, np.ndarray]
 SEEDS = tuple(range(1_000, 1_020))  # of the published returns; training chooses the policies on other seeds

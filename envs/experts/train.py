@@ -11,9 +11,9 @@ last checkpoint, with the same result. Needs the extra `experts` (stable-baselin
 import argparse
 import json
 import math
-import pickle
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from gymnasium.wrappers import TimeLimit, TransformReward
 
-from envs.experts import ABOUT, AGENTS, FOLDER, PolicyNetwork, rollout_returns, task_options
+from envs.experts import ABOUT, AGENTS, FOLDER, VD4RL_TASKS, PolicyNetwork, rollout_returns, task_options
 from envs.experts.export import export, export_agents
 from envs.experts.mppi import MPPI
 from envs.simulator import DMControlEnv
@@ -91,7 +91,6 @@ SETTINGS = {
 # V-D4RL's agents (Lu et al. 2023): 3 x 256 units, Adam 1e-4, 10,000 random control steps first
 VD4RL = Settings(1_000_000, 25_000, 5_000, learning_rate=1e-4, layers=3, actor=256, critic=256)
 VD4RL = replace(VD4RL, sum_rewards=True, kept=100_000)
-VD4RL_TASKS = ("walker_walk", "cheetah_run", "humanoid_walk", "quadruped_walk")
 RECIPES = {"task": SETTINGS, "vd4rl": dict.fromkeys(VD4RL_TASKS, VD4RL)}
 
 
@@ -219,9 +218,13 @@ def load_state(model: Any, file: Path) -> None:
         InputError: if the file is damaged.
     """
     try:
-        state = torch.load(file, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file}: damaged ({type(error).__name__}); remove the folder and train again") from error
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch does not check the sums
+    except zipfile.BadZipFile:
+        damaged = file.name
+    if damaged:
+        raise InputError(f"{file}: damaged; remove the folder and train again")
+    state = torch.load(file, weights_only=True)
     model.set_parameters(state["parameters"])
     model.log_ent_coef.data.copy_(state["log_ent_coef"])
     model._n_updates, model.num_timesteps = state["updates"], state["decisions"]

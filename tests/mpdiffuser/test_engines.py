@@ -109,18 +109,9 @@ def test_engines_that_cannot_be(monkeypatch) -> None:
             compiled(model, engine, model.example())
 
 
-class Odd(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.bessel_j0(self.weight * x)
-
-
-def test_networks_that_no_graph_can_express(capfd) -> None:
+def test_networks_that_no_graph_can_express(odd_network, capfd) -> None:
     with pytest.raises(InputError, match="engine: ONNX cannot express this network"):
-        compiled(Odd(), "onnx", (torch.zeros(2, 3),))
+        compiled(odd_network, "onnx", (torch.zeros(2, 3),))
     assert len(capfd.readouterr().out) < 1000  # the exporter prints the whole network
 
 

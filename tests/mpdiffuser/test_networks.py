@@ -15,17 +15,6 @@ from vision.encoder import PixelEncoder
 D, M, H = 3, 2, 8
 
 
-class Odd(torch.nn.Module):
-    """A network that no graph expresses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.bessel_j0(self.weight * x)
-
-
 def test_networks_that_engines_compute(make_pipeline) -> None:
     assert set(make_pipeline().networks.examples()) == {"planner", "dynamics"}
     assert set(make_pipeline(dynamics=None).networks.examples()) == {"planner"}
@@ -60,7 +49,7 @@ def test_a_missing_engine_is_told_before_any_plan(make_pipeline, monkeypatch) ->
         make_pipeline().sampler(SamplerConfig(engine="onnx"))
 
 
-def test_frames_are_seen_through_the_engine(make_pipeline, randomize, monkeypatch) -> None:
+def test_frames_are_seen_through_the_engine(make_pipeline, randomize, odd_network, monkeypatch) -> None:
     """In float32, also where the feature map, 3 x 3, does not divide into the cells; but not by one that cannot."""
     encoder = randomize(PixelEncoder("conv", 8, 2, 2, D, M))
     info = {"record": Record({"frames": Observation(PICTURE, (20, 20, 3))}, Actions.unit(M)).to_json()}
@@ -71,7 +60,7 @@ def test_frames_are_seen_through_the_engine(make_pipeline, randomize, monkeypatc
         assert encode != encoder.features
         with torch.inference_mode():
             torch.testing.assert_close(encode(frames), encoder.features(frames), rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(encoder, "frame_net", Odd())
+    monkeypatch.setattr(encoder, "frame_net", odd_network)
     assert pipeline.networks.frame_encoder("onnx") == encoder.features
 
 

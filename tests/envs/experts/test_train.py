@@ -86,9 +86,13 @@ def test_a_training_can_be_prolonged(tmp_path: Path, few_episodes, capsys):
     assert train.main([*arguments, "--decisions", "40"]) == 0
     assert "goes on after 20 decisions" in capsys.readouterr().out
     assert len(list((tmp_path / "run").glob("*.safetensors"))) == 2
-    (tmp_path / "run" / "state.pt").write_bytes(b"PK damaged")
-    assert train.main([*arguments, "--decisions", "60"]) == 2
-    assert "state.pt: damaged" in capsys.readouterr().err
+    state = tmp_path / "run" / "state.pt"
+    whole = state.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (b"PK damaged", whole[:middle], whole[:middle] + bytes(64) + whole[middle + 64 :]):
+        state.write_bytes(damaged)
+        assert train.main([*arguments, "--decisions", "60"]) == 2
+        assert "state.pt: damaged" in capsys.readouterr().err
 
 
 def test_the_first_decisions_are_written_down(tmp_path: Path, few_episodes):
