@@ -325,26 +325,22 @@ class MPDiffuserPipeline(DiffusionPipeline):
             halves = noise() if callable(noise) else self._drawn(noise, config)[:, 0].to(latents.device)
             return torch.cat([halves, -halves], 1)[:, :n].flatten(0, 1)
 
-        def repeated(normalizer: Normalizer, known: torch.Tensor | None) -> torch.Tensor | None:
-            return None if known is None else normalizer.normalize(known).repeat_interleave(n, 0)
+        def repeated(known: torch.Tensor | None) -> torch.Tensor | None:
+            return None if known is None else known.repeat_interleave(n, 0)
 
-        present = self.latents.normalize(latents).repeat_interleave(n, 0)
-        start = None
-        if last is not None and config.warm_start:
-            last_actions = self.actions.normalize(self.action_scale.to_unit(last[1]))
-            start = torch.cat([self.latents.normalize(last[0]), last_actions], -1)
-            start = start.repeat_interleave(n, 0)
-        cost_to_go = self.affordable(latents, allowance)
-        cost_to_go = None if cost_to_go is None else cost_to_go.repeat_interleave(n, 0)
-        goal = repeated(self.latents, goal)
+        normal, normal_actions = self.latents.normalize, lambda x: self.actions.normalize(self.action_scale.to_unit(x))
+        warm = last if config.warm_start else None
+        start = repeated(None if warm is None else torch.cat([normal(warm[0]), normal_actions(warm[1])], -1))
+        cost_to_go = repeated(self.affordable(latents, allowance))
+        goal = repeated(None if goal is None else normal(goal))
         condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal)
         gradient = None
         if objective is not None and config.objective_scale:
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
-        committed = repeated(self.actions, None if committed is None else self.action_scale.to_unit(committed))
+        committed = repeated(None if committed is None else normal_actions(committed))
         held_goal = None if self.takes_goals else goal
-        held = None if held is None else held.repeat_interleave(n, 0)
-        x = sampler(present, condition, opposite, start, held_goal, committed, held, gradient)
+        present = normal(latents).repeat_interleave(n, 0)
+        x = sampler(present, condition, opposite, start, held_goal, committed, repeated(held), gradient)
         plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
         plan.plan_ms = 1e3 * (time.perf_counter() - began)
         return plan
