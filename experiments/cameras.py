@@ -135,10 +135,7 @@ dimension. There are no rewards. All options are the defaults.
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--data-seeds", nargs="*", type=int, default=[0, 1], help="of the recordings")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the training")
-    parser.add_argument("--folder", type=Path, default=Path("results/cameras"), help="of the runs")
-    parser.add_argument("--page", type=Path, default=pages.DOCS / "cameras.md")
-    parser.add_argument("--set", nargs="*", default=[], help="options of train_vision.py")
+    pages.run_options(parser, "cameras", "train_vision.py")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []

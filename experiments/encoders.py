@@ -88,10 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=EPISODES)
     parser.add_argument("--encoders", nargs="*", default=list(ENCODERS), choices=ENCODERS)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the training")
-    parser.add_argument("--folder", type=Path, default=Path("results/encoders"), help="of data and runs")
-    parser.add_argument("--page", type=Path, default=pages.DOCS / "encoders.md")
-    parser.add_argument("--set", nargs="*", default=[], help="options of train_vision.py, such as debug=true")
+    pages.run_options(parser, "encoders", "train_vision.py")
     args = parser.parse_args(arguments)
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in args.tasks:

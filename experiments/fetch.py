@@ -166,13 +166,10 @@ def page(results: dict[tuple[int, str], list[np.ndarray]], seeds: Sequence[int],
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the demonstrations and the training")
+    pages.run_options(parser, "fetch", "train_state.py")
     parser.add_argument("--demonstrations", nargs="*", type=int, default=[10, 50], help="numbers of demonstrations")
     parser.add_argument("--counts", nargs="*", type=int, default=list(COUNTS), help="numbers of random episodes")
     parser.add_argument("--episodes", type=int, default=100, help=f"of a row, in multiples of {COPIES}")
-    parser.add_argument("--folder", type=Path, default=Path("results/fetch"), help="of the runs")
-    parser.add_argument("--page", type=Path, default=pages.DOCS / "fetch.md")
-    parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=8")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results: dict[tuple[int, str], list[np.ndarray]] = {}

@@ -230,16 +230,13 @@ def page(wishes: Mapping[tuple[str, str], Any], bodies: Mapping[str, Any], times
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1], help="of the training")
+    pages.run_options(parser, "go2", "train_state.py")
     parser.add_argument("--episodes", type=int, default=20, help="of a cell")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the episodes; settings need others")
     parser.add_argument("--steps", type=int, default=STEPS, help="of an episode")
     parser.add_argument(
         "--real-time", type=float, default=0, help="seconds of control in real time; nothing else may run"
     )
-    parser.add_argument("--folder", type=Path, default=Path("results/go2"), help="of the data and runs")
-    parser.add_argument("--page", type=Path, default=pages.DOCS / "go2.md")
-    parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     seeds = range(args.first_seed, args.first_seed + args.episodes)

@@ -15,6 +15,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def run_options(parser: argparse.ArgumentParser, name: str, command: str, seeds: Sequence[int] = (0, 1)) -> None:
+    """Add --seeds, --folder, --page and --set, of an experiment that trains with a command such as train_state.py."""
+    parser.add_argument("--seeds", nargs="*", type=int, default=[*seeds], help="of the training and of drawn data")
+    parser.add_argument("--folder", type=Path, default=Path("results") / name, help="of data and runs")
+    parser.add_argument("--page", type=Path, default=DOCS / f"{name}.md")
+    parser.add_argument("--set", nargs="*", default=[], help=f"options of {command}, such as horizon=32")
+
+
 def training_options(args: argparse.Namespace) -> list[str]:
     """The options of a training command that --data-dir and --set give."""
     return [*([f"data_dir={args.data_dir}"] if args.data_dir else []), *args.set]

@@ -99,10 +99,7 @@ def page(results: dict[str, dict[str, list[dict[str, Any]]]], seeds: Sequence[in
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--tasks", nargs="*", default=list(EPISODES), choices=EPISODES)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the training")
-    parser.add_argument("--folder", type=Path, default=Path("results/seven_tasks"), help="of data and runs")
-    parser.add_argument("--page", type=Path, default=pages.DOCS / "seven_tasks.md")
-    parser.add_argument("--set", nargs="*", default=[], help="options of the training commands, such as debug=true")
+    pages.run_options(parser, "seven_tasks", "the training commands", [0])
     args = parser.parse_args(arguments)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task in args.tasks:

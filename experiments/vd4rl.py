@@ -85,10 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the training")
-    parser.add_argument("--folder", type=Path, default=Path("results/vd4rl"), help="of data and runs")
-    parser.add_argument("--page", type=Path, default=pages.DOCS / "vd4rl.md")
-    parser.add_argument("--set", nargs="*", default=[], help="options of train_vision.py, such as debug=true")
+    pages.run_options(parser, "vd4rl", "train_vision.py", [0])
     args = parser.parse_args(arguments)
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in args.tasks:
