@@ -8,6 +8,7 @@ vd4rl`, and cheetah_run. The folder keeps all runs, so a command that was cut of
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from envs.datasets.making import make_dataset
 from envs.datasets.vd4rl import KINDS
 from evaluation.statistics import standard_error
-from experiments import pages
+from experiments import end_to_end, pages
+from experiments.measuring import measure_once
 from experiments.seven_tasks import ROOT, minutes
 from mpdiffuser.files import read_json, write_whole
 
@@ -28,6 +30,7 @@ METHODS = {
     "planner": "planner only",
     "mpdiffuser": "MPDiffuser",
 }
+END_TO_END = "end_to_end"
 # the best published score of each set
 PUBLISHED = {
     "walker_walk": dict(zip(KINDS, (28.7, 56.5, 52.5, 97.4, 91.5))),
@@ -41,10 +44,18 @@ def measure(task: str, kind: str, seed: int, folder: Path, options: Sequence[str
     if not data.exists():
         make_dataset(f"vd4rl/{task}-{kind}", data)
     if not (output / "metrics.json").exists():
-        chosen = [f"dataset={data}", f"seed={seed}", f"output_dir={output}", "trackers=[]"]
+        chosen = [f"dataset={data}", f"data_root={data.parent}", f"seed={seed}", f"output_dir={output}", "trackers=[]"]
         chosen += [f"evaluation.methods=[{','.join(METHODS)}]", *options]
         subprocess.run([sys.executable, str(ROOT / "train_vision.py"), *chosen], check=True)
     return {**read_json(output / "metrics.json"), "about": read_json(data / "about.json")}
+
+
+def measure_end_to_end(task: str, kind: str, seed: int, folder: Path, found: dict[str, Any], steps: int) -> None:
+    """Add the metrics of the end-to-end policy to the result of `measure`."""
+    name, data = f"{task}-{kind}-{seed}-{END_TO_END}", folder / "data" / f"{task}-{kind}"
+    identity = {"data": read_json(data / "about.json")["checksums"], "seeds": found["seeds"], "steps": steps}
+    measured = partial(end_to_end.measure, data, data.parent, seed, folder / name, found["seeds"], steps=steps)
+    found["methods"][END_TO_END] = measure_once(folder / f"{name}.json", identity, measured)
 
 
 HEAD = """# V-D4RL, made again
@@ -54,15 +65,19 @@ HEAD = """# V-D4RL, made again
 Data, camera, frames and action repeat as in V-D4RL ([Data](data.md#v-d4rl-made-again)), drawn with `rendering=fast`;
 the agents are trained here, so the data are not V-D4RL's own. Trained from the frames and rewards alone, default
 options of `train_vision.py`; all methods of a row have the same latents. Score: a tenth of the return. {episodes}
-episodes in the frames of the data: mean ± standard error, for each training seed ({seeds}). Published: the best score
-that a method reached on V-D4RL's own files. Minutes: of the training of all methods, on one of two shared cores.
+episodes in the frames of the data: mean ± standard error, for each training seed ({seeds}). End to end: TD3+BC whose
+encoder is a small convolutional network, trained by the loss of Q on frames with random shifts, as DrQ+BC; trained on
+some sets only. Published: the best score that a method reached on V-D4RL's own files. Minutes: of the training of all
+methods but the last, on one of two shared cores.
 
 """
-COLUMNS = ("dataset", "agents", *METHODS.values(), "published", "minutes")
+COLUMNS = ("dataset", "agents", *METHODS.values(), "end to end", "published", "minutes")
 
 
 def cell(found: Sequence[dict[str, Any]], method: str) -> str:
-    """Mean ± standard error of a method's scores for each training seed."""
+    """Mean ± standard error of a method's scores for each training seed; empty if the method was not trained."""
+    if any(method not in each["methods"] for each in found):
+        return ""
     scores = [np.array(each["methods"][method]["returns"]) / 10 for each in found]
     return ", ".join(f"{each.mean():.1f} ± {standard_error(each):.1f}" for each in scores)
 
@@ -74,7 +89,7 @@ def page(results: dict[tuple[str, str], list[dict[str, Any]]], seeds: Sequence[i
         agents = found[0]["about"]["agents"].values()
         names = ", ".join(f"{agent['return_mean'] / 10:.1f}" for agent in agents)
         time = ", ".join(f"{minutes(each):.0f}" for each in found)
-        cells = [cell(found, method) for method in METHODS]
+        cells = [cell(found, method) for method in (*METHODS, END_TO_END)]
         rows.append([f"{task}-{kind}", names, *cells, PUBLISHED[task][kind], time])
     episodes = len(next(iter(results.values()))[0]["seeds"])
     head = HEAD.format(written_by=pages.written_by("vd4rl"), episodes=episodes, seeds=", ".join(map(str, seeds)))
@@ -85,13 +100,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
+    parser.add_argument(
+        "--end-to-end", nargs="*", default=["medium_replay", "medium_expert"], choices=KINDS, help="its kinds of data"
+    )
+    parser.add_argument("--end-to-end-steps", type=int, default=end_to_end.TRAINING["steps"], help="of its training")
     pages.run_options(parser, "vd4rl", "train_vision.py", [0])
     args = parser.parse_args(arguments)
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in args.tasks:
         for kind in args.kinds:
-            results[task, kind] = [measure(task, kind, seed, args.folder, args.set) for seed in args.seeds]
-            scores = {method: cell(results[task, kind], method) for method in METHODS}
+            found = results[task, kind] = [measure(task, kind, seed, args.folder, args.set) for seed in args.seeds]
+            for seed, each in zip(args.seeds, found) if kind in args.end_to_end else ():
+                measure_end_to_end(task, kind, seed, args.folder, each, args.end_to_end_steps)
+            scores = {method: cell(found, method) for method in (*METHODS, END_TO_END)}
             print(task, kind, scores, flush=True)
             write_whole(args.page, page(results, args.seeds))
 

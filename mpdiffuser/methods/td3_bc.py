@@ -73,6 +73,7 @@ class TD3BCPolicy(TwinQ):
             value = self.action_values(self.target, batch["next_latents"], following).amin(0)
             q_target = self.reward_scale * batch["rewards"] + c["discount"] * batch["continuations"] * value
         q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
+        latents = latents.detach()  # the policy's loss trains no encoder (`experiments.end_to_end`)
         chosen = self(latents)
         fixed = {name: weight.detach() for name, weight in self.q[0].named_parameters()}
         inputs = torch.cat([self.latents.normalize(latents), chosen], -1)
