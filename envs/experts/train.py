@@ -161,6 +161,9 @@ def make_model(task: str, settings: Settings, seed: int) -> tuple[Any, Diary]:
         seed=seed,
         device="cpu",
     )
+    from stable_baselines3.common.logger import Logger
+
+    model.set_logger(Logger(folder=None, output_formats=[]))  # the library's own leaves folders in /tmp
     return model, diary
 
 

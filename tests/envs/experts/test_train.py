@@ -28,7 +28,9 @@ def test_the_action_repeat_is_the_configurations():
     assert [task_options(task)["action_repeat"] for task in ("cartpole_swingup", "walker_walk")] == [4, 2]
 
 
-def test_training_leaves_checkpoints_and_a_ladder(tmp_path: Path, capsys, few_episodes):
+def test_training_leaves_checkpoints_and_a_ladder(tmp_path: Path, capsys, few_episodes, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     arguments = ["pendulum_swingup", "--output", str(tmp_path / "run"), "--policies", str(tmp_path / "policies")]
     assert train.main([*arguments, *SMALL, "--demonstrations", "1"]) == 0
     assert [path.stem for path in sorted((tmp_path / "run").glob("*.safetensors"))] == ["00000200", "00000400"]
@@ -36,6 +38,7 @@ def test_training_leaves_checkpoints_and_a_ladder(tmp_path: Path, capsys, few_ep
     assert expert.info["settings"]["decisions"] == 400 and expert.info["settings"]["demonstrations"] == 1
     assert expert.info["command"].endswith("--decisions 400 --seed 0 --interval 200 --warmup 100 --demonstrations 1")
     assert len(expert.info["returns"]) == 2
+    assert not list((tmp_path / "temporary").glob("SB3*"))
     capsys.readouterr()
     assert train.main([*arguments, *SMALL, "--demonstrations", "2"]) == 2
     assert "holds another training" in capsys.readouterr().err
