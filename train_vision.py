@@ -27,7 +27,14 @@ from mpdiffuser.preparation import dynamics_episodes, dynamics_info, imitates, u
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION
 from mpdiffuser.training import check_folder, identities, train_pipeline, trained_methods
 from vision.data import inputs
-from vision.training import build_representation, check_encoder, encode_episodes, encoder_identities, train_encoder
+from vision.training import (
+    build_representation,
+    check_encoder,
+    encode_episodes,
+    encoder_identities,
+    exact_latents,
+    train_encoder,
+)
 
 SEEN = (PICTURE, PROPRIOCEPTION)  # kinds of observations that the pipeline gets
 # entries of the dataset's info that are copied to the pipeline's info
@@ -59,8 +66,9 @@ def train(
     check_folder(Path(cfg.output_dir), encoder_stages | stages)
     start_trackers(accelerator, cfg)
     encoder, decoder, encoded = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
-    more = more and encode_episodes(cfg, encoder, more, accelerator, clock)
-    pipeline = train_pipeline(cfg, encoded, encoder, decoder, accelerator, clock, info, methods, latents, more)
+    exact = exact_latents(representation, episodes, encoded)
+    more = more and exact_latents(representation, more, encode_episodes(cfg, encoder, more, accelerator, clock))
+    pipeline = train_pipeline(cfg, exact, encoder, decoder, accelerator, clock, info, methods, latents, more)
     if accelerator.is_main_process:
         write_held_out(cfg, pipeline, encoded, clock, episodes[inputs(episodes)[0][0]])
 

@@ -44,6 +44,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.parts[0])
 
+    @property
+    def width(self) -> int:
+        """The sum of F_i."""
+        return sum(part.shape[1] for part in self.parts)
+
     def __getitem__(self, index: Any) -> np.ndarray:
         """Return the rows (..., F) float32 of an index (...)."""
         parts = [np.asarray(part[index], np.float32) for part in self.parts]
@@ -53,6 +58,11 @@ class Rows:
 def inputs(episodes: Episodes) -> tuple[list[str], list[str]]:
     """Return the names of the pictures and of the measured values that an encoder of pixels gets."""
     return episodes.record.names(PICTURE), episodes.record.names(PROPRIOCEPTION)
+
+
+def true_state_rows(episodes: Episodes) -> Rows:
+    """Return the true states (M, s) of all rows."""
+    return Rows([episodes[name] for name in episodes.record.names(TRUE_STATE)])
 
 
 def cached_features(encoder: PixelEncoder, episodes: Episodes, folder: Path, batch: int = 64) -> Rows:
@@ -220,16 +230,17 @@ class FrameSteps:
                 [episodes[name] for name in measured] or [np.zeros((len(episodes["actions"]), 0), np.float32)]
             )
         self.actions = history_actions(episodes, self.index)
-        targets = {"rewards": np.array(episodes["rewards"][self.rows])}
-        if states := episodes.record.names(TRUE_STATE) if true_states else []:
-            targets["states"] = Rows([episodes[name] for name in states])[self.rows]
+        rewards = np.array(episodes["rewards"][self.rows])
         self.episodes, self.ahead = episodes, ahead
-        self.statistics = statistics or {k: (v.mean(0), v.std(0) + 1e-6) for k, v in targets.items()}
+        self.statistics = statistics or {"rewards": (rewards.mean(0), rewards.std(0) + 1e-6)}
         if ahead and statistics is None:
             taken = episodes["actions"][self.rows]
             spread = taken.std(0)
             self.statistics["following"] = taken.mean(0), np.where(spread < 1e-3, 1, spread).astype(np.float32)
-        self.targets = {k: (v - self.statistics[k][0]) / self.statistics[k][1] for k, v in targets.items()}
+        mean, spread = self.statistics["rewards"]
+        self.targets = {"rewards": (rewards - mean) / spread}
+        if true_states and episodes.record.names(TRUE_STATE):
+            self.targets["states"] = true_state_rows(episodes)[self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -6,13 +6,11 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 from torch import nn
-from torch.nn.functional import smooth_l1_loss
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Normalizer
-from vision.augment import random_shift
 from vision.backbones import DEFAULT, Backbone, load_pretrained
 
 
@@ -142,132 +140,3 @@ class IdentityEncoder(Model):
     def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """States (..., history, o), actions (..., history - 1, m) -> latents (..., d)."""
         return torch.cat([features.flatten(-2), actions.flatten(-2)], -1)
-
-
-class Representation(Model):
-    """The encoder with its training heads.
-
-    From the latents the heads predict the next latent, the reward, and the true state or the action. The heads get
-    latents with noise. Each latent dimension has a learned noise scale, and the loss penalises each nat of information
-    in the latents (a variational bottleneck, Alemi et al. 2017). This also fixes the scale of the latents.
-
-    The action is predicted from the latents before and after it, and the second latent does not get this action. The
-    latents then learn to represent the earlier actions: they help to predict the next action, but they are not part of
-    the state. Therefore the action is predicted only if the data have no true states.
-
-    Demonstrations without rewards have no target that depends on an object which is in the pictures alone. There a
-    linear layer predicts the actions that follow, since these depend on it. Demonstrations are few, so the head could
-    learn each picture by heart. Noise on the features of a frozen backbone prevents this, as a ridge penalty does
-    (Bishop 1995). All frames of a history have the same noise, so movements stay visible.
-
-    Args:
-        encoder_config: arguments of the `PixelEncoder`.
-        state_dim: dimension of the true states; 0: the data have none. A linear layer predicts them from the latents.
-        ahead: K, the number of following actions that the latents predict, for demonstrations; 0: none.
-        feature_noise: its standard deviation, in standard deviations of each feature; only with ahead.
-        hidden: width of the two hidden layers of the other heads.
-        shift: largest random shift in pixels, for a backbone that is trained (Yarats et al. 2022).
-        state_weight: weight of the loss of the true states.
-        information_weight: weight of a nat of information.
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        encoder_config: dict[str, Any],
-        state_dim: int = 0,
-        ahead: int = 0,
-        feature_noise: float = 3.5,
-        hidden: int = 256,
-        shift: int = 3,
-        state_weight: float = 5.0,
-        information_weight: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        self.encoder = PixelEncoder(**encoder_config)
-        d, action_dim = self.encoder.config["latent_dim"], self.encoder.config["action_dim"]
-        self.log_noise = nn.Parameter(torch.full((d,), -2.0))
-        self.inverse = None if state_dim else mlp(2 * d, hidden, action_dim)
-        self.next = mlp(d + action_dim, hidden, d)
-        self.reward = mlp(d + action_dim, hidden, 1)
-        self.state = nn.Linear(d, state_dim) if state_dim else None
-        self.following = nn.Linear(d, ahead * action_dim) if ahead else None
-
-    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Sample the random numbers of one training step.
-
-        Returns:
-            shift (B, 2) in pixels, noise of the latents (B, 2, d), and with `ahead` that of the features (B, C F).
-        """
-        s, d = self.config["shift"], self.encoder.config["latent_dim"]
-        random = {
-            "shift": torch.randint(-s, s + 1, (batch, 2), generator=generator),
-            "noise": torch.randn(batch, 2, d, generator=generator),
-        }
-        if self.following is not None and not self.encoder.config["trainable"]:
-            random["features"] = torch.randn(batch, self.encoder.picture_dim, generator=generator)
-        return random
-
-    def loss(
-        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
-    ) -> dict[str, torch.Tensor]:
-        """Return the loss and its parts for a batch of `FrameSteps`.
-
-        The batch has `features` (B, history + 1, F) or, for a backbone that is trained, `frames_0`, `frames_1`, ...
-        (B, history + 1, height, width, 3) of each camera and `measured` (B, history + 1, p), and `actions`
-        (B, history, m), standardised `rewards` (B,) and `states` (B, s). The last action is the predicted one. With
-        `ahead` it has the standardised actions `following` (B, K, m) and whether each is `known` (B, K).
-        """
-        features = batch["features"] if "features" in batch else self._features(batch, random["shift"])
-        if self.training and "features" in random:
-            features = self._noisy(features, random["features"])
-        frames, actions = self.encoder.frames(features), batch["actions"]
-        mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
-        with torch.no_grad():
-            after = self.encoder.join(frames[:, 1:], actions[:, 1:])
-        learned = self.encoder.learned_dim
-        noise = self.log_noise.exp() * random["noise"]
-        now, taken = mean + noise[:, 0], actions[:, -1]
-        pair = torch.cat([now, taken], -1)
-        parts = {
-            "next": (now + self.next(pair) - after).square().mean(),
-            "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
-            "information": self.config["information_weight"] * information(mean[:, :learned], self.log_noise[:learned]),
-        }
-        if self.inverse is not None:
-            hidden = actions[:, 1:].clone()
-            hidden[:, -1:] = 0
-            blind = self.encoder.join(frames[:, 1:], hidden) + noise[:, 1]
-            parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
-        if self.state is not None:
-            # linear above 0.05 standard deviations, so that states which are not visible in any frame (a pole outside
-            # of the picture) do not dominate the loss
-            error = smooth_l1_loss(self.state(now), batch["states"], beta=0.05)
-            parts["state"] = self.config["state_weight"] * error
-        if self.following is not None:
-            error = (self.following(now).view_as(batch["following"]) - batch["following"]).square().mean(-1)
-            # the action that is taken counts as much as all K together
-            parts["following"] = error[:, 0].mean() + error[batch["known"]].mean()
-        return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
-
-    def _noisy(self, features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Features (B, n, C F + p), noise (B, C F) -> features with noise on those of the pictures."""
-        pictures, measured = features.tensor_split([noise.shape[-1]], -1)
-        noise = self.config["feature_noise"] * self.encoder.standard.std[: noise.shape[-1]] * noise
-        return torch.cat([pictures + noise[:, None], measured], -1)
-
-    def _features(self, batch: dict[str, torch.Tensor], shift: torch.Tensor) -> torch.Tensor:
-        parts = []
-        for number in range(self.encoder.config["cameras"]):
-            frames = batch[f"frames_{number}"]
-            shifted = random_shift(frames, shift)
-            parts.append(self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2]))
-        return torch.cat([*parts, batch["measured"]], -1)
-
-
-def information(mean: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
-    """Return the nats of information in latents with mean (B, d) and noise of standard deviation exp(log_noise) (d,).
-
-    The information is KL(N(mean, noise^2) || N(0, 1)), summed over dimensions, mean over the batch.
-    """
-    return 0.5 * (mean.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(-1).mean()

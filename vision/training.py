@@ -1,9 +1,11 @@
 """Check and train the encoder, compute the latents of all rows, and train the decoder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
@@ -13,13 +15,23 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, train_config
 from mpdiffuser.preparation import imitates
-from mpdiffuser.record import TRUE_STATE
 from mpdiffuser.trainer import Trainer
 from mpdiffuser.training import common_options
 from mpdiffuser.windows import split_indices
-from vision.data import FrameSteps, Pictures, Rows, cached_features, encode, encode_frames, inputs, weights_fingerprint
+from vision.data import (
+    FrameSteps,
+    Pictures,
+    Rows,
+    cached_features,
+    encode,
+    encode_frames,
+    inputs,
+    true_state_rows,
+    weights_fingerprint,
+)
 from vision.decoder import Decoder
-from vision.encoder import PixelEncoder, Representation
+from vision.encoder import PixelEncoder
+from vision.representation import Representation, StateEstimator
 from vision.states import with_latents
 
 
@@ -54,8 +66,10 @@ def _cameras(episodes: Episodes) -> list[tuple[int, ...]]:
     return shapes
 
 
-def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
-    """Build the untrained encoder with its training heads, and load the pretrained weights of the backbone.
+def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation | StateEstimator:
+    """Build the untrained model that trains the encoder, and load the pretrained weights of the backbone.
+
+    With true states, cfg.encoder.latent_dim has no effect.
 
     Raises:
         InputError: if the dataset has no pictures, or the backbone's weights are not on this machine.
@@ -64,19 +78,22 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation:
     pictures, measured = inputs(episodes)
     options = settings(cfg.encoder) | {"action_dim": episodes["actions"].shape[1], "cameras": len(pictures)}
     options["proprioception"] = sum(episodes[name].shape[1] for name in measured)
-    options["latent_dim"] += options["proprioception"]
+    states = true_state_rows(episodes).width if cfg.true_states else 0
+    options["latent_dim"] = (states or options["latent_dim"]) + options["proprioception"]
     pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
-    states = episodes.record.names(TRUE_STATE) if cfg.true_states else []
-    # true states are better targets than the actions of demonstrations
-    ahead = cfg.horizon if imitates(cfg, episodes) and not states else 0
-    representation = Representation(options, sum(episodes[name].shape[1] for name in states), ahead)
+    if states:
+        representation: Representation | StateEstimator = StateEstimator(options)
+    else:
+        representation = Representation(options, cfg.horizon if imitates(cfg, episodes) else 0)
     representation.encoder.load_state_dict(encoder.state_dict())
     return representation.eval()
 
 
-def encoder_identities(cfg: DictConfig, data: str, representation: Representation) -> dict[str, dict[str, Any]]:
+def encoder_identities(
+    cfg: DictConfig, data: str, representation: Representation | StateEstimator
+) -> dict[str, dict[str, Any]]:
     """Return the identities of the representation and the decoder (see `mpdiffuser.identity`).
 
     An identity has the dataset's checksum, the options, and the checksum of the pretrained weights. The identity of the
@@ -90,7 +107,8 @@ def encoder_identities(cfg: DictConfig, data: str, representation: Representatio
     encoder = {key: value for key, value in settings(cfg.encoder).items() if key != "download"}
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
-    latents = {"data": data, "latents": {**options, "backbone_weights": weights}}
+    exact = isinstance(representation, StateEstimator)  # the other models are trained on `exact_latents`
+    latents = {"data": data, "latents": {**options, "backbone_weights": weights, "exact": exact}}
     decoder = {"decoder": {**latents, "train_section": settings(cfg.train.decoder)}} if cfg.decoder else {}
     return {"representation": latents, **decoder}
 
@@ -98,7 +116,7 @@ def encoder_identities(cfg: DictConfig, data: str, representation: Representatio
 def train_encoder(
     cfg: DictConfig,
     episodes: Episodes,
-    representation: Representation,
+    representation: Representation | StateEstimator,
     identities: Mapping[str, Any],
     accelerator: Accelerator,
     clock: Clock,
@@ -128,9 +146,11 @@ def train_encoder(
     elif measured := inputs(episodes)[1]:
         encoder.standard.fit_last(Rows([episodes[name] for name in measured])[:])
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
-    true_states, ahead = representation.state is not None, representation.config["ahead"]
+    true_states, ahead = isinstance(representation, StateEstimator), representation.config.get("ahead", 0)
     data = FrameSteps(episodes, train, encoder.history, features, true_states, ahead=ahead)
     validation = FrameSteps(episodes, held_out, encoder.history, features, true_states, data.statistics, ahead)
+    if isinstance(representation, StateEstimator):
+        representation.states.fit(data.targets["states"])
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
         where = (train_config(cfg, name), output / name, accelerator)
@@ -145,6 +165,23 @@ def train_encoder(
         decoder.latents.fit(latents)
         decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))
     return encoder, decoder, with_latents(episodes, latents)
+
+
+def exact_latents(representation: Representation | StateEstimator, episodes: Episodes, encoded: Episodes) -> Episodes:
+    """Return the latent episodes that the other models are trained on (`StateEstimator.exact`).
+
+    They are those of the encoder, if it was trained without true states or the dataset has none.
+
+    Args:
+        representation: trained by `train_encoder`.
+        episodes: the dataset.
+        encoded: the same episodes with the encoder's latents (M, d) as `observations`.
+    """
+    states = true_state_rows(episodes)
+    if not isinstance(representation, StateEstimator) or states.width != representation.states.config["dim"]:
+        return encoded
+    exact = representation.exact(np.asarray(encoded["observations"]), states[:])
+    return replace(encoded, arrays=encoded.arrays | {"observations": exact})
 
 
 def encode_episodes(

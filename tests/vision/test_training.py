@@ -1,5 +1,6 @@
 """From episodes with frames to latent episodes, and what their identity holds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock
 from mpdiffuser.record import PICTURE
 from vision.data import encode
-from vision.training import build_representation, check_encoder, encoder_identities, train_encoder
+from vision.representation import Representation, StateEstimator
+from vision.training import build_representation, check_encoder, encoder_identities, exact_latents, train_encoder
 
 TINY = ["encoder=conv", "encoder.pool=2", "encoder.latent_dim=4", "encoder.history=2", "encoder.projection=16"]
 TINY += ["encoder.hidden=16", "trackers=[]"]
@@ -56,11 +58,11 @@ def test_the_representation_has_the_weights_of_the_encoder(episodes: Episodes, t
 @pytest.mark.slow
 def test_true_states_are_a_target_where_they_may_be(episodes: Episodes, tmp_path: Path) -> None:
     known = build_representation(configuration(tmp_path), episodes)
-    assert known.state is not None and known.state.out_features == 3 and known.inverse is None
+    assert isinstance(known, StateEstimator) and known.encoder.config["latent_dim"] == 3
     unknown = build_representation(configuration(tmp_path, "true_states=false"), episodes)
-    assert unknown.state is None and unknown.inverse is not None
+    assert isinstance(unknown, Representation) and unknown.encoder.config["latent_dim"] == 4
     episodes.record = episodes.record.only(PICTURE)
-    assert build_representation(configuration(tmp_path), episodes).state is None
+    assert isinstance(build_representation(configuration(tmp_path), episodes), Representation)
 
 
 @pytest.mark.slow
@@ -74,7 +76,7 @@ def test_following_actions_are_a_target_of_demonstrations(episodes: Episodes, tm
         ([], pictures, 0),
     ):
         episodes.info["missing"], episodes.record = missing, record
-        assert build_representation(cfg, episodes).config["ahead"] == ahead
+        assert build_representation(cfg, episodes).config.get("ahead", 0) == ahead
 
 
 def test_episodes_without_frames(make_episodes: Any, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_latent_episodes(episodes: Episodes, tmp_path: Path, trainable: bool) ->
     stages = encoder_identities(cfg, "checksum", representation)
     encoder, decoder, latent = train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), clock)
     rows = len(episodes["actions"])
-    assert latent["observations"].shape == (rows, 4) and not {"frames", "physics"} & set(latent.arrays)
+    assert latent["observations"].shape == (rows, 3) and not {"frames", "physics"} & set(latent.arrays)
     for key in ("actions", "rewards", "terminations", "truncations"):
         np.testing.assert_array_equal(latent[key], episodes[key])
     np.testing.assert_array_equal(latent.offsets, episodes.offsets)
@@ -140,6 +142,24 @@ def test_latent_episodes(episodes: Episodes, tmp_path: Path, trainable: bool) ->
     assert {"representation", "latents", "decoder"} <= set(clock.seconds)
     assert ("features" in clock.seconds) == (not trainable)
     assert bool(list(tmp_path.glob("cache/*.npy"))) == (not trainable)
+
+
+def test_the_other_models_get_true_states_where_the_data_have_them(episodes: Episodes, tmp_path: Path) -> None:
+    def trained(*options: str) -> tuple[Any, Episodes]:
+        cfg = configuration(tmp_path / str(len(options)), *options)
+        representation = build_representation(cfg, episodes)
+        stages = encoder_identities(cfg, "checksum", representation)
+        return representation, train_encoder(cfg, episodes, representation, stages, Accelerator(cpu=True), Clock())[2]
+
+    estimator, encoded = trained()
+    exact = exact_latents(estimator, episodes, encoded)
+    states = estimator.states.denormalize(torch.from_numpy(exact["observations"])).numpy()
+    np.testing.assert_allclose(states, episodes["observations"], atol=1e-5)
+    assert not np.allclose(exact["observations"], encoded["observations"], atol=1e-2)
+    pictures = replace(episodes, record=episodes.record.only(PICTURE))
+    assert exact_latents(estimator, pictures, encoded) is encoded
+    representation, encoded = trained("true_states=false")
+    assert exact_latents(representation, episodes, encoded) is encoded
 
 
 def test_a_folder_of_another_run(episodes: Episodes, tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""Models that train an encoder: with the true states of the data, or without."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn.functional import smooth_l1_loss
+
+from mpdiffuser.models.base import Model
+from mpdiffuser.models.mlp import mlp
+from mpdiffuser.models.normalizer import Normalizer
+from vision.augment import random_shift
+from vision.encoder import PixelEncoder
+
+
+class EncoderTraining(Model):
+    """A model with an `encoder` in training. A subclass defines the loss; its configuration has `shift`."""
+
+    encoder: PixelEncoder
+
+    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Sample the random numbers of one training step: the shift (B, 2) in pixels."""
+        s = self.config["shift"]
+        return {"shift": torch.randint(-s, s + 1, (batch, 2), generator=generator)}
+
+    def features(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the features (B, history + 1, C F + p) of a batch of `FrameSteps`. Frames are shifted."""
+        if "features" in batch:
+            return batch["features"]
+        parts = []
+        for number in range(self.encoder.config["cameras"]):
+            frames = batch[f"frames_{number}"]
+            shifted = random_shift(frames, random["shift"])
+            parts.append(self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2]))
+        return torch.cat([*parts, batch["measured"]], -1)
+
+
+class StateEstimator(EncoderTraining):
+    """An encoder whose latents are estimates of the true states, which the data have.
+
+    The learned entries of a latent are the true state, standardised. The other models can be trained on the true
+    states themselves (`exact`). The encoder's latents have errors, and a model that is trained on latents with errors
+    reacts too weakly to the state (regression dilution).
+
+    Args:
+        encoder_config: arguments of the `PixelEncoder`; the number of learned entries is that of the true states.
+        shift: largest random shift in pixels, for a backbone that is trained (Yarats et al. 2022).
+    """
+
+    @register_to_config
+    def __init__(self, encoder_config: dict[str, Any], shift: int = 3) -> None:
+        super().__init__()
+        self.encoder = PixelEncoder(**encoder_config)
+        self.states = Normalizer(self.encoder.learned_dim)
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss of a batch of `FrameSteps` with true `states` (B, s).
+
+        The error counts linearly above 0.05 standard deviations, so that states which are not visible in any frame (a
+        pole outside of the picture) do not dominate the loss.
+        """
+        frames = self.encoder.frames(self.features(batch, random)[:, :-1])
+        latents = self.encoder.join(frames, batch["actions"][:, :-1])[:, : self.encoder.learned_dim]
+        return {"loss": smooth_l1_loss(latents, self.states.normalize(batch["states"]), beta=0.05)}
+
+    @torch.no_grad()
+    def exact(self, latents: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Return latents (M, d) of the encoder with the true states (M, s) in place of their estimates."""
+        learned = self.states.normalize(torch.from_numpy(states).to(self.device)).cpu().numpy()
+        return np.concatenate([learned, latents[:, self.encoder.learned_dim :]], -1)
+
+
+class Representation(EncoderTraining):
+    """The encoder with its training heads.
+
+    From the latents the heads predict the next latent, the reward, and the action. The heads get latents with noise.
+    Each latent dimension has a learned noise scale, and the loss penalises each nat of information in the latents (a
+    variational bottleneck, Alemi et al. 2017). This also fixes the scale of the latents.
+
+    The action is predicted from the latents before and after it, and the second latent does not get this action.
+
+    Demonstrations without rewards have no target that depends on an object which is in the pictures alone. There a
+    linear layer predicts the actions that follow, since these depend on it. Demonstrations are few, so the head could
+    learn each picture by heart. Noise on the features of a frozen backbone prevents this, as a ridge penalty does
+    (Bishop 1995). All frames of a history have the same noise, so movements stay visible.
+
+    Args:
+        encoder_config: arguments of the `PixelEncoder`.
+        ahead: K, the number of following actions that the latents predict, for demonstrations; 0: none.
+        feature_noise: its standard deviation, in standard deviations of each feature; only with ahead.
+        hidden: width of the two hidden layers of the other heads.
+        shift: largest random shift in pixels, for a backbone that is trained (Yarats et al. 2022).
+        information_weight: weight of a nat of information.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder_config: dict[str, Any],
+        ahead: int = 0,
+        feature_noise: float = 3.5,
+        hidden: int = 256,
+        shift: int = 3,
+        information_weight: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.encoder = PixelEncoder(**encoder_config)
+        d, action_dim = self.encoder.config["latent_dim"], self.encoder.config["action_dim"]
+        self.log_noise = nn.Parameter(torch.full((d,), -2.0))
+        self.inverse = mlp(2 * d, hidden, action_dim)
+        self.next = mlp(d + action_dim, hidden, d)
+        self.reward = mlp(d + action_dim, hidden, 1)
+        self.following = nn.Linear(d, ahead * action_dim) if ahead else None
+
+    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Sample the random numbers of one training step.
+
+        Returns:
+            shift (B, 2) in pixels, noise of the latents (B, 2, d), and with `ahead` that of the features (B, C F).
+        """
+        random = super().draw(batch, schedule, generator)
+        random["noise"] = torch.randn(batch, 2, self.encoder.config["latent_dim"], generator=generator)
+        if self.following is not None and not self.encoder.config["trainable"]:
+            random["features"] = torch.randn(batch, self.encoder.picture_dim, generator=generator)
+        return random
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss and its parts for a batch of `FrameSteps`.
+
+        The batch has `features` (B, history + 1, F) or, for a backbone that is trained, `frames_0`, `frames_1`, ...
+        (B, history + 1, height, width, 3) of each camera and `measured` (B, history + 1, p), and `actions`
+        (B, history, m) and standardised `rewards` (B,). The last action is the predicted one. With `ahead` it has the
+        standardised actions `following` (B, K, m) and whether each is `known` (B, K).
+        """
+        features = self.features(batch, random)
+        if self.training and "features" in random:
+            features = self._noisy(features, random["features"])
+        frames, actions = self.encoder.frames(features), batch["actions"]
+        mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
+        with torch.no_grad():
+            after = self.encoder.join(frames[:, 1:], actions[:, 1:])
+        learned = self.encoder.learned_dim
+        noise = self.log_noise.exp() * random["noise"]
+        now, taken = mean + noise[:, 0], actions[:, -1]
+        pair = torch.cat([now, taken], -1)
+        parts = {
+            "next": (now + self.next(pair) - after).square().mean(),
+            "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
+            "information": self.config["information_weight"] * information(mean[:, :learned], self.log_noise[:learned]),
+        }
+        hidden = actions[:, 1:].clone()
+        hidden[:, -1:] = 0
+        blind = self.encoder.join(frames[:, 1:], hidden) + noise[:, 1]
+        parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
+        if self.following is not None:
+            error = (self.following(now).view_as(batch["following"]) - batch["following"]).square().mean(-1)
+            # the action that is taken counts as much as all K together
+            parts["following"] = error[:, 0].mean() + error[batch["known"]].mean()
+        return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
+
+    def _noisy(self, features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Features (B, n, C F + p), noise (B, C F) -> features with noise on those of the pictures."""
+        pictures, measured = features.tensor_split([noise.shape[-1]], -1)
+        noise = self.config["feature_noise"] * self.encoder.standard.std[: noise.shape[-1]] * noise
+        return torch.cat([pictures + noise[:, None], measured], -1)
+
+
+def information(mean: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
+    """Return the nats of information in latents with mean (B, d) and noise of standard deviation exp(log_noise) (d,).
+
+    The information is KL(N(mean, noise^2) || N(0, 1)), summed over dimensions, mean over the batch.
+    """
+    return 0.5 * (mean.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(-1).mean()
