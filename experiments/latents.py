@@ -52,10 +52,10 @@ def measure(task: str, quality: str, steps: int, folder: Path) -> dict[str, Any]
 
 HEAD = """# What the latents keep of the true state
 
-{written_by}. R2 of a perceptron from the 16 latent
-dimensions to the joints' positions (angles as sine and cosine) and velocities, on held-out episodes of the data that
-the encoder was trained on for {steps} steps, true states among its targets. {done} of {all} parts are done; the command
-computes the others. Last column: positions by ridge regression from frozen features of one frame, 2,400 frames of
+{written_by}. R2 of a perceptron from the latents
+to the joints' positions (angles as sine and cosine) and velocities, on held-out episodes of the data that the encoder
+was trained on for {steps} steps, to estimate the true states. {done} of {all} parts are done; the command computes the
+others. Last column: positions by ridge regression from frozen features of one frame, 2,400 frames of
 random actions, not measured by this command; one frame tells almost nothing of the velocities.
 
 """

@@ -70,7 +70,7 @@ class StateEstimator(EncoderTraining):
     @torch.no_grad()
     def exact(self, latents: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Return latents (M, d) of the encoder with the true states (M, s) in place of their estimates."""
-        learned = self.states.normalize(torch.from_numpy(states).to(self.device)).cpu().numpy()
+        learned = self.states.normalize(torch.from_numpy(np.array(states)).to(self.device)).cpu().numpy()
         return np.concatenate([learned, latents[:, self.encoder.learned_dim :]], -1)
 
 
