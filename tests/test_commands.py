@@ -148,25 +148,7 @@ def test_a_launch_that_would_start_one_process_only(tmp_path: Path) -> None:
     ("program", "options", "words"),
     [
         ("evaluate.py", ["pipeline=nowhere"], "pipeline: nowhere is not a pipeline folder"),
-        ("train_vision.py", ["quality=foo"], "quality='foo'"),
         ("train_vision.py", ["sampler.steps=0"], "sampler.steps: must be at least 1"),
-        ("train_vision.py", ["evaluation.episodes=0"], "evaluation.episodes: must be at least 1, found 0"),
-        (
-            "train_vision.py",
-            ["evaluation.parallel_controllers=0"],
-            "evaluation.parallel_controllers: must be at least 1, found 0",
-        ),
-        (
-            "train_vision.py",
-            ["evaluation.safety_probability=1"],
-            "evaluation.safety_probability: must be at least 0 and below 1, found 1",
-        ),
-        (
-            "train_vision.py",
-            ["evaluation.methods=[mpdiffuser,magic]"],
-            "evaluation.methods: must be of random, cloning",
-        ),
-        ("train_vision.py", ["horizon=15"], "horizon: must be a multiple of 2"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path: Path, program: str, options: list[str], words: str) -> None:

@@ -204,10 +204,16 @@ def test_the_expert_alone_is_an_error(hopper_stand: list[str], run: Run, tmp_pat
         (["task=finger_spn", "quality=random"], "task.name='finger_spn': no such dm_control task; did you mean finger"),
         (["task=lqr_lqr_2_1", "quality=random"], "task.name='lqr_lqr_2_1' has no time limit of its own; give one"),
         (["task=walker_walk", "task.action_repeat=3"], "task.action_repeat=3: the policies of walker_walk were"),
+        (["quality=foo"], "quality='foo'"),
+        (["evaluation.episodes=0"], "evaluation.episodes: must be at least 1, found 0"),
+        (["evaluation.parallel_controllers=0"], "evaluation.parallel_controllers: must be at least 1, found 0"),
+        (["evaluation.safety_probability=1"], "evaluation.safety_probability: must be at least 0 and below 1, found 1"),
+        (["evaluation.methods=[mpdiffuser,magic]"], "evaluation.methods: must be of random, cloning"),
+        (["horizon=15"], "horizon: must be a multiple of 2"),
         (["environment=Pendulum-v1"], "environment=Pendulum-v1: is for a dataset that exists; give dataset= too"),
     ],
 )
-def test_what_cannot_be_collected_is_refused_at_once(options: list[str], words: str, run: Run, tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_at_once(options: list[str], words: str, run: Run, tmp_path: Path) -> None:
     status, out, error = run(*TINY, *options, f"data_root={tmp_path}", f"output_dir={tmp_path / 'out'}")
     assert (status, out) == (2, "") and error.startswith(f"error: {words}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
