@@ -19,8 +19,10 @@ from envs.collect import collect
 from envs.record import dm_control_record
 from envs.simulator import DMControlEnv
 from mpdiffuser.config import load
+from mpdiffuser.episodes import Episodes
 from mpdiffuser.methods import METHODS, recipes_of
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.windows import split_indices, step_rows
 
 CARTPOLE = {"name": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1}
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "evaluation.episodes=1", "evaluation.probe_every=0"]
@@ -79,6 +81,16 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         options = [f"dataset={dataset}", f"data_root={folder}", f"output_dir={folder / 'out'}"]
         assert run_main(patch, *CLONING, *options) == 0
     return folder / "out", printed.getvalue()
+
+
+def test_true_states_train_the_models_that_act_on_estimates_of_them(trained: tuple[Path, str], dataset: Path) -> None:
+    pipeline, episodes = MPDiffuserPipeline.from_pretrained(trained[0] / "pipeline"), Episodes.load(dataset)
+    rows = np.isin(episodes.episode_of_row, split_indices(len(episodes), 0.1, 0)[0])
+    states, steps = episodes["observations"], np.intersect1d(np.flatnonzero(rows), step_rows(episodes))
+    exact = (states[rows] - states[steps].mean(0)) / states[steps].std(0)
+    np.testing.assert_allclose(pipeline.latents.std.numpy(), exact.std(0), rtol=1e-4)
+    np.testing.assert_allclose(pipeline.latents.mean.numpy(), exact.mean(0), atol=1e-4)
+    assert pipeline.encoder.config["latent_dim"] == states.shape[1]
 
 
 def contents(folder: Path) -> dict[str, str]:
