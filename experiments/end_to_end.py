@@ -25,9 +25,9 @@ from mpdiffuser.record import PICTURE
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer
 from mpdiffuser.windows import split_indices
-from vision.augment import random_shift
 from vision.data import FrameSteps
 from vision.encoder import PixelEncoder
+from vision.representation import input_features
 
 HISTORY, LATENT, SHIFT = 3, 50, 3  # frames of a latent, its dimension, and the largest shift in pixels
 TRAINING: dict[str, Any] = {
@@ -56,6 +56,8 @@ class PixelPolicy(TD3BCPolicy):
     Args:
         action_dim: m.
         discount: g.
+        latent_dim: d.
+        hidden: width of the hidden layers of all heads.
     """
 
     @register_to_config
@@ -78,9 +80,7 @@ class PixelPolicy(TD3BCPolicy):
 
         Rewards are standardised, which does not change the best policy, since no episode ends early.
         """
-        frames, actions = batch["frames_0"], batch["actions"]
-        shifted = random_shift(frames, random["shift"])
-        projected = self.encoder.frames(self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2]))
+        projected, actions = self.encoder.frames(input_features(self.encoder, batch, random)), batch["actions"]
         steps = {
             "latents": self.encoder.join(projected[:, :-1], actions[:, :-1]),
             "next_latents": self.encoder.join(projected[:, 1:], actions[:, 1:]).detach(),

@@ -15,6 +15,26 @@ from vision.augment import random_shift
 from vision.encoder import PixelEncoder
 
 
+def input_features(
+    encoder: PixelEncoder, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return the features (B, history + 1, C F + p) of a batch of `FrameSteps`.
+
+    Args:
+        encoder: computes the features of frames, for a backbone that is trained.
+        batch: see `FrameSteps.batch`.
+        random: with frames, their `shift` (B, 2) in pixels.
+    """
+    if "features" in batch:
+        return batch["features"]
+    parts = []
+    for number in range(encoder.config["cameras"]):
+        frames = batch[f"frames_{number}"]
+        shifted = random_shift(frames, random["shift"])
+        parts.append(encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2]))
+    return torch.cat([*parts, batch["measured"]], -1)
+
+
 class EncoderTraining(Model):
     """A model with an `encoder` in training. A subclass defines the loss; its configuration has `shift`."""
 
@@ -24,17 +44,6 @@ class EncoderTraining(Model):
         """Sample the random numbers of one training step: the shift (B, 2) in pixels."""
         s = self.config["shift"]
         return {"shift": torch.randint(-s, s + 1, (batch, 2), generator=generator)}
-
-    def features(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the features (B, history + 1, C F + p) of a batch of `FrameSteps`. Frames are shifted."""
-        if "features" in batch:
-            return batch["features"]
-        parts = []
-        for number in range(self.encoder.config["cameras"]):
-            frames = batch[f"frames_{number}"]
-            shifted = random_shift(frames, random["shift"])
-            parts.append(self.encoder.features(shifted.flatten(0, 1)).unflatten(0, frames.shape[:2]))
-        return torch.cat([*parts, batch["measured"]], -1)
 
 
 class StateEstimator(EncoderTraining):
@@ -63,7 +72,7 @@ class StateEstimator(EncoderTraining):
         The error counts linearly above 0.05 standard deviations, so that states which are not visible in any frame (a
         pole outside of the picture) do not dominate the loss.
         """
-        frames = self.encoder.frames(self.features(batch, random)[:, :-1])
+        frames = self.encoder.frames(input_features(self.encoder, batch, random)[:, :-1])
         latents = self.encoder.join(frames, batch["actions"][:, :-1])[:, : self.encoder.learned_dim]
         return {"loss": smooth_l1_loss(latents, self.states.normalize(batch["states"]), beta=0.05)}
 
@@ -138,7 +147,7 @@ class Representation(EncoderTraining):
         (B, history, m) and standardised `rewards` (B,). The last action is the predicted one. With `ahead` it has the
         standardised actions `following` (B, K, m) and whether each is `known` (B, K).
         """
-        features = self.features(batch, random)
+        features = input_features(self.encoder, batch, random)
         if self.training and "features" in random:
             features = self._noisy(features, random["features"])
         frames, actions = self.encoder.frames(features), batch["actions"]

@@ -31,7 +31,7 @@ from vision.data import (
 )
 from vision.decoder import Decoder
 from vision.encoder import PixelEncoder
-from vision.representation import Representation, StateEstimator
+from vision.representation import EncoderTraining, Representation, StateEstimator
 from vision.states import with_latents
 
 
@@ -66,7 +66,7 @@ def _cameras(episodes: Episodes) -> list[tuple[int, ...]]:
     return shapes
 
 
-def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation | StateEstimator:
+def build_representation(cfg: DictConfig, episodes: Episodes) -> EncoderTraining:
     """Build the untrained model that trains the encoder, and load the pretrained weights of the backbone.
 
     With true states, cfg.encoder.latent_dim has no effect.
@@ -83,17 +83,13 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> Representation 
     pretrained, download = options.pop("pretrained"), options.pop("download")
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
-    if states:
-        representation: Representation | StateEstimator = StateEstimator(options)
-    else:
-        representation = Representation(options, cfg.horizon if imitates(cfg, episodes) else 0)
+    ahead = cfg.horizon if imitates(cfg, episodes) else 0
+    representation: EncoderTraining = StateEstimator(options) if states else Representation(options, ahead)
     representation.encoder.load_state_dict(encoder.state_dict())
     return representation.eval()
 
 
-def encoder_identities(
-    cfg: DictConfig, data: str, representation: Representation | StateEstimator
-) -> dict[str, dict[str, Any]]:
+def encoder_identities(cfg: DictConfig, data: str, representation: EncoderTraining) -> dict[str, dict[str, Any]]:
     """Return the identities of the representation and the decoder (see `mpdiffuser.identity`).
 
     An identity has the dataset's checksum, the options, and the checksum of the pretrained weights. The identity of the
@@ -116,7 +112,7 @@ def encoder_identities(
 def train_encoder(
     cfg: DictConfig,
     episodes: Episodes,
-    representation: Representation | StateEstimator,
+    representation: EncoderTraining,
     identities: Mapping[str, Any],
     accelerator: Accelerator,
     clock: Clock,
@@ -167,7 +163,7 @@ def train_encoder(
     return encoder, decoder, with_latents(episodes, latents)
 
 
-def exact_latents(representation: Representation | StateEstimator, episodes: Episodes, encoded: Episodes) -> Episodes:
+def exact_latents(representation: EncoderTraining, episodes: Episodes, encoded: Episodes) -> Episodes:
     """Return the latent episodes that the other models are trained on (`StateEstimator.exact`).
 
     They are those of the encoder, if it was trained without true states or the dataset has none.

@@ -15,6 +15,7 @@ def example() -> tuple[PixelPolicy, dict[str, torch.Tensor], dict[str, torch.Ten
     policy = PixelPolicy(2)
     generator = torch.Generator().manual_seed(0)
     batch = {"frames_0": torch.from_numpy(FRAMES), "rewards": torch.tensor([0.5, -1.0])}
+    batch["measured"] = torch.zeros(2, HISTORY + 1, 0)
     batch["actions"] = 2 * torch.rand(2, HISTORY, 2, generator=generator) - 1
     return policy, batch, policy.draw(2, NoiseSchedule(), generator)
 
