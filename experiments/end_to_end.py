@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.configuration_utils import register_to_config
@@ -25,7 +26,7 @@ from mpdiffuser.record import PICTURE
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.trainer import TrainConfig, Trainer
 from mpdiffuser.windows import split_indices
-from vision.data import FrameSteps
+from vision.data import FrameSteps, history_actions, history_rows
 from vision.encoder import PixelEncoder
 from vision.representation import input_features
 
@@ -40,6 +41,28 @@ TRAINING: dict[str, Any] = {
     "keep": "last",  # the losses change with the values, so the lowest is not the best
     "validate_every": 2000,
 }
+
+
+class Transitions(FrameSteps):
+    """Steps with their last frames, the frame that follows, and the standardised reward.
+
+    Args:
+        episodes: the dataset.
+        chosen: indices of the used episodes.
+        scale: mean and standard deviation of the rewards; None: those of these episodes.
+    """
+
+    def __init__(self, episodes: Episodes, chosen: np.ndarray, scale: tuple[float, float] | None = None) -> None:
+        super().__init__(episodes, chosen, HISTORY, None)
+        self.index = history_rows(episodes, self.rows + 1, HISTORY + 1)
+        self.actions = history_actions(episodes, self.index)
+        rewards = episodes["rewards"][self.rows]
+        self.scale = scale or (float(rewards.mean()), float(rewards.std()) + 1e-6)
+        self.rewards = ((rewards - self.scale[0]) / self.scale[1]).astype(np.float32)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return frames (B, history + 1, height, width, 3), actions (B, history, m) and rewards (B,)."""
+        return {**super().batch(indices), "rewards": torch.from_numpy(self.rewards[indices.numpy()])}
 
 
 class FrameEncoder(PixelEncoder):
@@ -76,7 +99,7 @@ class PixelPolicy(TD3BCPolicy):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Return the losses of TD3+BC for a batch of `FrameSteps` with the frames of one camera.
+        """Return the losses of TD3+BC for a batch of `Transitions`.
 
         Rewards are standardised, which does not change the best policy, since no episode ends early.
         """
@@ -96,8 +119,8 @@ def train(episodes: Episodes, seed: int, folder: Path, validation: float = 0.1, 
     torch.manual_seed(seed)
     model = PixelPolicy(episodes["actions"].shape[1])
     train, held_out = split_indices(len(episodes), validation, seed)
-    data = FrameSteps(episodes, train, HISTORY, None, true_states=False)
-    unseen = FrameSteps(episodes, held_out, HISTORY, None, False, data.statistics)
+    data = Transitions(episodes, train)
+    unseen = Transitions(episodes, held_out, data.scale)
     config = TrainConfig(**TRAINING | training, seed=seed)
     where = (config, folder, Accelerator(cpu=not torch.cuda.is_available()))
     return Trainer("end_to_end", model, data, unseen, *where, identity={"data": episodes.checksum()}).train()

@@ -2,6 +2,6 @@
 
 from vision.decoder import Decoder
 from vision.encoder import IdentityEncoder, PixelEncoder
-from vision.representation import Representation, StateEstimator
+from vision.representation import StateEstimator, WorldModel
 
-__all__ = ["Decoder", "IdentityEncoder", "PixelEncoder", "Representation", "StateEstimator"]
+__all__ = ["Decoder", "IdentityEncoder", "PixelEncoder", "StateEstimator", "WorldModel"]

@@ -21,6 +21,8 @@ from mpdiffuser.windows import step_rows
 from vision.encoder import PixelEncoder
 
 KEEP_EVERY = 32  # batches between two resume points
+# what `FrameSteps` has of the steps that follow: the array, and the least standard deviation to divide by
+FUTURE = {"following": ("actions", 1e-3), "rewards": ("rewards", 1e-6)}
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
@@ -159,14 +161,43 @@ def history_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
     return np.where((between < rows[:, 1:])[..., None], episodes["actions"][between], np.float32(0))
 
 
-def following_actions(episodes: Episodes, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the actions (B, count, m) from each row of rows (B,) on, and whether they are known (B, count).
+def following_rows(episodes: Episodes, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row of rows (B,) and the rows after it, (B, count), and whether an action was taken there.
 
-    An action after the end of the episode is not known; the episode's last action replaces it.
+    The episode's last row with an action replaces the rows after it.
     """
     last = episodes.offsets[1:][episodes.episode_of_row[rows]] - 2
     index = rows[:, None] + np.arange(count)
-    return episodes["actions"][np.minimum(index, last[:, None])], index <= last[:, None]
+    return np.minimum(index, last[:, None]), index <= last[:, None]
+
+
+def picture_targets(features: Rows, picture_dim: int, count: int = 64, batch: int = 4096) -> np.ndarray:
+    """Return what a `WorldModel` predicts of each frame (M, P): main components of the features, and measured values.
+
+    The features are standardised. A component is divided by the square root of its standard deviation, so that small
+    ones count too. All are then scaled to a mean variance of 1.
+
+    Args:
+        features: (M, C F + p), the measured values last.
+        picture_dim: C F.
+        count: number of main components, at most C F. Those beyond the number of rows are 0.
+        batch: number of rows that are read at once. The components are fitted to as many.
+    """
+    sample = features[:: max(1, len(features) // batch)]
+    mean, spread = sample.mean(0), sample.std(0)
+    spread = np.where(spread < 1e-6, 1, spread)
+    found = np.linalg.svd((sample - mean)[:, :picture_dim] / spread[:picture_dim], full_matrices=False)[2][:count]
+    axes = np.zeros((picture_dim, min(count, picture_dim)), np.float32)
+    axes[:, : len(found)] = found.T
+    parts = []
+    for start in range(0, len(features), batch):
+        rows = (features[start : start + batch] - mean) / spread
+        parts.append(np.concatenate([rows[:, :picture_dim] @ axes, rows[:, picture_dim:]], 1))
+    targets = np.concatenate(parts)
+    components = targets[:, : axes.shape[1]]
+    components /= np.sqrt(components.std(0)) + 1e-6
+    components /= components.std() + 1e-6
+    return targets
 
 
 @torch.inference_mode()
@@ -192,8 +223,14 @@ def encode_frames(encoder: PixelEncoder, episodes: Episodes) -> np.ndarray:
     return encode(encoder, episodes, Rows([*features, *(episodes[name] for name in measured)]))
 
 
+def _standard(values: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of values (M, ...) over the rows, and the standard deviation; 1 in place of those below least."""
+    spread = values.std(0)
+    return values.mean(0), np.where(spread < least, 1, spread)
+
+
 class FrameSteps:
-    """Steps with their history of features or frames, for `Representation`.
+    """Steps with their history of features or frames, to train an encoder.
 
     Args:
         episodes: the dataset.
@@ -201,8 +238,9 @@ class FrameSteps:
         history: number of frames for a latent.
         features: (M, F), of a frozen backbone; None: the examples have frames.
         true_states: whether the examples have the true states, if the dataset has them.
-        statistics: mean and standard deviation of the targets; None: those of these episodes.
-        ahead: K, the number of following actions that the examples have.
+        targets: (M, P), see `picture_targets`; only with future.
+        future: K, the number of following actions that the examples have; 0: none.
+        statistics: mean and standard deviation of rewards and following actions; None: those of these episodes.
     """
 
     def __init__(
@@ -211,16 +249,15 @@ class FrameSteps:
         chosen: np.ndarray,
         history: int,
         features: Rows | None,
-        true_states: bool,
+        true_states: bool = False,
+        targets: np.ndarray | None = None,
+        future: int = 0,
         statistics: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
-        ahead: int = 0,
     ) -> None:
         rows = step_rows(episodes)
         self.rows = rows[np.isin(episodes.episode_of_row[rows], chosen)]
         self.owners = episodes.numbers[episodes.episode_of_row[self.rows]]
-        self.index = np.concatenate(
-            [history_rows(episodes, self.rows, history), self.rows[:, None] + 1], 1
-        )  # `history` rows up to o_t, and o_t+1
+        self.index = history_rows(episodes, self.rows, history)
         pictures, measured = inputs(episodes)
         if features is not None:
             self.inputs: dict[str, Any] = {"features": features}
@@ -230,17 +267,12 @@ class FrameSteps:
                 [episodes[name] for name in measured] or [np.zeros((len(episodes["actions"]), 0), np.float32)]
             )
         self.actions = history_actions(episodes, self.index)
-        rewards = np.array(episodes["rewards"][self.rows])
-        self.episodes, self.ahead = episodes, ahead
-        self.statistics = statistics or {"rewards": (rewards.mean(0), rewards.std(0) + 1e-6)}
-        if ahead and statistics is None:
-            taken = episodes["actions"][self.rows]
-            spread = taken.std(0)
-            self.statistics["following"] = taken.mean(0), np.where(spread < 1e-3, 1, spread).astype(np.float32)
-        mean, spread = self.statistics["rewards"]
-        self.targets = {"rewards": (rewards - mean) / spread}
-        if true_states and episodes.record.names(TRUE_STATE):
-            self.targets["states"] = true_state_rows(episodes)[self.rows]
+        has_states = bool(episodes.record.names(TRUE_STATE))
+        self.states = true_state_rows(episodes)[self.rows] if true_states and has_states else None
+        self.episodes, self.targets, self.future = episodes, targets, future
+        self.statistics = statistics or {
+            name: _standard(episodes[key][self.rows], least) for name, (key, least) in FUTURE.items() if future
+        }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -249,19 +281,24 @@ class FrameSteps:
         """Return the steps of indices (B,).
 
         Returns:
-            `features` (B, history + 1, F), or `frames_0`, `frames_1`, ... (B, history + 1, height, width, 3) of each
-            camera and `measured` (B, history + 1, p). Also `actions` (B, history, m), standardised `rewards` (B,) and,
-            if the data have true states, `states` (B, s). With `ahead` also the standardised actions `following`
-            (B, K, m) from the step's own on, and whether they are `known` (B, K).
+            `features` (B, history, F), or `frames_0`, `frames_1`, ... (B, history, height, width, 3) of each camera and
+            `measured` (B, history, p). Also the `actions` (B, history - 1, m) between them and, if the data have true
+            states, `states` (B, s). With `future` also the standardised actions `following` (B, K, m) from the step's
+            own on, their standardised `rewards` (B, K), whether these are `known` (B, K), and the `targets`
+            (B, K + 1, P) before, between and after them.
         """
         i = indices.numpy()
-        targets = {k: v[i].astype(np.float32) for k, v in self.targets.items()}
-        if self.ahead:
-            following, targets["known"] = following_actions(self.episodes, self.rows[i], self.ahead)
-            mean, spread = self.statistics["following"]
-            targets["following"] = (following - mean) / spread
-        found = {k: v[self.index[i]] for k, v in self.inputs.items()} | {"actions": self.actions[i]} | targets
-        return {k: torch.from_numpy(v) for k, v in found.items()}
+        found = {name: values[self.index[i]] for name, values in self.inputs.items()} | {"actions": self.actions[i]}
+        if self.states is not None:
+            found["states"] = self.states[i]
+        if self.future:
+            rows, found["known"] = following_rows(self.episodes, self.rows[i], self.future)
+            for name, (key, _) in FUTURE.items():
+                mean, spread = self.statistics[name]
+                found[name] = ((self.episodes[key][rows] - mean) / spread).astype(np.float32)
+            assert self.targets is not None
+            found["targets"] = self.targets[np.concatenate([self.rows[i][:, None], rows + 1], 1)]
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def sources(self, indices: torch.Tensor) -> np.ndarray:
         """Return the numbers (B,) of the dataset's episodes that the steps (B,) are from."""

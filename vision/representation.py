@@ -18,7 +18,7 @@ from vision.encoder import PixelEncoder
 def input_features(
     encoder: PixelEncoder, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Return the features (B, history + 1, C F + p) of a batch of `FrameSteps`.
+    """Return the features (B, history, C F + p) of a batch of `FrameSteps`.
 
     Args:
         encoder: computes the features of frames, for a backbone that is trained.
@@ -72,8 +72,8 @@ class StateEstimator(EncoderTraining):
         The error counts linearly above 0.05 standard deviations, so that states which are not visible in any frame (a
         pole outside of the picture) do not dominate the loss.
         """
-        frames = self.encoder.frames(input_features(self.encoder, batch, random)[:, :-1])
-        latents = self.encoder.join(frames, batch["actions"][:, :-1])[:, : self.encoder.learned_dim]
+        features = input_features(self.encoder, batch, random)
+        latents = self.encoder(features, batch["actions"])[:, : self.encoder.learned_dim]
         return {"loss": smooth_l1_loss(latents, self.states.normalize(batch["states"]), beta=0.05)}
 
     @torch.no_grad()
@@ -83,26 +83,31 @@ class StateEstimator(EncoderTraining):
         return np.concatenate([learned, latents[:, self.encoder.learned_dim :]], -1)
 
 
-class Representation(EncoderTraining):
-    """The encoder with its training heads.
+class WorldModel(EncoderTraining):
+    """An encoder and a model of the world in its latents, for data without true states.
 
-    From the latents the heads predict the next latent, the reward, and the action. The heads get latents with noise.
-    Each latent dimension has a learned noise scale, and the loss penalises each nat of information in the latents (a
-    variational bottleneck, Alemi et al. 2017). This also fixes the scale of the latents.
+    The actions carry the latent of a step forward in time. From each carried latent, heads predict the picture of that
+    time, as main components of its features, and the reward. So a latent has what the next pictures depend on, such as
+    velocities. It has them precisely, since an error of a velocity grows with time.
 
-    The action is predicted from the latents before and after it, and the second latent does not get this action.
+    The heads get latents with noise. Each latent dimension has a learned noise scale, and the loss penalises each nat
+    of information in the latents (a variational bottleneck, Alemi et al. 2017). This also fixes the scale of the
+    latents.
 
-    Demonstrations without rewards have no target that depends on an object which is in the pictures alone. There a
-    linear layer predicts the actions that follow, since these depend on it. Demonstrations are few, so the head could
-    learn each picture by heart. Noise on the features of a frozen backbone prevents this, as a ridge penalty does
-    (Bishop 1995). All frames of a history have the same noise, so movements stay visible.
+    Demonstrations without rewards show what matters by the actions alone. There a linear layer predicts the actions
+    that follow. Demonstrations are few, so the head could learn each picture by heart. Noise on the features of a
+    frozen backbone prevents this, as a ridge penalty does (Bishop 1995). All frames of a history have the same noise,
+    so movements stay visible.
 
     Args:
         encoder_config: arguments of the `PixelEncoder`.
+        targets: P, the width of `targets` in a batch.
+        carried: J, the number of actions that carry a latent forward.
         ahead: K, the number of following actions that the latents predict, for demonstrations; 0: none.
         feature_noise: its standard deviation, in standard deviations of each feature; only with ahead.
         hidden: width of the two hidden layers of the other heads.
         shift: largest random shift in pixels, for a backbone that is trained (Yarats et al. 2022).
+        target_weight: weight of the error of the targets.
         information_weight: weight of a nat of information.
     """
 
@@ -110,29 +115,37 @@ class Representation(EncoderTraining):
     def __init__(
         self,
         encoder_config: dict[str, Any],
+        targets: int,
+        carried: int = 8,
         ahead: int = 0,
         feature_noise: float = 3.5,
         hidden: int = 256,
         shift: int = 3,
-        information_weight: float = 1e-3,
+        target_weight: float = 4.0,
+        information_weight: float = 1e-4,
     ) -> None:
         super().__init__()
         self.encoder = PixelEncoder(**encoder_config)
         d, action_dim = self.encoder.config["latent_dim"], self.encoder.config["action_dim"]
         self.log_noise = nn.Parameter(torch.full((d,), -2.0))
-        self.inverse = mlp(2 * d, hidden, action_dim)
-        self.next = mlp(d + action_dim, hidden, d)
+        self.change = mlp(d + action_dim, hidden, d)
+        self.picture = mlp(d, hidden, targets)
         self.reward = mlp(d + action_dim, hidden, 1)
         self.following = nn.Linear(d, ahead * action_dim) if ahead else None
+
+    @property
+    def future(self) -> int:
+        """The number of following actions in a batch: the larger of J and K."""
+        return max(self.config["carried"], self.config["ahead"])
 
     def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Sample the random numbers of one training step.
 
         Returns:
-            shift (B, 2) in pixels, noise of the latents (B, 2, d), and with `ahead` that of the features (B, C F).
+            shift (B, 2) in pixels, noise of the latents (B, d), and with `ahead` that of the features (B, C F).
         """
         random = super().draw(batch, schedule, generator)
-        random["noise"] = torch.randn(batch, 2, self.encoder.config["latent_dim"], generator=generator)
+        random["noise"] = torch.randn(batch, self.encoder.config["latent_dim"], generator=generator)
         if self.following is not None and not self.encoder.config["trainable"]:
             random["features"] = torch.randn(batch, self.encoder.picture_dim, generator=generator)
         return random
@@ -140,33 +153,26 @@ class Representation(EncoderTraining):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Return the loss and its parts for a batch of `FrameSteps`.
-
-        The batch has `features` (B, history + 1, F) or, for a backbone that is trained, `frames_0`, `frames_1`, ...
-        (B, history + 1, height, width, 3) of each camera and `measured` (B, history + 1, p), and `actions`
-        (B, history, m) and standardised `rewards` (B,). The last action is the predicted one. With `ahead` it has the
-        standardised actions `following` (B, K, m) and whether each is `known` (B, K).
-        """
+        """Return the loss and its parts for a batch of `FrameSteps` with `future`."""
         features = input_features(self.encoder, batch, random)
         if self.training and "features" in random:
             features = self._noisy(features, random["features"])
-        frames, actions = self.encoder.frames(features), batch["actions"]
-        mean = self.encoder.join(frames[:, :-1], actions[:, :-1])
-        with torch.no_grad():
-            after = self.encoder.join(frames[:, 1:], actions[:, 1:])
-        learned = self.encoder.learned_dim
-        noise = self.log_noise.exp() * random["noise"]
-        now, taken = mean + noise[:, 0], actions[:, -1]
-        pair = torch.cat([now, taken], -1)
+        mean = self.encoder(features, batch["actions"])
+        now = mean + self.log_noise.exp() * random["noise"]
+        steps, learned = self.config["carried"], self.encoder.learned_dim
+        actions, known = batch["following"][:, :steps], batch["known"][:, :steps]
+        latents = [now]
+        for action in actions.unbind(1):
+            latents.append(latents[-1] + self.change(torch.cat([latents[-1], action], -1)))
+        carried = torch.stack(latents, 1)
+        pictures = self.picture(carried)
+        errors = smooth_l1_loss(pictures, batch["targets"][:, : steps + 1], beta=0.1, reduction="none").mean(-1)
+        rewards = self.reward(torch.cat([carried[:, :-1], actions], -1))[..., 0]
         parts = {
-            "next": (now + self.next(pair) - after).square().mean(),
-            "reward": (self.reward(pair)[:, 0] - batch["rewards"]).square().mean(),
+            "picture": self.config["target_weight"] * errors[torch.cat([known[:, :1], known], 1)].mean(),
+            "reward": (rewards - batch["rewards"][:, :steps])[known].square().mean(),
             "information": self.config["information_weight"] * information(mean[:, :learned], self.log_noise[:learned]),
         }
-        hidden = actions[:, 1:].clone()
-        hidden[:, -1:] = 0
-        blind = self.encoder.join(frames[:, 1:], hidden) + noise[:, 1]
-        parts["inverse"] = (self.inverse(torch.cat([now, blind], -1)) - taken).square().mean()
         if self.following is not None:
             error = (self.following(now).view_as(batch["following"]) - batch["following"]).square().mean(-1)
             # the action that is taken counts as much as all K together

@@ -26,13 +26,16 @@ from vision.data import (
     encode,
     encode_frames,
     inputs,
+    picture_targets,
     true_state_rows,
     weights_fingerprint,
 )
 from vision.decoder import Decoder
 from vision.encoder import PixelEncoder
-from vision.representation import EncoderTraining, Representation, StateEstimator
+from vision.representation import EncoderTraining, StateEstimator, WorldModel
 from vision.states import with_latents
+
+COMPONENTS = 64  # of a frame's features, that a `WorldModel` predicts
 
 
 def check_encoder(cfg: DictConfig, episodes: Episodes | None) -> None:
@@ -84,7 +87,8 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> EncoderTraining
     torch.manual_seed(cfg.seed)
     encoder = PixelEncoder.pretrained(download, **options) if pretrained else PixelEncoder(**options)
     ahead = cfg.horizon if imitates(cfg, episodes) else 0
-    representation: EncoderTraining = StateEstimator(options) if states else Representation(options, ahead)
+    targets = min(COMPONENTS, encoder.picture_dim) + options["proprioception"]
+    representation: EncoderTraining = StateEstimator(options) if states else WorldModel(options, targets, ahead=ahead)
     representation.encoder.load_state_dict(encoder.state_dict())
     return representation.eval()
 
@@ -107,6 +111,14 @@ def encoder_identities(cfg: DictConfig, data: str, representation: EncoderTraini
     latents = {"data": data, "latents": {**options, "backbone_weights": weights, "exact": exact}}
     decoder = {"decoder": {**latents, "train_section": settings(cfg.train.decoder)}} if cfg.decoder else {}
     return {"representation": latents, **decoder}
+
+
+def fit_inputs(encoder: PixelEncoder, episodes: Episodes, features: Rows | None) -> None:
+    """Fit the standardisation of the encoder's inputs: features of a frozen backbone (M, F), and measured values."""
+    if features is not None:
+        encoder.standard.fit(features[:: max(1, len(features) // 4096)])
+    elif measured := inputs(episodes)[1]:
+        encoder.standard.fit_last(Rows([episodes[name] for name in measured])[:])
 
 
 def train_encoder(
@@ -134,19 +146,21 @@ def train_encoder(
     """
     output, cache = Path(cfg.output_dir), Path(cfg.data_root) / "cache"
     encoder = representation.to(accelerator.device).encoder
-    features = None
-    if not encoder.config["trainable"]:
+    features, targets = None, None
+    if not encoder.config["trainable"] or isinstance(representation, WorldModel):
         with clock("features"), accelerator.main_process_first():
             features = cached_features(encoder, episodes, cache)
-        encoder.standard.fit(features[:: max(1, len(features) // 4096)])
-    elif measured := inputs(episodes)[1]:
-        encoder.standard.fit_last(Rows([episodes[name] for name in measured])[:])
+        if isinstance(representation, WorldModel):  # the features of a backbone before it is trained are targets too
+            targets = picture_targets(features, encoder.picture_dim, COMPONENTS)
+    if encoder.config["trainable"]:
+        features = None
+    fit_inputs(encoder, episodes, features)
     train, held_out = split_indices(len(episodes), cfg.validation, cfg.seed)
-    true_states, ahead = isinstance(representation, StateEstimator), representation.config.get("ahead", 0)
-    data = FrameSteps(episodes, train, encoder.history, features, true_states, ahead=ahead)
-    validation = FrameSteps(episodes, held_out, encoder.history, features, true_states, data.statistics, ahead)
+    kind = {"targets": targets, "future": representation.future} if targets is not None else {"true_states": True}
+    data = FrameSteps(episodes, train, encoder.history, features, **kind)
+    validation = FrameSteps(episodes, held_out, encoder.history, features, **kind, statistics=data.statistics)
     if isinstance(representation, StateEstimator):
-        representation.states.fit(data.targets["states"])
+        representation.states.fit(data.states)
 
     def fit(name: str, model: Any, data: Any, validation: Any) -> Any:
         where = (train_config(cfg, name), output / name, accelerator)
@@ -156,7 +170,7 @@ def train_encoder(
     decoder = Decoder(encoder.config["latent_dim"], *_cameras(episodes)[0][:2]) if cfg.decoder else None
     encoder = fit("representation", representation, data, validation).encoder.eval()
     with clock("latents"):
-        latents = encode(encoder, episodes, features) if features is not None else encode_frames(encoder, episodes)
+        latents = encode_frames(encoder, episodes) if features is None else encode(encoder, episodes, features)
     if decoder is not None:
         decoder.latents.fit(latents)
         decoder = fit("decoder", decoder, Pictures(episodes, train, latents), Pictures(episodes, held_out, latents))

@@ -12,13 +12,15 @@ from mpdiffuser.history import LatentHistory
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION, TRUE_STATE, Actions, Observation, Record
 from vision.data import (
     FrameSteps,
+    Rows,
     cached_features,
     encode,
     encode_frames,
-    following_actions,
+    following_rows,
     history_actions,
     history_rows,
     inputs,
+    picture_targets,
 )
 from vision.encoder import PixelEncoder
 
@@ -46,10 +48,9 @@ def test_history_actions_lie_between_the_frames(episodes: Episodes) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_following_actions_are_known_within_their_episode(episodes: Episodes) -> None:
-    found, known = following_actions(episodes, np.array([0, 4, 5, 7, 16]), 3)
-    rows = [[0, 1, 2], [4, 5, 5], [5, 5, 5], [7, 8, 9], [16, 16, 16]]
-    np.testing.assert_array_equal(found, episodes["actions"][rows])
+def test_following_rows_are_known_within_their_episode(episodes: Episodes) -> None:
+    found, known = following_rows(episodes, np.array([0, 4, 5, 7, 16]), 3)
+    assert found.tolist() == [[0, 1, 2], [4, 5, 5], [5, 5, 5], [7, 8, 9], [16, 16, 16]]
     assert known.astype(int).tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]
 
 
@@ -116,8 +117,8 @@ def test_acting_with_two_cameras_and_joints_sees_what_training_saw(
 
 def test_steps_with_two_cameras_and_joints(robot: Episodes) -> None:
     batch = FrameSteps(robot, np.arange(3), 2, None, True).batch(torch.tensor([3]))
-    rows = [2, 3, 4]
-    assert set(batch) == {"frames_0", "frames_1", "measured", "actions", "rewards", "states"}
+    rows = [2, 3]
+    assert set(batch) == {"frames_0", "frames_1", "measured", "actions", "states"}
     for key, name in (("frames_0", "frames"), ("frames_1", "wrist"), ("measured", "joints")):
         np.testing.assert_array_equal(batch[key][0], robot[name][rows])
     assert batch["states"].shape == (1, 3)  # the joints are no target
@@ -192,38 +193,50 @@ def test_a_killed_write_leaves_nothing_that_is_used(make_encoder, episodes: Epis
     assert sorted(file.suffix or file.name for file in tmp_path.iterdir()) == [".lock", ".npy"]
 
 
-def test_steps_hold_consecutive_steps(episodes: Episodes) -> None:
+def test_steps_hold_their_history(episodes: Episodes) -> None:
     data = FrameSteps(episodes, np.array([0, 2]), 2, None, True)
     assert len(data) == 6 + 5
     batch = data.batch(torch.tensor([0, 5, 6]))
-    assert batch["measured"].shape == (3, 3, 0)  # the states are a target
+    assert batch["measured"].shape == (3, 2, 0)  # the states are a target
     rows = [0, 5, 12]
     for i, (before, row) in enumerate([(0, 0), (4, 5), (12, 12)]):
-        np.testing.assert_array_equal(batch["frames_0"][i], episodes["frames"][[before, row, row + 1]])
+        np.testing.assert_array_equal(batch["frames_0"][i], episodes["frames"][[before, row]])
     before = [np.zeros(2), episodes["actions"][4], np.zeros(2)]
-    np.testing.assert_array_equal(batch["actions"], np.stack([before, episodes["actions"][rows]], 1).astype(np.float32))
-    used = [*range(6), *range(12, 17)]
-    mean, std = episodes["rewards"][used].mean(0), episodes["rewards"][used].std(0)
-    np.testing.assert_allclose(batch["rewards"], (episodes["rewards"][rows] - mean) / std, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(batch["actions"][:, 0], np.float32(before))
     np.testing.assert_array_equal(batch["states"], episodes["observations"][rows])
-
-
-def test_held_out_steps_use_the_training_statistics(episodes: Episodes) -> None:
-    train = FrameSteps(episodes, np.array([0, 1]), 2, None, True)
-    held_out = FrameSteps(episodes, np.array([2]), 2, None, True, train.statistics)
-    known = episodes["rewards"][[*range(6), *range(7, 11)]]
-    expected = (episodes["rewards"][12:17] - known.mean()) / known.std()
-    np.testing.assert_allclose(held_out.batch(torch.arange(5))["rewards"], expected, rtol=1e-3)
     assert "states" not in FrameSteps(episodes, np.array([2]), 2, None, False).batch(torch.arange(5))
 
 
-def test_following_actions_are_standardised_as_in_training(episodes: Episodes) -> None:
+def test_what_follows_is_standardised_as_in_training(episodes: Episodes) -> None:
     episodes.arrays["actions"][:, 1] = 0.25  # a gripper that does not move
-    train = FrameSteps(episodes, np.array([0, 1]), 2, None, False, ahead=3)
-    held_out = FrameSteps(episodes, np.array([2]), 2, None, False, train.statistics, ahead=3)
+    targets = np.arange(len(episodes["actions"]), dtype=np.float32)[:, None]
+    train = FrameSteps(episodes, np.array([0, 1]), 2, None, targets=targets, future=3)
+    held_out = FrameSteps(episodes, np.array([2]), 2, None, targets=targets, future=3, statistics=train.statistics)
     batch = held_out.batch(torch.tensor([0, 4]))
-    used = episodes["actions"][[*range(6), *range(7, 11)]]
-    expected, known = following_actions(episodes, np.array([12, 16]), 3)
-    expected = (expected - used.mean(0)) / [used[:, 0].std(), 1]
-    np.testing.assert_allclose(batch["following"], expected, rtol=1e-4, atol=1e-6)
+    used = [*range(6), *range(7, 11)]
+    rows, known = following_rows(episodes, np.array([12, 16]), 3)
     np.testing.assert_array_equal(batch["known"], known)
+    actions, rewards = episodes["actions"], episodes["rewards"]
+    expected = (actions[rows] - actions[used].mean(0)) / [actions[used, 0].std(), 1]
+    np.testing.assert_allclose(batch["following"], expected, rtol=1e-4, atol=1e-6)
+    expected = (rewards[rows] - rewards[used].mean()) / rewards[used].std()
+    np.testing.assert_allclose(batch["rewards"], expected, rtol=1e-3, atol=1e-6)
+    assert batch["targets"][..., 0].tolist() == [[12, 13, 14, 15], [16, 17, 17, 17]]
+
+
+def test_picture_targets_are_main_components_and_measured_values() -> None:
+    """The components explain what varies, and a constant feature does no harm."""
+    random = np.random.default_rng(0)
+    sources = random.normal(size=(5000, 2)) * [3, 1]
+    pictures = np.concatenate([sources @ random.normal(size=(2, 6)), np.ones((5000, 1))], 1)
+    measured = random.normal(size=(5000, 1)) * 5 + 2
+    features = Rows([pictures.astype(np.float16), measured.astype(np.float32)])
+    targets = picture_targets(features, 7, count=2)
+    assert targets.shape == (5000, 3)
+    np.testing.assert_allclose(targets[:, 2], (measured[:, 0] - 2) / 5, atol=0.15)
+    np.testing.assert_allclose(np.corrcoef(targets[:, 0], targets[:, 1])[0, 1], 0, atol=0.05)
+    np.testing.assert_allclose(targets[:, :2].std(), 1, rtol=0.05)
+    design = np.concatenate([targets[:, :2], np.ones((5000, 1))], 1)
+    residual = pictures - design @ np.linalg.lstsq(design, pictures, rcond=None)[0]
+    assert np.abs(residual).max() < 0.02
+    assert picture_targets(features, 7, count=99).shape == (5000, 8)

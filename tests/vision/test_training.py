@@ -15,7 +15,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock
 from mpdiffuser.record import PICTURE
 from vision.data import encode
-from vision.representation import Representation, StateEstimator
+from vision.representation import StateEstimator, WorldModel
 from vision.training import build_representation, check_encoder, encoder_identities, exact_latents, train_encoder
 
 TINY = ["encoder=conv", "encoder.pool=2", "encoder.latent_dim=4", "encoder.history=2", "encoder.projection=16"]
@@ -60,9 +60,9 @@ def test_true_states_are_a_target_where_they_may_be(episodes: Episodes, tmp_path
     known = build_representation(configuration(tmp_path), episodes)
     assert isinstance(known, StateEstimator) and known.encoder.config["latent_dim"] == 3
     unknown = build_representation(configuration(tmp_path, "true_states=false"), episodes)
-    assert isinstance(unknown, Representation) and unknown.encoder.config["latent_dim"] == 4
+    assert isinstance(unknown, WorldModel) and unknown.encoder.config["latent_dim"] == 4
     episodes.record = episodes.record.only(PICTURE)
-    assert isinstance(build_representation(configuration(tmp_path), episodes), Representation)
+    assert isinstance(build_representation(configuration(tmp_path), episodes), WorldModel)
 
 
 @pytest.mark.slow
