@@ -1,8 +1,8 @@
 """How much of the true state the latents keep, by task and quality of the data: python -m experiments.latents
 
-Collects about 10,000 frames for each task and quality, and trains the encoder on them as train_vision.py does. A
-perceptron then predicts the joints' positions (angles as sine and cosine) and velocities on the held-out episodes
-(`vision.probe`). Results under --folder are reused. Writes docs/latents.md.
+Collects about 10,000 frames for each task and quality, and trains the encoder on them as train_vision.py does, with and
+without true states. A perceptron then predicts the joints' positions (angles as sine and cosine) and velocities on the
+held-out episodes (`vision.probe`). Results under --folder are reused. Writes docs/latents.md.
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,14 @@ QUALITIES = ("expert", "random")
 FROZEN = {"cartpole_swingup": 0.87, "reacher_easy": 0.85, "walker_walk": 0.64, "cheetah_run": 0.80}
 
 
-def measure(task: str, quality: str, steps: int, folder: Path) -> dict[str, Any]:
+def measure(task: str, quality: str, true_states: bool, steps: int, folder: Path) -> dict[str, Any]:
     """R2 of positions and velocities, and the number of frames."""
-    output, (count, seconds) = folder / f"{task}-{quality}", DATA[task]
+    output, (count, seconds) = folder / f"{task}-{quality}-{'with' if true_states else 'without'}", DATA[task]
 
     def run() -> dict[str, Any]:
         overrides = [f"task={task}", f"output_dir={output}", f"data_root={folder / 'data'}", "trackers=[]"]
-        cfg = load("vision", [*overrides, f"train.representation.steps={steps}", "train.decoder.steps=1"])
+        overrides += [f"true_states={true_states}", f"train.representation.steps={steps}", "decoder=false"]
+        cfg = load("vision", overrides)
         accelerator = start(cfg)
         record = dm_control_record(cfg.task, cfg.rendering, seconds)
         data = Episodes.load(collect(record, quality, count, 0, cfg.data_root))
@@ -54,20 +55,23 @@ HEAD = """# What the latents keep of the true state
 
 {written_by}. R2 of a perceptron from the latents
 to the joints' positions (angles as sine and cosine) and velocities, on held-out episodes of the data that the encoder
-was trained on for {steps} steps, to estimate the true states. {done} of {all} parts are done; the command computes the
-others. Last column: positions by ridge regression from frozen features of one frame, 2,400 frames of
-random actions, not measured by this command; one frame tells almost nothing of the velocities.
+was trained on for {steps} steps: to estimate the true states, or without true states ([How it
+learns](train.md#how-it-learns-from-mixed-data)). {done} of {all} parts are done; the command computes the others. Last
+column: positions by ridge regression from frozen features of one frame, 2,400 frames of random actions, not measured by
+this command; one frame tells almost nothing of the velocities.
 
 """
-COLUMNS = ("task", "data", "frames", "positions", "velocities", "frozen, one frame: positions")
+R2 = ("positions", "velocities")
+COLUMNS = ("task", "data", "frames", *(f"{kind}: {name}" for kind in ("with", "without") for name in R2))
+COLUMNS = (*COLUMNS, "frozen, one frame: positions")
 
 
-def page(results: dict[tuple[str, str], dict[str, Any]], steps: int) -> str:
-    """docs/latents.md"""
+def page(results: dict[tuple[str, str], list[dict[str, Any]]], steps: int) -> str:
+    """docs/latents.md, from task and quality -> the results with and without true states."""
     rows = []
     for (task, quality), found in results.items():
-        r2 = [f"{found['r2'][name]:.3f}" for name in ("positions", "velocities")]
-        rows.append([task, quality, found["frames"], *r2, FROZEN[task] if quality == "random" else ""])
+        r2 = [f"{each['r2'][name]:.3f}" for each in found for name in R2]
+        rows.append([task, quality, found[0]["frames"], *r2, FROZEN[task] if quality == "random" else ""])
     counts = {"done": len(rows), "all": len(DATA) * len(QUALITIES)}
     return HEAD.format(written_by=pages.written_by("latents"), steps=steps, **counts) + pages.table(COLUMNS, rows)
 
@@ -79,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("results/latents"), help="of data and encoders")
     parser.add_argument("--page", type=Path, default=pages.DOCS / "latents.md")
     args = parser.parse_args(arguments)
-    results = {}
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in args.tasks:
         for quality in QUALITIES:
-            results[task, quality] = measure(task, quality, args.steps, args.folder)
+            results[task, quality] = [measure(task, quality, known, args.steps, args.folder) for known in (True, False)]
             print(task, quality, results[task, quality], flush=True)
             args.page.write_text(page(results, args.steps))
 
