@@ -96,8 +96,8 @@ def build_representation(cfg: DictConfig, episodes: Episodes) -> EncoderTraining
 def encoder_identities(cfg: DictConfig, data: str, representation: EncoderTraining) -> dict[str, dict[str, Any]]:
     """Return the identities of the representation and the decoder (see `mpdiffuser.identity`).
 
-    An identity has the dataset's checksum, the options, and the checksum of the pretrained weights. The identity of the
-    representation is also the identity of the latents.
+    An identity has the dataset's checksum, the options, the checksum of the pretrained weights, and the class of the
+    representation. The identity of the representation is also the identity of the latents.
 
     Args:
         cfg: the whole configuration.
@@ -107,8 +107,8 @@ def encoder_identities(cfg: DictConfig, data: str, representation: EncoderTraini
     encoder = {key: value for key, value in settings(cfg.encoder).items() if key != "download"}
     weights = weights_fingerprint(representation.encoder.frame_net) if encoder["pretrained"] else None
     options = {**common_options(cfg), "encoder": encoder, "train_section": settings(cfg.train.representation)}
-    exact = isinstance(representation, StateEstimator)  # the other models are trained on `exact_latents`
-    latents = {"data": data, "latents": {**options, "backbone_weights": weights, "exact": exact}}
+    options |= {"backbone_weights": weights, "trained_as": type(representation).__name__}
+    latents = {"data": data, "latents": options}
     decoder = {"decoder": {**latents, "train_section": settings(cfg.train.decoder)}} if cfg.decoder else {}
     return {"representation": latents, **decoder}
 
