@@ -44,7 +44,7 @@ class PixelEncoder(Model):
         stride: int = 16,
         pool: int = 4,
         action_dim: int = 1,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         history: int = 5,
         projection: int = 256,
         hidden: int = 512,
