@@ -161,23 +161,28 @@ class WorldModel(EncoderTraining):
         now = mean + self.log_noise.exp() * random["noise"]
         steps, learned = self.config["carried"], self.encoder.learned_dim
         actions, known = batch["following"][:, :steps], batch["known"][:, :steps]
-        latents = [now]
-        for action in actions.unbind(1):
-            latents.append(latents[-1] + self.change(torch.cat([latents[-1], action], -1)))
-        carried = torch.stack(latents, 1)
-        pictures = self.picture(carried)
-        errors = smooth_l1_loss(pictures, batch["targets"][:, : steps + 1], beta=0.1, reduction="none").mean(-1)
-        rewards = self.reward(torch.cat([carried[:, :-1], actions], -1))[..., 0]
+        latents = self.carry(now, actions)
+        errors = smooth_l1_loss(self.picture(latents), batch["targets"][:, : steps + 1], beta=0.1, reduction="none")
+        rewards = self.reward(torch.cat([latents[:, :-1], actions], -1))[..., 0]
+        seen = torch.cat([known[:, :1], known], 1)  # the present picture, and that after each known action
         parts = {
-            "picture": self.config["target_weight"] * errors[torch.cat([known[:, :1], known], 1)].mean(),
+            "picture": self.config["target_weight"] * errors[seen].mean(),
             "reward": (rewards - batch["rewards"][:, :steps])[known].square().mean(),
             "information": self.config["information_weight"] * information(mean[:, :learned], self.log_noise[:learned]),
         }
         if self.following is not None:
-            error = (self.following(now).view_as(batch["following"]) - batch["following"]).square().mean(-1)
+            actions, known = (batch[name][:, : self.config["ahead"]] for name in ("following", "known"))
+            error = (self.following(now).view_as(actions) - actions).square().mean(-1)
             # the action that is taken counts as much as all K together
-            parts["following"] = error[:, 0].mean() + error[batch["known"]].mean()
+            parts["following"] = error[:, 0].mean() + error[known].mean()
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
+
+    def carry(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Latents (B, d), standardised actions (B, J, m) -> latents (B, J + 1, d) before, between and after them."""
+        carried = [latents]
+        for action in actions.unbind(1):
+            carried.append(carried[-1] + self.change(torch.cat([carried[-1], action], -1)))
+        return torch.stack(carried, 1)
 
     def _noisy(self, features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Features (B, n, C F + p), noise (B, C F) -> features with noise on those of the pictures."""

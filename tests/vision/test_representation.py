@@ -68,6 +68,17 @@ def test_following_actions_that_are_not_known_do_not_count(small) -> None:
     torch.testing.assert_close(gradient, error * weight[..., None])
 
 
+def test_fewer_following_actions_than_carry_a_latent(small) -> None:
+    """The linear layer predicts the first of them."""
+    _, batch = demonstrations(small)
+    config = {**small, "history": 2, "latent_dim": 6, "proprioception": 2}
+    model = WorldModel(config, targets=5, carried=3, ahead=1)
+    assert model.future == 3
+    found = model.loss(batch, {"noise": torch.zeros(4, 6)}, None)["following"]
+    error = model.following(model.encoder(batch["features"], batch["actions"])) - batch["following"][:, 0]
+    torch.testing.assert_close(found, 2 * error.square().mean())
+
+
 def test_noise_on_features_is_of_the_training_and_of_the_pictures_alone(small) -> None:
     """It is the same in all frames of a step, so the difference of two frames has none."""
     representation, batch = demonstrations(small)
