@@ -10,7 +10,8 @@ def test_the_page() -> None:
     text = encoders.page({("walker_walk", names[0]): [found, found], ("walker_walk", names[2]): [found]}, [0, 1])
     lines = [line for line in text.splitlines() if line.startswith("| walker_walk")]
     assert lines[0] == f"| walker_walk | {names[0]} |  | 0.91 0.70, 0.91 0.70 | 2 ± 1, 2 ± 1 | 5 ± 0, 5 ± 0 | 12, 12 |"
-    assert lines[1] == f"| walker_walk | {names[2]} | `encoder.trainable=true` | 0.91 0.70 | 2 ± 1 | 5 ± 0 | 12 |"
+    options = " ".join(encoders.ENCODERS[names[2]])
+    assert lines[1] == f"| walker_walk | {names[2]} | `{options}` | 0.91 0.70 | 2 ± 1 | 5 ± 0 | 12 |"
 
 
 def test_each_encoder_has_its_options() -> None:
