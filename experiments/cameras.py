@@ -123,7 +123,7 @@ def measure(data_seed: int, seed: int, folder: Path, options: Sequence[str]) -> 
 HEAD = """# Cameras and joints
 
 {written_by}, with other jobs beside. R2 of a
-linear regression from the 18 latent dimensions, fitted to the 60 training episodes of 40 decisions, on 40 further
+linear regression from the latents, fitted to the 60 training episodes of 40 decisions, on 40 further
 episodes, mean over dimensions. The recordings are drawn: two cameras of {height} x {width} pixels see an arm's tip and
 an object, each before a background of its own. The arm's position is measured, so it is part of the latent. The
 object's place is in the pictures alone, and the demonstrated action is the way to it, at most a degree in each
