@@ -81,7 +81,7 @@ class ActionScale:
         self.low, self.high = low, high
         self.center, self.half = (low + high) / 2, (high - low) / 2
         self.identity = bool(change is None and (self.center == 0).all() and (self.half == 1).all())
-        self._divisor = np.where(self.half > 0, self.half, 1.0)
+        self._divisor = np.where(self.half >= np.finfo(np.float32).tiny, self.half, 1.0)  # smaller ones may become 0
         self._change = None
         if change is not None:
             matrix, bias = np.array(change.matrix), np.array(change.bias)

@@ -150,7 +150,7 @@ def test_two_cameras_and_joints(tmp_path: Path, told: Run) -> None:
     told(train_vision, *words, *TINY, *PIXELS)
     assert imageio.imread(output / "held_out.png").shape == (2 * 4 * 32, 3 * 32, 3)  # side, 0, 2 and 4 steps ahead
     pipeline = MPDiffuserPipeline.from_pretrained(output / "pipeline")
-    assert pipeline.latents.config["dim"] == 16 + 3
+    assert pipeline.latents.config["dim"] == 32 + 3
     controller = Controller(pipeline)
     controller.reset([0])
     seen = {name: np.zeros(shape, np.uint8) for name, shape in shapes.items()}

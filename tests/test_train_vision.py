@@ -121,7 +121,7 @@ def test_only_the_models_of_the_methods_are_trained(trained: tuple[Path, str]) -
         ("seed=1", "seed: 0 there, 1 now"),
         ("true_states=false", "true_states: True there, False now"),
         ("encoder.pretrained=false", "pretrained: True there, False now"),
-        ("encoder.latent_dim=8", "latent_dim: 16 there, 8 now"),
+        ("encoder.latent_dim=8", "latent_dim: 32 there, 8 now"),
         ("train.representation.steps=5", "steps: 4 there, 5 now"),
         ("train.cloning.steps=5", "steps: 4 there, 5 now"),
         ("weights", "backbone_weights: "),
