@@ -171,7 +171,7 @@ def following_rows(episodes: Episodes, rows: np.ndarray, count: int) -> tuple[np
     return np.minimum(index, last[:, None]), index <= last[:, None]
 
 
-def picture_targets(features: Rows, picture_dim: int, count: int = 64, batch: int = 4096) -> np.ndarray:
+def picture_targets(features: Rows, picture_dim: int, count: int, batch: int = 4096) -> np.ndarray:
     """Return what a `WorldModel` predicts of each frame (M, P): main components of the features, and measured values.
 
     The features are standardised. A component is divided by the square root of its standard deviation, so that small

@@ -84,11 +84,11 @@ class StateEstimator(EncoderTraining):
 
 
 class WorldModel(EncoderTraining):
-    """An encoder and a model of the world in its latents, for data without true states.
+    """An encoder and a world model in its latents (Ha and Schmidhuber 2018), for data without true states.
 
-    The actions carry the latent of a step forward in time. From each carried latent, heads predict the picture of that
-    time, as main components of its features, and the reward. So a latent has what the next pictures depend on, such as
-    velocities. It has them precisely, since an error of a velocity grows with time.
+    The latent of a step is unrolled: a network adds the effect of each following action. From each latent on the way,
+    heads predict the picture of that time, as main components of its features, and the reward. So a latent has what the
+    next pictures depend on, such as velocities. It has them precisely, since an error of a velocity grows with time.
 
     The heads get latents with noise. Each latent dimension has a learned noise scale, and the loss penalises each nat
     of information in the latents (a variational bottleneck, Alemi et al. 2017). This also fixes the scale of the
@@ -102,7 +102,7 @@ class WorldModel(EncoderTraining):
     Args:
         encoder_config: arguments of the `PixelEncoder`.
         targets: P, the width of `targets` in a batch.
-        carried: J, the number of actions that carry a latent forward.
+        unroll_steps: J, the number of actions over which a latent is unrolled.
         ahead: K, the number of following actions that the latents predict, for demonstrations; 0: none.
         feature_noise: its standard deviation, in standard deviations of each feature; only with ahead.
         hidden: width of the two hidden layers of the other heads.
@@ -116,7 +116,7 @@ class WorldModel(EncoderTraining):
         self,
         encoder_config: dict[str, Any],
         targets: int,
-        carried: int = 8,
+        unroll_steps: int = 8,
         ahead: int = 0,
         feature_noise: float = 3.5,
         hidden: int = 256,
@@ -136,7 +136,7 @@ class WorldModel(EncoderTraining):
     @property
     def future(self) -> int:
         """The number of following actions in a batch: the larger of J and K."""
-        return max(self.config["carried"], self.config["ahead"])
+        return max(self.config["unroll_steps"], self.config["ahead"])
 
     def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Sample the random numbers of one training step.
@@ -153,15 +153,18 @@ class WorldModel(EncoderTraining):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: Any
     ) -> dict[str, torch.Tensor]:
-        """Return the loss and its parts for a batch of `FrameSteps` with `future`."""
+        """Return the loss and its parts for a batch of `FrameSteps` with `future`; shapes: `FrameSteps.batch`.
+
+        The part `picture` is linear in errors above 0.1, `reward` and `following` are squared errors.
+        """
         features = input_features(self.encoder, batch, random)
         if self.training and "features" in random:
             features = self._noisy(features, random["features"])
         mean = self.encoder(features, batch["actions"])
         now = mean + self.log_noise.exp() * random["noise"]
-        steps, learned = self.config["carried"], self.encoder.learned_dim
+        steps, learned = self.config["unroll_steps"], self.encoder.learned_dim
         actions, known = batch["following"][:, :steps], batch["known"][:, :steps]
-        latents = self.carry(now, actions)
+        latents = self.unroll(now, actions)
         errors = smooth_l1_loss(self.picture(latents), batch["targets"][:, : steps + 1], beta=0.1, reduction="none")
         rewards = self.reward(torch.cat([latents[:, :-1], actions], -1))[..., 0]
         seen = torch.cat([known[:, :1], known], 1)  # the present picture, and that after each known action
@@ -177,12 +180,12 @@ class WorldModel(EncoderTraining):
             parts["following"] = error[:, 0].mean() + error[known].mean()
         return {"loss": sum(parts.values()), **parts}  # type: ignore[dict-item]
 
-    def carry(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def unroll(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Latents (B, d), standardised actions (B, J, m) -> latents (B, J + 1, d) before, between and after them."""
-        carried = [latents]
+        unrolled = [latents]
         for action in actions.unbind(1):
-            carried.append(carried[-1] + self.change(torch.cat([carried[-1], action], -1)))
-        return torch.stack(carried, 1)
+            unrolled.append(unrolled[-1] + self.change(torch.cat([unrolled[-1], action], -1)))
+        return torch.stack(unrolled, 1)
 
     def _noisy(self, features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Features (B, n, C F + p), noise (B, C F) -> features with noise on those of the pictures."""

@@ -11,10 +11,10 @@ from vision.data import FrameSteps, cached_features, encode, picture_targets
 from vision.representation import StateEstimator, WorldModel, information
 
 
-def test_a_latent_is_carried_by_the_actions_that_are_known(small) -> None:
-    """Pictures and rewards of carried latents, by hand; what comes after the end of an episode does not count."""
+def test_a_latent_is_unrolled_over_the_actions_that_are_known(small) -> None:
+    """Pictures and rewards of unrolled latents, by hand; what comes after the end of an episode does not count."""
     torch.manual_seed(0)
-    model = WorldModel({**small, "history": 2}, targets=3, carried=2)
+    model = WorldModel({**small, "history": 2}, targets=3, unroll_steps=2)
     batch = {
         "features": torch.randn(4, 2, model.encoder.picture_dim),
         "actions": torch.rand(4, 1, 2),
@@ -48,7 +48,7 @@ def demonstrations(small, **settings) -> tuple[WorldModel, dict[str, torch.Tenso
     """A representation of demonstrations with two measured values, and a batch of four steps."""
     torch.manual_seed(0)
     config = {**small, "history": 2, "latent_dim": 6, "proprioception": 2, **settings}
-    representation = WorldModel(config, targets=5, carried=2, ahead=3)
+    representation = WorldModel(config, targets=5, unroll_steps=2, ahead=3)
     assert representation.future == 3
     features = torch.randn(4, 2, representation.encoder.picture_dim + 2)
     known = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
@@ -68,11 +68,11 @@ def test_following_actions_that_are_not_known_do_not_count(small) -> None:
     torch.testing.assert_close(gradient, error * weight[..., None])
 
 
-def test_fewer_following_actions_than_carry_a_latent(small) -> None:
+def test_fewer_following_actions_than_unroll_steps(small) -> None:
     """The linear layer predicts the first of them."""
     _, batch = demonstrations(small)
     config = {**small, "history": 2, "latent_dim": 6, "proprioception": 2}
-    model = WorldModel(config, targets=5, carried=3, ahead=1)
+    model = WorldModel(config, targets=5, unroll_steps=3, ahead=1)
     assert model.future == 3
     found = model.loss(batch, {"noise": torch.zeros(4, 6)}, None)["following"]
     error = model.following(model.encoder(batch["features"], batch["actions"])) - batch["following"][:, 0]
@@ -130,7 +130,7 @@ def test_a_world_model_finds_the_state_in_pictures(small, fit, make_pointer_epis
     """A linear map from its latents tells the square's place on held-out episodes, better than before the training."""
     data, train = make_pointer_episodes(count=60), 45
     torch.manual_seed(0)
-    model = WorldModel({**small, "pool": 4, "history": 2, "projection": 32, "hidden": 64}, targets=8, carried=3)
+    model = WorldModel({**small, "pool": 4, "history": 2, "projection": 32, "hidden": 64}, targets=8, unroll_steps=3)
     features = cached_features(model.encoder, data, tmp_path / "cache")
     model.encoder.standard.fit(features[:])
     targets = picture_targets(features, model.encoder.picture_dim, 8)
