@@ -62,8 +62,9 @@ this command; one frame tells almost nothing of the velocities.
 
 """
 R2 = ("positions", "velocities")
-COLUMNS = ("task", "data", "frames", *(f"{kind}: {name}" for kind in ("with", "without") for name in R2))
-COLUMNS = (*COLUMNS, "frozen, one frame: positions")
+KINDS = {"with true states": True, "without": False}
+MEASURED = tuple(f"{kind}: {name}" for kind in KINDS for name in R2)
+COLUMNS = ("task", "data", "frames", *MEASURED, "frozen, one frame: positions")
 
 
 def page(results: dict[tuple[str, str], list[dict[str, Any]]], steps: int) -> str:
@@ -86,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in args.tasks:
         for quality in QUALITIES:
-            results[task, quality] = [measure(task, quality, known, args.steps, args.folder) for known in (True, False)]
-            print(task, quality, results[task, quality], flush=True)
+            found = [measure(task, quality, known, args.steps, args.folder) for known in KINDS.values()]
+            results[task, quality] = found
+            print(task, quality, found, flush=True)
             args.page.write_text(page(results, args.steps))
 
 
