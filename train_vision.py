@@ -33,6 +33,7 @@ from vision.training import (
     encode_episodes,
     encoder_identities,
     exact_latents,
+    latents_identity,
     train_encoder,
 )
 
@@ -60,7 +61,7 @@ def train(
     check_samplers(cfg, cfg.horizon, bounds)
     representation = build_representation(cfg, episodes)
     encoder_stages = encoder_identities(cfg, info["data"], representation)
-    latents = encoder_stages["representation"]
+    latents = latents_identity(cfg, representation, encoder_stages, episodes, *([more] if more else []))
     info |= {"dynamics_data": dynamics_info(cfg, more)} if more else {}
     stages = identities(cfg, latents, methods, (), imitates(cfg, episodes), info.get("dynamics_data"))
     check_folder(Path(cfg.output_dir), encoder_stages | stages)

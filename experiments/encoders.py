@@ -1,8 +1,9 @@
 """Encoders compared on walker and cheetah: python -m experiments.encoders --help
 
-Runs train_vision.py with each encoder on the same expert episodes, then measures what the latents keep of the true
-state (`vision.probe`) and the returns in closed loop. The folder keeps all runs, so a command that was cut off resumes.
-Writes docs/encoders.md.
+Runs train_vision.py with each encoder on the same expert episodes. With true states the other models do not depend on
+the encoder, so they are trained once and copied. Then measures what the latents keep of the true state (`vision.probe`)
+and the returns in closed loop. The folder keeps all runs, so a command that was cut off resumes. Writes
+docs/encoders.md.
 """
 
 import subprocess
@@ -17,7 +18,8 @@ import numpy as np
 from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.measuring import file_name, measure_once
-from experiments.seven_tasks import EPISODES, ROOT, minutes
+from experiments.seven_tasks import EPISODES, ROOT
+from experiments.study import copy_models
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import read_json, write_whole
 from vision.encoder import PixelEncoder
@@ -36,15 +38,25 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "the small network, without true states": ("encoder=conv", "true_states=false"),
 }
 METHODS = ("planner", "mpdiffuser", "expert")
+FIRST = next(iter(ENCODERS))
+CONTROL = ("ranker", "forward", "planner", "dynamics")  # models that encoders with the same true states share
+STAGES = ("features", "representation", "latents")  # of an encoder's training
+
+
+def run_folder(folder: Path, task: str, encoder: str, seed: int) -> Path:
+    """The folder of a run."""
+    return folder / file_name(f"{task} {encoder} {seed}").removesuffix(".json")
 
 
 def measure(task: str, seed: int, encoder: str, folder: Path, options: Sequence[str]) -> dict[str, Any]:
     """R2 of the latents, returns and minutes of a run."""
-    output = folder / file_name(f"{task} {encoder} {seed}").removesuffix(".json")
+    output = run_folder(folder, task, encoder, seed)
     size = next((each.split("=")[1] for each in ENCODERS[encoder] if each.startswith("task.size=")), "64")
     data_root = folder / f"data-{size}"  # a dataset's name does not have its size
     chosen = [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}", f"data_root={data_root}", f"seed={seed}"]
     chosen += [f"output_dir={output}", "trackers=[]", f"evaluation.methods=[{','.join(METHODS)}]"]
+    if encoder != FIRST and not any(each.startswith(("true_states=", "task.size=")) for each in ENCODERS[encoder]):
+        copy_models(run_folder(folder, task, FIRST, seed), output, CONTROL)
     if not (output / "metrics.json").exists():
         command = [sys.executable, str(ROOT / "train_vision.py"), *chosen, *ENCODERS[encoder], *options]
         subprocess.run(command, check=True)
@@ -53,7 +65,8 @@ def measure(task: str, seed: int, encoder: str, folder: Path, options: Sequence[
     trained = PixelEncoder.from_pretrained(output / "pipeline" / "encoder", use_safetensors=True)
     r2 = report(trained, dataset, data_root / "cache", 0.1, seed)["r2"]
     returns = {method: metrics["methods"][method]["returns"] for method in METHODS}
-    return {"r2": r2, "returns": returns, "minutes": minutes(metrics)}
+    seconds = sum(metrics["stages"].get(stage, 0) for stage in STAGES)
+    return {"r2": r2, "returns": returns, "minutes": seconds / 60}
 
 
 HEAD = """# Encoders compared
@@ -62,7 +75,8 @@ HEAD = """# Encoders compared
 
 `python train_vision.py task=TASK quality=expert episodes=100` with the options of each encoder. R2: of a perceptron
 from the latents to the joints' positions and velocities, on held-out episodes ([Latents](latents.md)). Returns: mean ±
-standard error over the episodes, for each training seed ({seeds}). Minutes: of the whole training, dataset given.
+standard error over the episodes, for each training seed ({seeds}). With true states all encoders of 64 px have the same
+planner and dynamics model. Minutes: of the encoder's training, features of the frames included.
 
 """
 COLUMNS = ("task", "encoder", "options", "R2 of positions, velocities", "planner only", "MPDiffuser", "minutes")

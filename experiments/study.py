@@ -108,9 +108,7 @@ class Study:
         if about.pooled and more is not None:
             episodes, more = joined([episodes, more]), None
         elif run != SAME:
-            for model in SHARED:
-                if (self.folder / SAME / model).exists() and not (folder / model).exists():
-                    shutil.copytree(self.folder / SAME / model, folder / model)
+            copy_models(self.folder / SAME, folder)
         cfg = self.configuration(run)
         self.module.train(cfg, episodes, start(cfg), Clock(), more)
         return folder / "pipeline"
@@ -134,6 +132,13 @@ class Study:
     def result(self, row: str, name: str, identity: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> Any:
         """What `measure` returns for a row, from its file if it is measured (see `measure_once`)."""
         return measure_once(self.folder / file_name(f"{row} {name}"), identity, measure)
+
+
+def copy_models(source: Path, folder: Path, models: Sequence[str] = SHARED) -> None:
+    """Copy the checkpoints of trained models from one run's folder to another's, which lacks them."""
+    for model in models:
+        if (source / model).exists() and not (folder / model).exists():
+            shutil.copytree(source / model, folder / model)
 
 
 def difference(found: Sequence[Sequence[float]], first: Sequence[Sequence[float]]) -> str:

@@ -97,7 +97,7 @@ def encoder_identities(cfg: DictConfig, data: str, representation: EncoderTraini
     """Return the identities of the representation and the decoder (see `mpdiffuser.identity`).
 
     An identity has the dataset's checksum, the options, the checksum of the pretrained weights, and the class of the
-    representation. The identity of the representation is also the identity of the latents.
+    representation.
 
     Args:
         cfg: the whole configuration.
@@ -111,6 +111,31 @@ def encoder_identities(cfg: DictConfig, data: str, representation: EncoderTraini
     latents = {"data": data, "latents": options}
     decoder = {"decoder": {**latents, "train_section": settings(cfg.train.decoder)}} if cfg.decoder else {}
     return {"representation": latents, **decoder}
+
+
+def latents_identity(
+    cfg: DictConfig, representation: EncoderTraining, stages: Mapping[str, dict[str, Any]], *data: Episodes
+) -> dict[str, Any]:
+    """Return the identity of the latents that the other models are trained on (see `exact_latents`).
+
+    True states do not depend on the encoder, so runs with different encoders have the same other models.
+
+    Args:
+        cfg: the whole configuration.
+        representation: result of `build_representation`.
+        stages: result of `encoder_identities`.
+        data: all datasets of these models.
+    """
+    encoder = stages["representation"]
+    if all(_has_states(representation, episodes) for episodes in data):
+        return {"data": encoder["data"], "latents": {**common_options(cfg), "exact": True}}
+    return encoder
+
+
+def _has_states(representation: EncoderTraining, episodes: Episodes) -> bool:
+    """Return whether the encoder was trained to estimate the true states that the dataset has."""
+    width = true_state_rows(episodes).width
+    return isinstance(representation, StateEstimator) and width == representation.states.config["dim"]
 
 
 def fit_inputs(encoder: PixelEncoder, episodes: Episodes, features: Rows | None) -> None:
@@ -187,10 +212,10 @@ def exact_latents(representation: EncoderTraining, episodes: Episodes, encoded: 
         episodes: the dataset.
         encoded: the same episodes with the encoder's latents (M, d) as `observations`.
     """
-    states = true_state_rows(episodes)
-    if not isinstance(representation, StateEstimator) or states.width != representation.states.config["dim"]:
+    if not _has_states(representation, episodes):
         return encoded
-    exact = representation.exact(np.asarray(encoded["observations"]), states[:])
+    assert isinstance(representation, StateEstimator)
+    exact = representation.exact(np.asarray(encoded["observations"]), true_state_rows(episodes)[:])
     return replace(encoded, arrays=encoded.arrays | {"observations": exact})
 
 

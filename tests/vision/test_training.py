@@ -16,7 +16,14 @@ from mpdiffuser.launch import Clock
 from mpdiffuser.record import PICTURE
 from vision.data import encode
 from vision.representation import StateEstimator, WorldModel
-from vision.training import build_representation, check_encoder, encoder_identities, exact_latents, train_encoder
+from vision.training import (
+    build_representation,
+    check_encoder,
+    encoder_identities,
+    exact_latents,
+    latents_identity,
+    train_encoder,
+)
 
 TINY = ["encoder=conv", "encoder.pool=2", "encoder.latent_dim=4", "encoder.history=2", "encoder.projection=16"]
 TINY += ["encoder.hidden=16", "trackers=[]"]
@@ -160,6 +167,18 @@ def test_the_other_models_get_true_states_where_the_data_have_them(episodes: Epi
     assert exact_latents(estimator, pictures, encoded) is encoded
     representation, encoded = trained("true_states=false")
     assert exact_latents(representation, episodes, encoded) is encoded
+
+
+def test_models_of_true_states_do_not_depend_on_the_encoder(episodes: Episodes, tmp_path: Path) -> None:
+    def latents(*options: str, data: tuple[Episodes, ...] = (episodes,)) -> dict[str, Any]:
+        cfg = configuration(tmp_path, *options)
+        representation = build_representation(cfg, episodes)
+        return latents_identity(cfg, representation, encoder_identities(cfg, "checksum", representation), *data)
+
+    assert latents() == latents("encoder.hidden=9", "train.representation.steps=7") != latents("validation=0.5")
+    assert latents("true_states=false") != latents("true_states=false", "encoder.hidden=9")
+    both = (episodes, replace(episodes, record=episodes.record.only(PICTURE)))
+    assert latents(data=both) != latents("encoder.hidden=9", data=both)
 
 
 def test_a_folder_of_another_run(episodes: Episodes, tmp_path: Path) -> None:
