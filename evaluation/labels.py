@@ -7,6 +7,7 @@ is not in the registry. It comes last, with its own name and a neutral colour.
 from collections.abc import Iterable, Iterator
 
 from mpdiffuser.methods import METHODS
+from mpdiffuser.methods.planner import PlannerOnly
 
 NEUTRAL = "faint"
 
@@ -38,6 +39,12 @@ def in_order(rows: Iterable[str]) -> list[str]:
     """Sort rows in the registry's order. Rows of the same method keep their order."""
     places = {name: place for place, name in enumerate(METHODS)}
     return sorted(rows, key=lambda row: places.get(method_of(row), len(places)))
+
+
+def reference_of(rows: Iterable[str]) -> str:
+    """Return the row that the others are compared with: planner only, if it is there, otherwise the first."""
+    found = list(rows)
+    return PlannerOnly.name if PlannerOnly.name in found else found[0]
 
 
 def colors() -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.statistics import paired_difference
 from mpdiffuser.errors import InputError
 from mpdiffuser.tuning import describe
 
@@ -32,6 +33,21 @@ def read_metrics(file: Path) -> dict[str, Any]:
 def limit_key(method: dict[str, Any]) -> str:
     """Return the method's cost limit as a key of `normalised_cost` and `share_within_limit`; "" without a limit."""
     return "" if method.get("limit") is None else f"{method['limit']:g}"
+
+
+def with_differences(methods: dict[str, Any], reference: str) -> dict[str, Any]:
+    """Return the methods, each with its paired `difference` to a reference that was run on the same episodes.
+
+    A row with a cost limit is compared with the reference within the same limit, if there is one.
+    """
+    found = {}
+    for row, method in methods.items():
+        _, within, limit = row.partition(" within ")
+        other = reference + within + limit if reference + within + limit in methods else reference
+        returns = methods[other]["returns"]
+        paired = row != other and len(method["returns"]) == len(returns)
+        found[row] = method | ({"difference": paired_difference(method["returns"], returns)} if paired else {})
+    return found
 
 
 def explanations(metrics: dict[str, Any]) -> Iterator[str]:

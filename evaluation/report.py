@@ -13,8 +13,8 @@ import jinja2
 import numpy as np
 
 from evaluation import report_figures as figures
-from evaluation.labels import color_name, colors, descriptions, in_order, label, short_label
-from evaluation.metrics_schema import explanations, limit_key, read_metrics
+from evaluation.labels import color_name, colors, descriptions, in_order, label, reference_of, short_label
+from evaluation.metrics_schema import explanations, limit_key, read_metrics, with_differences
 from evaluation.report_template import TEMPLATE
 from mpdiffuser.console import quiet_pipes
 from mpdiffuser.errors import InputError
@@ -25,6 +25,8 @@ GLOSSARY = (
     ("mean ± standard error", "Average over the episodes, and how far it would typically move with other episodes."),
     ("IQM", "Interquartile mean: the average of the middle half of the episodes. Outliers do not move it."),
     ("95 % interval", "Percentile bootstrap: the middle 95 % of the IQMs of episodes redrawn with replacement."),
+    ("minus another method", "Mean difference of the returns, episode by episode, and its standard error. Episodes of "
+     "two methods begin in the same state, and plans are drawn from the same noise."),
     ("share of the expert's", "Mean return divided by the mean return of the expert."),
     ("latent", "The short vector that the encoder makes of an observation. Plans consist of latents and actions."),
     ("plan ms", "Milliseconds to draw and rank all candidate plans, for a whole batch of environments at once or for "
@@ -47,6 +49,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     metrics = read_metrics(folder / "metrics.json")
     methods = {row: metrics["methods"][row] for row in in_order(metrics["methods"])}
+    methods = with_differences(methods, reference_of(methods))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -110,10 +113,11 @@ def _returns(methods: dict[str, Any]) -> dict[str, Any]:
         figures.Returns(row, label(row), *(method.get(key) for key in ("returns", "iqm", "iqm_interval")))
         for row, method in methods.items()
     ]
+    reference = short_label(reference_of(methods))
     batch = next((method["plan_ms"].get("batch") for method in methods.values() if "plan_ms" in method), None)
     return {
         "cards": cards,
-        "returns": _table(methods, RETURNS),
+        "returns": _table(methods, {title.format(reference=reference): cell for title, cell in RETURNS.items()}),
         "returns_figure": figures.returns_figure(rows),
         "has_iqm": any("iqm" in method for method in methods.values()),
         "batch": _plural(batch, "environment") if batch else "",
@@ -139,6 +143,11 @@ def _interval(method: dict[str, Any]) -> str:
     return " to ".join(map(_number, method["iqm_interval"])) if "iqm_interval" in method else ""
 
 
+def _difference(method: dict[str, Any]) -> str:
+    found = method.get("difference")
+    return "+"[: found["mean"] > 0] + " ± ".join(_mean(found)) if found else ""
+
+
 def _mean_of(key: str) -> Cell:
     return lambda method: " ± ".join(_mean(method[key])) if key in method else ""
 
@@ -153,6 +162,7 @@ RETURNS: dict[str, Cell] = {
     "mean": lambda method: " ± ".join(_mean(method)),
     "IQM": lambda method: _number(method["iqm"]) if "iqm" in method else "",
     "95 % interval": _interval,
+    "minus {reference}": _difference,
 }
 SCORES: dict[str, Cell] = {
     "normalised score": _mean_of("score"),

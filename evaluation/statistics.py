@@ -43,6 +43,21 @@ def standard_error(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Return the mean of values (E,) minus reference (E,), episode by episode, and its standard error.
+
+    Episodes with the same seed have the same start and planner noise, so this error is mostly smaller than that of the
+    difference of two means.
+
+    Raises:
+        InputError: if the numbers of episodes differ.
+    """
+    if len(values) != len(reference):
+        raise InputError(f"returns: {len(values)} and {len(reference)} episodes cannot be paired")
+    differences = np.subtract(values, reference)
+    return {"mean": float(differences.mean()), "standard_error": standard_error(differences)}
+
+
 def _interval(values: np.ndarray, seed: int) -> np.ndarray:
     """Return the bounds (2,) of the IQM of values (E, 1)."""
     with _global_seed(seed):

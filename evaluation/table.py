@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from evaluation.metrics_schema import explanations, limit_key
+from evaluation.labels import reference_of
+from evaluation.metrics_schema import explanations, limit_key, with_differences
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -12,9 +13,11 @@ def table(metrics: dict[str, Any]) -> str:
     Each column has a fixed width and is aligned to the right. An empty cell is "-". The table has the columns of
     `SUITE` if a method has a score or a cost.
     """
-    methods = metrics["methods"]
+    reference = reference_of(metrics["methods"])
+    methods = with_differences(metrics["methods"], reference)
     suite = any("score" in method or "cost" in method for method in methods.values())
-    columns = [[title, *map(cell, methods.values())] for title, cell in (COLUMNS | (SUITE if suite else {})).items()]
+    cells = COLUMNS | (SUITE if suite else {})
+    columns = [[title.format(reference=reference), *map(cell, methods.values())] for title, cell in cells.items()]
     widths = [max(map(len, column)) for column in columns]
     names = ["method", *methods]
     first = max(map(len, names))
@@ -30,6 +33,11 @@ def _interval(method: dict[str, Any]) -> str:
     return f"[{low:.1f}, {high:.1f}]"
 
 
+def _difference(method: dict[str, Any]) -> str:
+    found = method.get("difference")
+    return f"{found['mean']:+.1f} +-{found['standard_error']:.1f}" if found else ""
+
+
 def _median(key: str) -> Callable[[dict[str, Any]], str]:
     return lambda method: f"{method[key]['median']:.1f}" if key in method else ""
 
@@ -38,13 +46,14 @@ def _error(method: dict[str, Any]) -> str:
     return f"{method['feasibility']['1']['mean']:.4f}" if "1" in method.get("feasibility", {}) else ""
 
 
-# title -> cell of a method. plan ms: milliseconds of a plan for all environments; one: of a plan for one environment;
-# action: from an observation to its action for one environment
+# title -> cell of a method. minus: paired difference to that row, +- its standard error. plan ms: milliseconds of a
+# plan for all environments; one: of a plan for one environment; action: from an observation to its action for one
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "return": lambda method: f"{method['mean']:.1f}",
     "+-se": lambda method: f"{method['standard_error']:.1f}",
     "IQM": lambda method: f"{method['iqm']:.1f}",
     "95 % interval": _interval,
+    "minus {reference}": _difference,
     "plan ms": _median("plan_ms"),
     "one": _median("plan_ms_single"),
     "action": _median("action_ms_single"),

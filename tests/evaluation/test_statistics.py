@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import summary
+from evaluation.statistics import paired_difference, summary
 from mpdiffuser.errors import InputError
 
 
@@ -57,3 +57,11 @@ def test_reproducible_and_leaves_the_global_generator_alone() -> None:
 def test_refused(returns: list[float]) -> None:
     with pytest.raises(InputError, match="finite"):
         summary(returns)
+
+
+def test_paired_differences() -> None:
+    first, second = np.random.default_rng(0).normal(size=(2, 12))
+    found = paired_difference(second + first, first)
+    assert found["mean"] == pytest.approx(second.mean()) and found["standard_error"] == pytest.approx(stats.sem(second))
+    with pytest.raises(InputError, match="12 and 11 episodes"):
+        paired_difference(first, first[1:])

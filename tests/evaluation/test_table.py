@@ -51,16 +51,26 @@ def columns(text: str, count: int) -> tuple[list[list[str]], list[list[int]]]:
 def test_columns_do_not_shift(methods: dict[str, Any]) -> None:
     cells, ends = columns(table({"methods": methods}), len(methods))
     assert [line[0] for line in cells] == ["method", *methods]
-    assert len(cells[0]) == (12 if methods is COSTS else 9)
+    assert len(cells[0]) == (13 if methods is COSTS else 10)
     assert all(line == ends[0] for line in ends)
 
 
 def test_what_is_in_the_cells() -> None:
     cells, _ = columns(table({"methods": PLAIN}), len(PLAIN))
-    titles = ["return", "+-se", "IQM", "95 % interval", "plan ms", "one", "action", "1-step error"]
+    titles = ["return", "+-se", "IQM", "95 % interval", "minus random", "plan ms", "one", "action", "1-step error"]
     assert cells[0] == ["method", *titles]
-    assert cells[2][1:] == ["700.0", "11.5", "700.0", cells[2][4], "1270.2", "38.6", "41.0", "0.0123"]
-    assert cells[3][1:] == ["1.0", "0.0", "1.0", "[1.0, 1.0]", "-", "38.6", "-", "-"]
+    assert cells[2][1:] == [
+        "700.0",
+        "11.5",
+        "700.0",
+        cells[2][4],
+        "+412215.7 +-411525.7",
+        "1270.2",
+        "38.6",
+        "41.0",
+        "0.0123",
+    ]
+    assert cells[3][1:] == ["1.0", "0.0", "1.0", "[1.0, 1.0]", "-", "-", "38.6", "-", "-"]
     cells, _ = columns(table({"methods": COSTS}), len(COSTS))
     assert cells[0][-3:] == ["score", "cost", "within"]
     assert [line[-3:] for line in cells[1:]] == [
@@ -69,6 +79,19 @@ def test_what_is_in_the_cells() -> None:
         ["0.500", "18.5", "100%"],
         ["-", "-", "-"],
     ]
+
+
+def test_differences_are_paired_and_within_the_same_limit() -> None:
+    rows = {
+        "cloning": [1.0, 2.0],
+        "planner": [2.0, 4.0],
+        "planner within 20": [5.0, 5.0],
+        "cloning within 20": [6.0, 8.0],
+    }
+    methods = {row: method(returns, **SUITE) for row, returns in rows.items()}
+    cells, _ = columns(table({"methods": methods}), len(methods))
+    column = cells[0].index("minus planner")
+    assert [line[column] for line in cells[1:]] == ["-1.5 +-0.5", "-", "-", "+2.0 +-1.0"]
 
 
 def test_it_is_ascii_and_explains_a_suite() -> None:
