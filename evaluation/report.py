@@ -214,13 +214,13 @@ def _curves(folder: Path, stages: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield a figure for each <model>/log.jsonl with a loss, in the order of the stages, then by name."""
     logs = {file.parent.name: file for file in sorted(folder.glob("*/log.jsonl"))}
     for model in dict.fromkeys([*(stage for stage in stages if stage in logs), *logs]):
-        lines = _read_log(logs[model])
-        training, validation = (_losses(lines, key) for key in ("loss", "validation_loss"))
+        lines = read_log(logs[model])
+        training, validation = (losses(lines, key) for key in ("loss", "validation_loss"))
         if len(training) or len(validation):
             yield {"label": model.replace("_", " "), "figure": figures.curve_figure(model, training, validation)}
 
 
-def _read_log(file: Path) -> list[dict[str, Any]]:
+def read_log(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a log. An incomplete last line, of a run that was killed or still runs, is skipped."""
     lines = []
     texts = file.read_text(encoding="utf-8").splitlines()
@@ -236,7 +236,7 @@ def _read_log(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _losses(lines: list[dict[str, Any]], key: str) -> np.ndarray:
+def losses(lines: list[dict[str, Any]], key: str) -> np.ndarray:
     """Return steps and finite losses, (n, 2)."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     array = np.array(points, np.float64).reshape(-1, 2)

@@ -1,6 +1,6 @@
 """The ASCII table of a comparison, for terminals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evaluation.labels import reference_of
@@ -17,15 +17,18 @@ def table(metrics: dict[str, Any]) -> str:
     methods = with_differences(metrics["methods"], reference)
     suite = any("score" in method or "cost" in method for method in methods.values())
     cells = COLUMNS | (SUITE if suite else {})
-    columns = [[title.format(reference=reference), *map(cell, methods.values())] for title, cell in cells.items()]
-    widths = [max(map(len, column)) for column in columns]
-    names = ["method", *methods]
-    first = max(map(len, names))
-    lines = [
-        name.ljust(first) + "".join(f"  {column[i] or '-':>{width}}" for column, width in zip(columns, widths))
-        for i, name in enumerate(names)
-    ]
-    return "\n".join([*lines, *explanations(metrics)])
+    titles = [title.format(reference=reference) for title in cells]
+    rows = [[row, *(cell(method) for cell in cells.values())] for row, method in methods.items()]
+    return "\n".join([aligned([["method", *titles], *rows]), *explanations(metrics)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return lines whose first column is aligned to the left and whose others are to the right; "" is shown as "-"."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for name, *cells in rows:
+        lines.append(name.ljust(widths[0]) + "".join(f"  {c or '-':>{width}}" for c, width in zip(cells, widths[1:])))
+    return "\n".join(lines)
 
 
 def _interval(method: dict[str, Any]) -> str:

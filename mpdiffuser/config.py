@@ -49,8 +49,8 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
     """Decorator for an entry point: calls it with configuration `name` and the overrides of the command line.
 
     The entry point prints an error as one line and exits with status 2. `--help` prints the whole configuration.
-    `debug=true` applies the list `debug_rules`, for a run of seconds. `--config-dir=FOLDER` adds a folder with the
-    user's files, which Hydra searches before configs/.
+    `--multirun` runs each combination of values (`mpdiffuser.sweep`). `debug=true` applies the list `debug_rules`, for
+    a run of seconds. `--config-dir=FOLDER` adds a folder with the user's files, which Hydra searches before configs/.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -60,8 +60,12 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
                     if {"-h", "--help"} & set(sys.argv[1:]):
                         print(_help(name))
                         return
+                    from mpdiffuser.sweep import FLAGS, sweep  # it imports this module
+
                     given = [word for word in sys.argv[1:] if word.startswith(OWN)]
-                    overrides = [word for word in sys.argv[1:] if word not in given]
+                    overrides = [word for word in sys.argv[1:] if word not in (*given, *FLAGS)]
+                    if set(FLAGS) & set(sys.argv[1:]):
+                        sys.exit(sweep(name, overrides, given[-1] if given else None))
                     main(load(name, overrides, Path(given[-1].removeprefix(OWN)) if given else None))
             except (InputError, OSError) as error:  # the system's errors name the file and the fault
                 print(f"error: {error}", file=sys.stderr)
@@ -172,11 +176,10 @@ def _checked(word: str) -> str:
     option, equals, _ = word.partition("=")
     if word[:1] in ("+", "~"):
         raise InputError(f"{word}: options cannot be added or removed; set one as name=value; --help lists all")
-    if word[:1] == "-" and word not in ("-m", "--multirun"):
-        raise InputError(f"{word}: no such flag; there are {OWN}FOLDER and --help, and options as name=value")
-    loop = "several runs need a loop of the shell, such as: for s in 0 1 2; do COMMAND seed=$s; done"
     if word[:1] == "-":
-        raise InputError(f"{word}: no such flag; {loop}")
+        raise InputError(
+            f"{word}: no such flag; there are {OWN}FOLDER, --multirun and --help, and options as name=value"
+        )
     if not option or not equals:
         raise InputError(f"{word!r}: must be name=value; --help lists all options")
     override = _quoted_path(word)
@@ -188,7 +191,9 @@ def _checked(word: str) -> str:
             f"{option}: cannot read {word!r} ({reason}); quote special characters twice: \"{option}='TEXT'\""
         ) from error
     if several:
-        raise InputError(f'{option}: must be one value, found {word!r}; a list is "{option}=[a,b]"; {loop}')
+        raise InputError(
+            f'{option}: must be one value, found {word!r}; a list is "{option}=[a,b]"; several runs: --multirun'
+        )
     return override
 
 

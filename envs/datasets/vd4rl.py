@@ -4,7 +4,7 @@ A dataset has 200 episodes of 500 decisions, each of two control steps. The agen
 envs.experts.train TASK --recipe vd4rl`, and act with sampled actions.
 
     random          actions uniform in [-1, 1]
-    medium          the first agent with at least half of the expert's return
+    medium          the agent whose return is nearest to half of the expert's
     expert          the best agent
     medium_expert   100 episodes of each of the two
     medium_replay   the first 100,000 decisions of the training itself; the training's folder is needed

@@ -81,7 +81,7 @@ def export(task: str, folder: Path, target: Path) -> list[PolicyNetwork]:
 def export_agents(task: str, folder: Path, target: Path) -> list[PolicyNetwork]:
     """Choose V-D4RL's agents among the checkpoints in `folder` and write them to `target`.
 
-    `expert` is the best checkpoint, `medium` the first whose return is at least half of the expert's. Their returns are
+    `expert` is the best checkpoint, `medium` the one whose return is nearest to half of the expert's. Their returns are
     those of sampled actions.
 
     Raises:
@@ -90,7 +90,7 @@ def export_agents(task: str, folder: Path, target: Path) -> list[PolicyNetwork]:
     checkpoints = load_checkpoints(folder)
     expert = choose_expert(task, checkpoints)
     half = expert.info["watch_return"] / 2
-    medium = next(policy for policy in checkpoints if policy.info["watch_return"] >= half)
+    medium = min(checkpoints, key=lambda policy: abs(policy.info["watch_return"] - half))
     for name, policy in (("medium", medium), ("expert", expert)):
         random = np.random.default_rng(0)
         measure(task, policy, lambda states, policy=policy, random=random: policy.sample(states, random))  # type: ignore[misc]

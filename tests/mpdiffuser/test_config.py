@@ -384,11 +384,13 @@ def test_paths_with_hydras_quotes_references_and_the_home_folder(monkeypatch: py
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("-m", "-m: no such flag; several runs need a loop of the shell, such as: for s in 0 1 2"),
-        ("--multirun", "--multirun: no such flag; several runs need a loop"),
-        ("horizon=8,16", "horizon: must be one value, found 'horizon=8,16'; a list is .*; several runs need a loop"),
+        ("-n", "-n: no such flag; there are --config-dir=FOLDER, --multirun and --help"),
+        ("horizon=8,16", "horizon: must be one value, found 'horizon=8,16'; a list is .*; several runs: --multirun"),
         ("train.planner.steps=range(1,3)", r"train\.planner\.steps: must be one value"),
-        ("--config-name=mine", "--config-name=mine: no such flag; there are --config-dir=FOLDER and --help"),
+        (
+            "--config-name=mine",
+            "--config-name=mine: no such flag; there are --config-dir=FOLDER, --multirun and",
+        ),
         ("horizon", "'horizon': must be name=value"),
         ("task.name=a=b", r"task\.name: cannot read 'task\.name=a=b' .*quote .* twice: \"task\.name='TEXT'\""),
     ],

@@ -36,13 +36,13 @@ def test_the_levels_are_near_the_fractions_of_the_experts_return_and_apart(tmp_p
     assert found == {"checkpoint_1": 2, "checkpoint_2": 4, "checkpoint_3": 5, "checkpoint_4": 6, "expert": 7}
 
 
-def test_v_d4rls_agents_are_the_best_checkpoint_and_the_first_of_half_its_return(tmp_path: Path, monkeypatch):
-    run = checkpoints(tmp_path / "run", "walker_walk", {10: 40.0, 20: 60.0, 30: 55.0, 40: 100.0, 50: 90.0})
+def test_v_d4rls_agents_are_the_best_checkpoint_and_the_one_nearest_to_half(tmp_path: Path, monkeypatch):
+    run = checkpoints(tmp_path / "run", "walker_walk", {10: 40.0, 20: 60.0, 30: 51.0, 40: 100.0, 50: 90.0})
     monkeypatch.setattr(export, "SEEDS", (0, 1))
     monkeypatch.setattr(export, "choose_expert", lambda task, found: max(found, key=lambda p: p.info["watch_return"]))
     export.export_agents("walker_walk", run, tmp_path / "agents")
     agents = [PolicyNetwork.load(tmp_path / "agents" / f"{name}.safetensors") for name in ("medium", "expert")]
-    assert [agent.info["decisions"] for agent in agents] == [20, 40]
+    assert [agent.info["decisions"] for agent in agents] == [30, 40]
     assert all(agent.log_std is not None and len(agent.info["returns"]) == 2 for agent in agents)
 
 
