@@ -12,6 +12,7 @@ COMMANDS = {  # name -> module whose `main` runs the command, summary
     "train-vision": ("train_vision", f"train from pixels ({LAUNCH} train-vision ...)"),
     "train-state": ("train_state", f"train from states ({LAUNCH} train-state ...)"),
     "evaluate": ("evaluation.command", "evaluate a pipeline in closed loop"),
+    "compare": ("evaluation.runs", "compare finished runs: tables over seeds and options, and a figure"),
     "adapt": ("evaluation.adapt", "adapt a pipeline to a changed robot, from play data"),
     "collect": ("envs.collect_command", "collect a dataset of pixels"),
     "datasets": ("envs.datasets.__main__", "list, show, convert and download datasets"),

@@ -123,7 +123,8 @@ def text(runs: Sequence[Run]) -> str:
     parts = []
     for task, members in by_task(runs).items():
         episodes = sorted({len(method["returns"]) for run in members for method in run.metrics["methods"].values()})
-        parts.append(f"{task}: {len(members)} runs, {' or '.join(map(str, episodes))} episodes each")
+        count = f"{len(members)} run{'s' if len(members) > 1 else ''}"
+        parts.append(f"{task}: {count}, {' or '.join(map(str, episodes))} episodes each")
         parts.append(aligned([row for _, row in rows(members)]))
     return "\n".join(parts)
 

@@ -18,6 +18,7 @@ SAME = {  # command -> the file that does the same
     "train-vision": "train_vision.py",
     "train-state": "train_state.py",
     "evaluate": "evaluate.py",
+    "compare": "evaluation/runs.py",
     "adapt": "adapt.py",
     "collect": "collect.py",
     "datasets": "envs/datasets/__main__.py",
@@ -93,6 +94,7 @@ def test_an_unknown_command(monkeypatch, capsys) -> None:
         (["collect", "task=d4rl/hopper-medium-v2"], "there is nothing to collect"),
         (["datasets", "show", "nowhere"], "nowhere: no such file"),
         (["export", "pipeline=nowhere"], "nowhere"),
+        (["compare", "nowhere"], "nowhere/metrics.json: not found"),
         (["probe", "nowhere", "nothing"], "nowhere: no encoder"),
     ],
 )
