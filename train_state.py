@@ -80,7 +80,7 @@ def main(cfg: DictConfig) -> None:
     accelerator, clock = start(cfg), Clock()
     train(cfg, episodes, accelerator, clock, more)
     if accelerator.is_main_process:
-        evaluate_run(cfg, output, clock)
+        evaluate_run(cfg, output, clock, accelerator)
     accelerator.end_training()
 
 

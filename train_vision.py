@@ -108,7 +108,7 @@ def main(cfg: DictConfig) -> None:
             episodes = Episodes.load(collect(*chosen, processes=cfg.processes))
     train(cfg, episodes, accelerator, clock, more)
     if accelerator.is_main_process:
-        evaluate_run(cfg, output, clock)
+        evaluate_run(cfg, output, clock, accelerator)
     accelerator.end_training()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from envs.record import environment_of
@@ -51,8 +52,8 @@ def main(cfg: DictConfig) -> None:
         print(f"Repeated: returns, lengths, costs and feasibility errors equal those of {cfg.repeat}, digit for digit")
 
 
-def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
-    """Evaluate the trained pipeline in `output`, and print the paths of the results.
+def evaluate_run(cfg: DictConfig, output: Path, clock: Clock, accelerator: Accelerator) -> None:
+    """Evaluate the trained pipeline in `output`, print the paths of the results, and log them with the trackers.
 
     A pipeline is not evaluated without an environment, or if it takes goals and the environment gives none.
     """
@@ -68,6 +69,19 @@ def evaluate_run(cfg: DictConfig, output: Path, clock: Clock) -> None:
     if (output / "video.mp4").exists():
         print(f"Video:  {output / 'video.mp4'}")
     print(f"Report: {write_report(output)}")
+    accelerator.log(scalars(metrics))
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the results as numbers with names such as "evaluation/mpdiffuser/return", for trackers."""
+    found = {}
+    for row, method in metrics["methods"].items():
+        values = {"return": method["mean"], "return_standard_error": method["standard_error"]}
+        values |= {key: method[key]["mean"] for key in ("score", "cost") if key in method}
+        if "1" in method.get("feasibility", {}):
+            values["plan_error"] = method["feasibility"]["1"]["mean"]
+        found |= {f"evaluation/{row}/{key}": float(value) for key, value in values.items()}
+    return found
 
 
 def why_not_evaluated(cfg: DictConfig, info: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import pytest
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_manifest
@@ -56,6 +57,10 @@ def test_what_the_flow_leaves(trained: Path) -> None:
     assert metrics["methods"]["expert"]["mean"] > 700  # of 1000; the simulator and the policies fit together
     assert {"collect", "features", *MODELS} <= set(metrics["stages"])
     assert sum(1 for _ in imageio.get_reader(out / "video.mp4")) > 50
+    logged = EventAccumulator(str(out / "tensorboard" / "mpdiffuser")).Reload()
+    for name, values in metrics["methods"].items():
+        assert logged.Scalars(f"evaluation/{name}/return")[0].value == pytest.approx(values["mean"], rel=1e-5, abs=1e-4)
+    assert "evaluation/mpdiffuser/plan_error" in logged.Tags()["scalars"]
     report = (out / "report.html").read_text()
     assert "<html" in report and all(name in report for name in METHODS)
     files = [file for file in (out / "pipeline").rglob("*") if file.is_file()]
