@@ -74,7 +74,7 @@ def evaluate_run(cfg: DictConfig, output: Path, clock: Clock, accelerator: Accel
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the results as numbers with names such as "evaluation/mpdiffuser/return", for trackers."""
-    found = {}
+    found: dict[str, float] = {}
     for row, method in metrics["methods"].items():
         values = {"return": method["mean"], "return_standard_error": method["standard_error"]}
         values |= {key: method[key]["mean"] for key in ("score", "cost") if key in method}
