@@ -5,6 +5,7 @@ Datasets and pipelines keep it as info["environment"]; where there is no environ
     {"kind": "dm_control", "task": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera": 1, "rendering": "fast"}
     {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": null}
     {"kind": "go2", "payload": 3.0}
+    {"kind": "maze2d", "maze": "umaze", "reward": "sparse"}
     {"kind": "user", "factory": "package.module:factory"}
 
 A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`. The
@@ -46,6 +47,12 @@ def _load_go2() -> "Callable[..., Environment]":
     return Go2
 
 
+def _load_maze2d() -> "Callable[..., Environment]":
+    from envs.maze2d import Maze2D
+
+    return Maze2D
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of environment.
@@ -69,6 +76,7 @@ KINDS = {
     ),
     "gymnasium": Kind(_load_gymnasium, {"env_id": str}, {"speed_limit": float}),
     "go2": Kind(_load_go2, {}, {"payload": float, "weak_leg": float, "friction": float}),
+    "maze2d": Kind(_load_maze2d, {"maze": str, "reward": str}, {}),
     "user": Kind(_load_user, {"factory": str}, {}),
 }
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}

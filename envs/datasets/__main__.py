@@ -5,6 +5,7 @@
     python -m envs.datasets convert ID PATH    write the dataset as an Episodes folder
     python -m envs.datasets download ID        fetch a task's public file, or continue to fetch it
     python -m envs.datasets make ID PATH       make a dataset with its simulator: go2/walk, go2/disturbed,
+                                               d4rl/maze2d-umaze-v1 and the other maze2d tasks (PATH ends in .hdf5),
                                                vd4rl/walker_walk-medium_expert and others of V-D4RL
 
 ID is a task (d4rl/hopper-medium-v2, dsrl/OfflineCarRun-v0), a Minari dataset (minari/D4RL/door/human-v2), or a path: of

@@ -75,12 +75,13 @@ def _spread(values: np.ndarray) -> str:
 
 
 def list_tasks(data_dir: str | Path | None) -> Iterator[str]:
-    """The lines of `ls`, one a task: id, episode length, where it is evaluated, where its file lies."""
+    """The lines of `ls`, one a task: id, episode length, where it is evaluated, where its file is or comes from."""
     for task in OFFLINE_TASKS.values():
         try:
             file, stand_in = find_file(task, data_dir)
             place = f"{file}{' (stand-in)' if stand_in else ''}"
         except InputError:
-            place = "not here"
-        evaluation = f"evaluated in {task.env_id}" if task.environment else "trained without evaluation"
+            place = "can be made or downloaded" if task.can_be_made else "to be downloaded"
+        name = task.evaluated_in
+        evaluation = f"evaluated in {name}" if name else "trained without evaluation"
         yield f"{task.id:48} {task.episode_steps:5} steps  {evaluation:27} {place}"

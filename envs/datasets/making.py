@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from envs.datasets import maze2d
+from envs.datasets.maze2d import Maze2DData
 from envs.datasets.vd4rl import KINDS, VD4RL
 from envs.experts import VD4RL_TASKS
 from envs.go2 import DECISION_SECONDS, JOINTS, LARGEST, NAMES, REACH, Go2, files
@@ -103,15 +105,16 @@ class Walks:
         episodes_of(found, info, record).save(path)
 
 
-MAKERS: dict[str, Walks | VD4RL] = {"go2/walk": Walks(100, CLEAN), "go2/disturbed": Walks(200, DISTURBED)}
+MAKERS: dict[str, Walks | VD4RL | Maze2DData] = {"go2/walk": Walks(100, CLEAN), "go2/disturbed": Walks(200, DISTURBED)}
 MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in VD4RL_TASKS for kind in KINDS}
+MAKERS |= maze2d.MAKERS
 
 
 def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:
-    """Make a dataset and write it into a new folder.
+    """Make a dataset and write it to a new path.
 
     Args:
-        name: of `MAKERS`. path: of the folder, which must not exist. seed: of the episodes.
+        name: of `MAKERS`. path: of the folder or file, which must not exist. seed: of the episodes.
         options: of `envs.datasets.vd4rl.VD4RL.write`.
 
     Raises:

@@ -23,25 +23,23 @@ class OfflineTask:
 
     Args:
         name: the suite's id. suite: "d4rl" or "dsrl".
-        env_id: the gymnasium environment that equals the suite's; None where there is none.
+        environment: the record of the environment that equals the suite's, for `envs.make`; None where there is none.
         episode_steps: time limit.
         low, high: returns of score 0 and of score 1 (100 in D4RL); None where the suite has none.
         file, url: the public file's name and address.
         limits: cost limits of the evaluation.
-        speed_limit: m/s; a faster step costs 1. None where there are no costs, or they have other causes.
         columns: of the file's observations, those that the environment has too; the others must be 0. None: all.
     """
 
     name: str
     suite: str
-    env_id: str | None
+    environment: dict[str, Any] | None
     episode_steps: int
     low: float | None
     high: float | None
     file: str
     url: str
     limits: tuple[float, ...] = ()
-    speed_limit: float | None = None
     columns: int | None = None
 
     @property
@@ -49,11 +47,14 @@ class OfflineTask:
         return f"{self.suite}/{self.name}"
 
     @property
-    def environment(self) -> dict[str, Any] | None:
-        """The record of the environment that equals the suite's, for `envs.make`; None where there is none."""
-        if self.env_id is None:
-            return None
-        return {"kind": "gymnasium", "env_id": self.env_id, "speed_limit": self.speed_limit}
+    def can_be_made(self) -> bool:
+        """Whether `python -m envs.datasets make` makes the data again."""
+        return self.environment is not None and self.environment["kind"] == "maze2d"
+
+    @property
+    def evaluated_in(self) -> str | None:
+        """The name of the environment; None where there is none."""
+        return None if self.environment is None else self.environment.get("env_id", self.environment["kind"])
 
     def score(self, returns: float) -> float | None:
         """The suite's normalised score of a return."""
@@ -81,7 +82,7 @@ LOCOMOTION = {
     "ant": ("Ant-v4", -325.6, 3879.7),
 }
 D4RL_QUALITIES = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
-# steps, low, high; no environment: gymnasium-robotics' PointMaze has its origin elsewhere, and observes the goal
+# steps, low, high
 MAZE2D = {"umaze": (300, 23.85, 161.86), "medium": (600, 13.13, 277.39), "large": (800, 6.7, 273.99)}
 # steps, the file's name; no environment: gymnasium-robotics' AntMaze has its origin elsewhere, and observes the goal
 ANTMAZE = {
@@ -143,11 +144,16 @@ BULLET = {
 }
 
 
+def _registered(env_id: str, speed_limit: float | None = None) -> dict[str, Any]:
+    return {"kind": "gymnasium", "env_id": env_id, "speed_limit": speed_limit}
+
+
 def _d4rl(
-    name: str, env_id: str | None, steps: int, low: float | None, high: float | None, folder: str, file: str,
-    columns: int | None = None,
+    name: str, environment: dict[str, Any] | None, steps: int, low: float | None, high: float | None, folder: str,
+    file: str, columns: int | None = None,
 ) -> OfflineTask:  # fmt: skip
-    return OfflineTask(name, "d4rl", env_id, steps, low, high, file, f"{D4RL_URL}{folder}/{file}", columns=columns)
+    url = f"{D4RL_URL}{folder}/{file}"
+    return OfflineTask(name, "d4rl", environment, steps, low, high, file, url, columns=columns)
 
 
 def _locomotion() -> list[OfflineTask]:
@@ -156,16 +162,18 @@ def _locomotion() -> list[OfflineTask]:
         for quality in D4RL_QUALITIES:
             file = f"{robot}_{quality.replace('-', '_')}-v2.hdf5"
             columns = 27 if robot == "ant" else None
-            tasks.append(_d4rl(f"{robot}-{quality}-v2", env_id, 1000, low, high, "gym_mujoco_v2", file, columns))
+            facts = (1000, low, high, "gym_mujoco_v2", file, columns)
+            tasks.append(_d4rl(f"{robot}-{quality}-v2", _registered(env_id), *facts))
     return tasks
 
 
 def _mazes() -> list[OfflineTask]:
     tasks = []
-    for maze, (steps, low, high) in MAZE2D.items():
-        file = f"maze2d-{maze}-{{}}-v1.hdf5"
-        tasks.append(_d4rl(f"maze2d-{maze}-v1", None, steps, low, high, "maze2d", file.format("sparse")))
-        tasks.append(_d4rl(f"maze2d-{maze}-dense-v1", None, steps, None, None, "maze2d", file.format("dense")))
+    for maze, (steps, *ends) in MAZE2D.items():
+        for reward, name, (low, high) in (("sparse", "", ends), ("dense", "-dense", (None, None))):
+            record = {"kind": "maze2d", "maze": maze, "reward": reward}
+            file = f"maze2d-{maze}-{reward}-v1.hdf5"
+            tasks.append(_d4rl(f"maze2d-{maze}{name}-v1", record, steps, low, high, "maze2d", file))
     for maze, (steps, kind) in ANTMAZE.items():
         file = f"Ant_maze_{kind}_sparse_fixed.hdf5"
         tasks.append(_d4rl(f"antmaze-{maze}-v2", None, steps, 0.0, 1.0, "ant_maze_v2", file))
@@ -187,15 +195,16 @@ def _dsrl() -> list[OfflineTask]:
     tasks = []
 
     def add(
-        name: str, limits: tuple[float, ...], env_id: str | None, steps: int, low: float, high: float, counts: str,
-        speed: float | None = None,
+        name: str, limits: tuple[float, ...], environment: dict[str, Any] | None, steps: int, low: float, high: float,
+        counts: str,
     ) -> None:  # fmt: skip
         file = f"Safety{name}-{counts}.hdf5"
-        task = OfflineTask(f"Offline{name}", "dsrl", env_id, steps, low, high, file, DSRL_URL + file, limits, speed)
-        tasks.append(task)
+        url = DSRL_URL + file
+        tasks.append(OfflineTask(f"Offline{name}", "dsrl", environment, steps, low, high, file, url, limits))
 
     for robot, (low, high, counts, speed) in VELOCITY.items():
-        add(f"{robot}VelocityGymnasium-v1", (20.0, 40.0, 80.0), f"{robot}-v4", 1000, low, high, counts, speed)
+        environment = _registered(f"{robot}-v4", speed)
+        add(f"{robot}VelocityGymnasium-v1", (20.0, 40.0, 80.0), environment, 1000, low, high, counts)
     for name, facts in NAVIGATION.items():
         add(f"{name}Gymnasium-v0", (20.0, 40.0, 80.0), None, *facts)
     for name, facts in BULLET.items():
@@ -240,7 +249,9 @@ def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Pa
     for file in tried:
         if file.is_file():
             return file, file.name != task.file
+    made = f"; python -m envs.datasets make {task.id} {tried[1]} makes it again" if task.can_be_made else ""
     raise InputError(
         f"{task.id}: no file; tried {', '.join(map(str, tried))}; it is public at {task.url}: "
         f"python -m envs.datasets download {task.id} fetches it into {task.cache()}; or name its folder with data_dir="
+        f"{made}"
     )

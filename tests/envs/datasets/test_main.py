@@ -76,7 +76,10 @@ def test_ls(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
     assert main(["ls", "--data_dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 80
-    assert lines[0].split() == ["d4rl/hopper-random-v2", "1000", "steps", "evaluated", "in", "Hopper-v4", "not", "here"]
+    words = "d4rl/hopper-random-v2 1000 steps evaluated in Hopper-v4 to be downloaded"
+    assert lines[0].split() == words.split()
+    maze = next(line for line in lines if line.startswith("d4rl/maze2d-large-dense-v1"))
+    assert maze.endswith("evaluated in maze2d         can be made or downloaded")
     assert lines[1].endswith("hopper-medium.hdf5 (stand-in)")
     for wrong in (["ls", "x"], ["show"], ["convert", "x"], ["fly"]):
         with pytest.raises(SystemExit):
@@ -89,9 +92,9 @@ def test_ls_says_which_tasks_can_be_evaluated(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     for line, task in zip(lines, OFFLINE_TASKS.values(), strict=True):
         assert line.startswith(f"{task.id} ")
-        assert (f"evaluated in {task.env_id}" in line) == (task.environment is not None)
+        assert (f"evaluated in {task.evaluated_in}" in line) == (task.environment is not None)
         assert ("trained without evaluation" in line) == (task.environment is None)
-    assert sum("trained without evaluation" in line for line in lines) == 51
+    assert sum("trained without evaluation" in line for line in lines) == 45
     records = {str(task.environment): task.environment for task in OFFLINE_TASKS.values() if task.environment}
     for record in records.values():
         env = make(record)
