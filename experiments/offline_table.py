@@ -34,6 +34,7 @@ SHARES: dict[str, dict[str, float]] = {
     "cloning": {"cloning": 1.0},
     "iql": {"iql": 1.0},
     "td3_bc": {"td3_bc": 1.0},
+    "rebrac": {"rebrac": 1.0},
     "diffusion_policy": {"action_planner": 1.0},
     "diffuser": {"trajectory_planner": 0.7, "return_model": 0.3},
     "decision_diffuser": {"state_planner": 0.8, "inverse": 0.2},

@@ -240,12 +240,20 @@ class Steps:
 
 
 class NextSteps(Steps):
-    """Steps that also have the next decoded latents, `next_latents` (B, d). Arguments as `Steps`."""
+    """Steps that also have what comes next. Arguments as `Steps`.
+
+    That is the next decoded latents, `next_latents` (B, d), and the data's next actions, `next_actions` (B, m), where
+    `next_known` (B,) is 1: at the last step of an episode they are 0 and unknown.
+    """
 
     def __init__(self, episodes: Episodes, return_to_go: np.ndarray) -> None:
         super().__init__(episodes, return_to_go)
         following = np.array(episodes["observations"][step_rows(episodes) + 1], np.float32)
         self.tensors["next_latents"] = torch.from_numpy(following)
+        final = np.isin(step_rows(episodes) + 1, episodes.offsets[1:] - 1)
+        actions = np.where(final[:, None], 0, episodes["actions"][step_rows(episodes) + 1]).astype(np.float32)
+        self.tensors["next_actions"] = torch.from_numpy(actions)
+        self.tensors["next_known"] = torch.from_numpy((~final).astype(np.float32))
 
 
 def step_rows(episodes: Episodes) -> np.ndarray:

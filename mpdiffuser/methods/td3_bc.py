@@ -1,5 +1,6 @@
 """TD3+BC (Fujimoto and Gu 2021): a policy that maximises Q and stays near the actions in the data."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -14,8 +15,84 @@ from mpdiffuser.models.twin_q import TwinQ
 from mpdiffuser.schedule import NoiseSchedule
 
 
-class TD3BCPolicy(TwinQ):
-    """Twin Q and a deterministic policy, each with slow targets.
+class ActorCritic(TwinQ):
+    """Twin Q and a deterministic policy, each with slow targets (TD3: Fujimoto et al. 2018).
+
+    A subclass defines `policy_loss`, and its configuration has the arguments.
+
+    Args:
+        latent_dim, action_dim: d, m.
+        hidden: width of the two hidden layers of each network.
+        target_rate: update rate of the targets.
+        nonnegative: names of settings -> values that must be at least 0.
+
+    Raises:
+        InputError: for a value that is not allowed.
+    """
+
+    def __init__(
+        self, latent_dim: int, action_dim: int, hidden: int, target_rate: float, nonnegative: Mapping[str, float]
+    ) -> None:
+        super().__init__(latent_dim, action_dim, hidden, target_rate)
+        for name, value in nonnegative.items():
+            if value < 0:
+                raise InputError(f"baselines.{self.method}.{name}: must be at least 0, found {value}")
+        self.policy = mlp(latent_dim, hidden, action_dim)
+        self.target_policy = deepcopy(self.policy).requires_grad_(False)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decoded latents (B, d) -> actions (B, m) in [-1, 1]."""
+        return self.policy(self.latents.normalize(latents)).tanh()
+
+    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Sample the noise on the target policy's actions."""
+        return {"noise": torch.randn(batch, self.config["action_dim"], generator=generator)}
+
+    def loss(
+        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch of `NextSteps`: the policy's, and TD3's loss of Q.
+
+        The two losses have no parameter in common.
+        """
+        latents, actions = batch["latents"], batch["actions"]
+        with torch.no_grad():
+            following = self.config["discount"] * batch["continuations"] * self.next_value(batch, random)
+            q_target = self.reward_scale * batch["rewards"] + following
+        q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
+        latents = latents.detach()  # the policy's loss trains no encoder (`experiments.end_to_end`)
+        chosen = self(latents)
+        fixed = {name: weight.detach() for name, weight in self.q[0].named_parameters()}
+        inputs = torch.cat([self.latents.normalize(latents), chosen], -1)
+        worth = functional_call(self.q[0], fixed, (inputs,))[:, 0]
+        cloning = (chosen - actions).square().mean()
+        policy = self.policy_loss(cloning, worth.mean() / worth.abs().mean().detach().clamp(min=1e-8))
+        return {"loss": q + policy, "q_loss": q, "cloning_loss": cloning}
+
+    def next_value(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the value (B,) of the next latents: the smaller target Q of the target policy's noisy actions."""
+        c = self.config
+        noise = (c["policy_noise"] * random["noise"]).clamp(-c["noise_clip"], c["noise_clip"])
+        actions = (self.target_actions(batch["next_latents"]) + noise).clamp(-1, 1)
+        return self.action_values(self.target, batch["next_latents"], actions).amin(0)
+
+    def target_actions(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the target policy's actions (B, m) for decoded latents (B, d)."""
+        return self.target_policy(self.latents.normalize(latents)).tanh()
+
+    def policy_loss(self, cloning: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
+        """Return the policy's loss, from the mean squared distance from the data's actions and Q / mean |Q|."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Update the targets."""
+        super().after_step()
+        self.follow(self.target_policy, self.policy)
+
+
+class TD3BCPolicy(ActorCritic):
+    """TD3's networks with the policy's loss of TD3+BC.
 
     Args:
         latent_dim, action_dim: d, m.
@@ -26,7 +103,7 @@ class TD3BCPolicy(TwinQ):
         target_rate: update rate of the targets.
 
     Raises:
-        InputError: for a negative value of alpha, policy_noise or noise_clip.
+        InputError: for a value that is not allowed.
     """
 
     method = "td3_bc"
@@ -43,50 +120,12 @@ class TD3BCPolicy(TwinQ):
         noise_clip: float,
         target_rate: float,
     ) -> None:
-        super().__init__(latent_dim, action_dim, hidden, target_rate)
-        for name, value in (("alpha", alpha), ("policy_noise", policy_noise), ("noise_clip", noise_clip)):
-            if value < 0:
-                raise InputError(f"baselines.td3_bc.{name}: must be at least 0, found {value}")
-        self.policy = mlp(latent_dim, hidden, action_dim)
-        self.target_policy = deepcopy(self.policy).requires_grad_(False)
+        nonnegative = {"alpha": alpha, "policy_noise": policy_noise, "noise_clip": noise_clip}
+        super().__init__(latent_dim, action_dim, hidden, target_rate, nonnegative)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decoded latents (B, d) -> actions (B, m) in [-1, 1]."""
-        return self.policy(self.latents.normalize(latents)).tanh()
-
-    def draw(self, batch: int, schedule: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Sample the noise on the target policy's actions."""
-        return {"noise": torch.randn(batch, self.config["action_dim"], generator=generator)}
-
-    def loss(
-        self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
-    ) -> dict[str, torch.Tensor]:
-        """Return the losses of a batch of `NextSteps`: equations 3 and 5 of the paper, and TD3's loss of Q.
-
-        The two losses have no parameter in common.
-        """
-        c, latents, actions = self.config, batch["latents"], batch["actions"]
-        with torch.no_grad():
-            noise = (c["policy_noise"] * random["noise"]).clamp(-c["noise_clip"], c["noise_clip"])
-            following = self.target_policy(self.latents.normalize(batch["next_latents"])).tanh()
-            following = (following + noise).clamp(-1, 1)
-            value = self.action_values(self.target, batch["next_latents"], following).amin(0)
-            q_target = self.reward_scale * batch["rewards"] + c["discount"] * batch["continuations"] * value
-        q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
-        latents = latents.detach()  # the policy's loss trains no encoder (`experiments.end_to_end`)
-        chosen = self(latents)
-        fixed = {name: weight.detach() for name, weight in self.q[0].named_parameters()}
-        inputs = torch.cat([self.latents.normalize(latents), chosen], -1)
-        worth = functional_call(self.q[0], fixed, (inputs,))[:, 0]
-        cloning = (chosen - actions).square().mean()
-        policy = cloning - c["alpha"] * worth.mean() / worth.abs().mean().detach().clamp(min=1e-8)
-        return {"loss": q + policy, "q_loss": q, "cloning_loss": cloning}
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Update the targets."""
-        super().after_step()
-        self.follow(self.target_policy, self.policy)
+    def policy_loss(self, cloning: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
+        """Equations 3 and 5 of the paper."""
+        return cloning - self.config["alpha"] * worth
 
 
 class TD3BC(QLearning):

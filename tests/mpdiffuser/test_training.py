@@ -127,6 +127,7 @@ def test_the_planners_size_is_its_own_and_its_likes(state) -> None:
         "cloning",
         "iql",
         "td3_bc",
+        "rebrac",
         "critic",
         "inverse",
         "logged_returns",

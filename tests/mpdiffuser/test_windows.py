@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
-from mpdiffuser.windows import GOALS, Steps, Windows, occupancy, resample, split, split_indices, step_rows, to_go
+from mpdiffuser.windows import (
+    GOALS,
+    NextSteps,
+    Steps,
+    Windows,
+    occupancy,
+    resample,
+    split,
+    split_indices,
+    step_rows,
+    to_go,
+)
 
 
 def slow_to_go(amounts: np.ndarray, offsets: np.ndarray, terminated: list[bool], discount: float) -> np.ndarray:
@@ -198,6 +209,15 @@ def test_steps_hold_what_the_episodes_hold(make_episodes) -> None:
     expected = slow_to_go(episodes["rewards"], episodes.offsets, [True, False], 0.9)[rows]
     np.testing.assert_allclose(batch["return_to_go"], expected, rtol=1e-5)
     assert len(steps) == 7
+
+
+def test_the_next_action_is_unknown_at_the_last_step(make_episodes) -> None:
+    episodes = make_episodes([3, 1])
+    batch = NextSteps(episodes, np.zeros(6)).batch(torch.arange(4))
+    assert batch["next_known"].tolist() == [1, 1, 0, 0]
+    np.testing.assert_array_equal(batch["next_actions"][:2], episodes["actions"][[1, 2]])
+    assert not batch["next_actions"][2:].any()
+    np.testing.assert_array_equal(batch["next_latents"], episodes["observations"][[1, 2, 3, 5]])
 
 
 def test_steps_in_proportion_to_their_weights(make_episodes) -> None:

@@ -13,6 +13,7 @@ ORDER = [
     "cloning",
     "iql",
     "td3_bc",
+    "rebrac",
     "diffusion_policy",
     "diffuser",
     "decision_diffuser",

@@ -14,7 +14,7 @@ FOUND: list[Any] = [method for method in METHODS.values() if issubclass(method, 
 
 
 def test_the_methods() -> None:
-    assert [method.name for method in FOUND] == ["iql", "td3_bc"]
+    assert [method.name for method in FOUND] == ["iql", "td3_bc", "rebrac"]
     assert all(method.kind.method == method.name for method in FOUND)
 
 
