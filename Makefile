@@ -3,14 +3,17 @@
 # make test    installs, then runs lint, builds the site, and runs all tests (some 15 minutes on 2 CPU cores)
 # make quick   installs, then runs the fast tests of the four packages (under 2 minutes)
 # make docs    installs, then builds the site; a warning is an error
+# make gpu-wheels  collects in wheels/ what benchmarks/gpu.py needs on a machine with PyTorch but without a network
 # make doctor  installs, then tells what works on this machine
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# what benchmarks/gpu.py needs besides PyTorch, timm and h5py, but for antlr4, which has no wheel
+GPU_WHEELS := 'diffusers<0.43' 'hydra-core<1.4' omegaconf 'gymnasium<1.5' farama-notifications 'mujoco<3.18' glfw pyopengl
 # rendering without a display: EGL, or OSMesa, through Mesa's software renderer
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
 
-.PHONY: install demo robot test quick docs lint doctor gl
+.PHONY: install demo robot test quick docs lint doctor gl gpu-wheels
 
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
@@ -39,6 +42,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-wheels: install
+	rm -rf wheels
+	$(BIN)/python -m pip download --quiet --no-deps --dest wheels --only-binary :all: --python-version 3.12 \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 $(GPU_WHEELS)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir wheels antlr4-python3-runtime==4.9.3
+	du -sh wheels
 
 doctor: install
 	$(BIN)/python -m envs.doctor

@@ -10,6 +10,7 @@ on the first card that does, as without the variable.
 
 import contextlib
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -40,8 +41,9 @@ def on_card() -> Iterator[None]:
 
 
 def _import_all() -> None:
-    for module in ("mujoco", "dm_control.suite"):
-        importlib.import_module(module)
+    importlib.import_module("mujoco")
+    if importlib.util.find_spec("dm_control"):  # benchmarks.gpu does without
+        importlib.import_module("dm_control.suite")
 
 
 card = _visible_card()

@@ -56,7 +56,8 @@ def rewards(places: np.ndarray, maze: str, kind: str) -> np.ndarray:
 class Maze2D(gymnasium.Env):
     """The ball in the maze. An observation is (4,): place and velocity (`NAMES`). An action is (2,) in [-1, 1].
 
-    An episode begins at rest in a free cell, and only its time ends it. The goal is always the same.
+    An episode begins in a free cell, nearly at rest, and only its time ends it. The goal is always the same; a planner
+    that is trained with goals is told it.
 
     Args:
         observation: "states".
@@ -102,7 +103,8 @@ class Maze2D(gymnasium.Env):
         self.data.qvel[:] = 0.1 * self.np_random.standard_normal(2)
         mujoco.mj_forward(self.model, self.data)
         self._decisions = 0
-        return self.observe(), {"physics": self.get_physics(), "cost": 0.0}
+        target = np.array([*goal(self.maze), 0, 0], np.float32)  # at rest in the goal
+        return self.observe(), {"physics": self.get_physics(), "cost": 0.0, "goal": target}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 10 ms."""

@@ -4,14 +4,21 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import gpu
 from benchmarks.common import cell, rates, table, timed
 from benchmarks.limits import work
 from benchmarks.planning import level_work, states_pipeline
 from benchmarks.scaling import exponent
+from experiments.untrained import random_episodes
+from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.trainer import TrainConfig
+from mpdiffuser.windows import Steps
 
 pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
 
@@ -34,6 +41,30 @@ def test_each_runs_and_writes(name: str, tmp_path: Path, capsys: pytest.CaptureF
     assert found["limits"]["best_gflops"] > 0 and found["limits"]["copy_gb_s"] > 0
     assert any(row.get(COLUMNS[name]) is not None for row in found["rows"])
     assert f" {COLUMNS[name]} |" in capsys.readouterr().out.partition("|---")[0]
+
+
+def test_the_gpus_runs_on_a_cpu(tmp_path: Path) -> None:
+    gpu.main(["--quick", "--folder", str(tmp_path)])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["limits"]["device"] == "CPU" and found["limits"]["tf32_tflops"] > 0
+    models = {row["model"]: row for row in found["rows"] if "model" in row}
+    assert {"forward", "ranker", "dynamics", "planner"} <= set(models) and models["planner"]["steps"] == 50
+    assert [row["composition"] for row in found["rows"] if "score" in row] == ["planner", "fused"]
+    assert any(row.get("plan, candidates") == 64 and row["times the bound"] > 0 for row in found["rows"])
+
+
+def test_the_gpus_loop_trains() -> None:
+    """With rewards that are the state's first entry, the ranker learns them: far better than their mean does."""
+    torch.manual_seed(0)
+    episodes, device = random_episodes(8, 50, 4, 2), torch.device("cpu")
+    episodes.arrays["rewards"] = np.array(episodes["observations"][:, 0])
+    data = gpu.on_device(Steps(episodes, np.zeros(len(episodes["rewards"]), np.float32)), device)
+    model = Ranker(4, 2, hidden=32)
+    config = TrainConfig(steps=400, batch_size=64, learning_rate=3e-3, warmup=0, ema_decay=0.9)
+    loop = gpu.Loop(model, data, data, config, NoiseSchedule(), device)
+    loop.train()
+    assert loop.steps_done == 400 and loop.losses[-1][1] < 0.3 * loop.losses[0][1]
+    assert not model.training
 
 
 def test_work_is_counted_by_hand() -> None:
