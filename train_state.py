@@ -20,7 +20,7 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
-from mpdiffuser.preparation import dynamics_episodes, dynamics_info, imitates, unit_actions
+from mpdiffuser.preparation import dynamics_episodes, dynamics_info, goal_entries, imitates, unit_actions
 from mpdiffuser.training import check_folder, identities, train_pipeline, trained_methods
 from vision.states import STATES, encode_states, state_encoder
 
@@ -53,6 +53,7 @@ def train(
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     more = more and dynamics_episodes(cfg, more, episodes, bounds, STATES)
     check_samplers(cfg, cfg.horizon, bounds)
+    cfg.goal_entries = goal_entries(cfg, episodes, STATES)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()
     info |= {"dynamics_data": dynamics_info(cfg, more)} if more else {}

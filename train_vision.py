@@ -81,6 +81,8 @@ def main(cfg: DictConfig) -> None:
         raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: a task from states, for train_state.py")
     check_evaluation(cfg)
     check_training(cfg)
+    if cfg.goal_entries is not None:
+        raise InputError("goal_entries: is for goals from states (train_state.py); leave it out")
     output, clock = Path(cfg.output_dir), Clock()
     environment = dm_control_record(cfg.task, cfg.rendering, cfg.episode_seconds)
     episodes = None

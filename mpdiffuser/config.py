@@ -38,7 +38,13 @@ PATHS = ("pipeline", "dataset", "data_dir", "data_root", "output_dir", "repeat")
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "environment"), str)
 UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
-UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
+UNSET |= {
+    "goal_entries": ListConfig,
+    "processes": int,
+    "discount": float,
+    "episode_seconds": float,
+    "evaluation.parallel_controllers": int,
+}
 WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
 OWN = "--config-dir="
 LARGEST, BRACKETS = 100_000, 1000  # limits for a file: bytes, and opening brackets

@@ -20,7 +20,8 @@ def register() -> dict[str, type]:
     store = ConfigStore.instance().store
     store(group="sampler", name="default", node=asdict(SamplerConfig()))
     store(group="sampler", name="saved", node=dict.fromkeys(asdict(SamplerConfig())))
-    set_by_data = ("self", "latent_dim", "action_dim", "horizon", "condition_dim", "goal_dim", "discount", "costs")
+    set_by_data = {"self", "latent_dim", "action_dim", "horizon", "condition_dim", "goal_dim", "goal_entries"}
+    set_by_data |= {"discount", "costs"}
     for group, name, kind in (
         ("planner", "small", Planner),
         ("dynamics", "small", Dynamics),

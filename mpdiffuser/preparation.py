@@ -116,6 +116,34 @@ def _shapes(episodes: Episodes, kinds: Sequence[str]) -> dict[str, tuple[int, ..
     return {name: episodes.record.observations[name].shape for name in episodes.record.names(*kinds)}
 
 
+def goal_entries(cfg: DictConfig, episodes: Episodes, kinds: Sequence[str]) -> list[int] | None:
+    """Return the numbers of the entries of a latent that a goal is, from cfg.goal_entries; None: all.
+
+    Args:
+        kinds: of the observations that latents are made of; with one of them a latent is an observation.
+
+    Raises:
+        InputError: for an entry that is not there or given twice, or where entries cannot be chosen.
+    """
+    chosen = cfg.goal_entries
+    if chosen is None:
+        return None
+    if not cfg.goals or cfg.get("history") != 1:
+        raise InputError("goal_entries: is for goals=true from states, with history=1; leave it out")
+    parts = [episodes.record.observations[name] for name in episodes.record.names(*kinds)]
+    names = [name for part in parts for name in (part.names or [""] * part.shape[0])]
+    found = []
+    for entry in chosen:
+        number = names.index(entry) if isinstance(entry, str) and entry in names else entry
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(names):
+            named = f", or a name: {', '.join(filter(None, names))}" if any(names) else ""
+            raise InputError(f"goal_entries: must be numbers in 0..{len(names) - 1}{named}; found {entry!r}")
+        found.append(number)
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"goal_entries: must be one or more entries, each once, found {list(chosen)}")
+    return found
+
+
 def imitates(cfg: DictConfig, episodes: Episodes) -> bool:
     """Return whether the planner imitates and there is no ranker: with goals, or if data have no rewards and costs."""
     return cfg.goals or ("rewards" in episodes.info.get("missing", ()) and "costs" not in episodes)

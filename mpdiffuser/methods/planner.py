@@ -145,8 +145,9 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
 def build_planner(data: TrainingData) -> Planner:
     """Build an untrained planner for the data's dimensions and targets."""
     horizon, sizes = data.settings["horizon"], data.settings["planner"]
-    goal_dim = data.dims["latent_dim"] if data.settings["goals"] else 0
-    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, goal_dim=goal_dim, **sizes)
+    goal = {"goal_dim": data.dims["latent_dim"], "goal_entries": data.settings["goal_entries"] or []}
+    goal = goal if data.settings["goals"] else {}
+    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **goal, **sizes)
     planner.actions.load_state_dict(data.actions.state_dict())
     return planner
 

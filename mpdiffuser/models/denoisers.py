@@ -70,6 +70,7 @@ class Planner(Denoiser, Model):
         latent_dim, action_dim, horizon: d, m, H.
         condition_dim: number of targets (1: return_to_go; 2: return_to_go and cost_to_go).
         goal_dim: d if the planner is told a goal, a latent to reach, or else 0.
+        goal_entries: numbers of the goal's entries that count, such as those of a place; empty: all.
         width, multipliers, embedding: see `TemporalUNet`.
         prediction: "epsilon", "sample" or "v_prediction".
         dropout: probability of dropping the condition in training, for classifier-free guidance (Ho and Salimans 2022).
@@ -101,6 +102,7 @@ class Planner(Denoiser, Model):
         level_draws: int = 2,
         bounded: bool = True,
         goal_dim: int = 0,
+        goal_entries: Sequence[int] = (),
     ) -> None:
         super().__init__()
         check_horizon(horizon, multipliers)
@@ -108,7 +110,8 @@ class Planner(Denoiser, Model):
         if level_draws < 1:
             raise InputError(f"planner.level_draws: must be at least 1, found {level_draws}")
         self.level = LevelEmbedding(embedding)
-        self.context = perceptron(latent_dim + condition_dim + goal_dim + 1, embedding)
+        told = len(goal_entries) or goal_dim
+        self.context = perceptron(latent_dim + condition_dim + told + 1, embedding)
         self.actions = Normalizer(action_dim)
         drawn = len(range(latent_dim + action_dim)[self.columns(latent_dim)])
         self.unet = TemporalUNet(drawn, drawn, width, multipliers, embedding)
@@ -140,8 +143,15 @@ class Planner(Denoiser, Model):
     ) -> torch.Tensor:
         """Levels (B,), z_0 (B, d), condition (B, c), keep (B,) -> modulation of all layers (B, F)."""
         keep = keep[:, None].to(present.dtype)
-        known = torch.cat([present, condition * keep, keep], -1)
+        known = torch.cat([present, self._told(condition) * keep, keep], -1)
         return self.unet.modulation(self.level(levels) + self.context(known))
+
+    def _told(self, condition: torch.Tensor) -> torch.Tensor:
+        """Condition (B, c) -> without the goal's entries that do not count."""
+        targets, entries = self.config["condition_dim"], self.config["goal_entries"]
+        if not entries:
+            return condition
+        return torch.cat([condition[:, :targets], *(condition[:, targets + k, None] for k in entries)], -1)
 
     def denoise(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Noisy x (B, H, d + m), modulation (B, F) -> prediction, like x; zeros in columns that are not estimated."""

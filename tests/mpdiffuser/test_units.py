@@ -19,7 +19,7 @@ from mpdiffuser.history import LatentHistory
 from mpdiffuser.launch import Clock
 from mpdiffuser.methods import METHODS, Setup
 from mpdiffuser.pipeline import MPDiffuserPipeline
-from mpdiffuser.preparation import imitates, unit_actions
+from mpdiffuser.preparation import goal_entries, imitates, unit_actions
 from mpdiffuser.record import DECLARED, PROPRIOCEPTION, SEEN, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.training import identities, train_pipeline, trained_methods, training_data
@@ -278,3 +278,34 @@ def test_methods_that_need_rewards_are_refused_by_name(demonstrations, capsys) -
     assert set(found) == {"planner", "dynamics", "forward", "cloning"} and not any(
         each["after"] for each in found.values()
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["goals=true", "goal_entries=[1,0]"], [1, 0]),
+        (["goals=true", "goal_entries=[x,2]"], [0, 2]),
+        (["goals=true"], None),
+        (["goal_entries=[0]"], r"goal_entries: is for goals=true from states, with history=1"),
+        (["goals=true", "history=2", "goal_entries=[0]"], r"goal_entries: is for goals=true from states"),
+        (["goals=true", "goal_entries=[3]"], r"numbers in 0\.\.2, or a name: x, y; found 3"),
+        (["goals=true", "goal_entries=[z]"], r"found 'z'"),
+        (["goals=true", "goal_entries=[true]"], r"found True"),
+        (["goals=true", "goal_entries=[0,x]"], r"each once, found \[0, 'x'\]"),
+        (["goals=true", "goal_entries=[]"], r"one or more entries"),
+    ],
+)
+def test_entries_of_a_goal(words: list[str], expected: Any) -> None:
+    rows = {"place": np.zeros((4, 2), np.float32), "speed": np.zeros((4, 1), np.float32)}
+    seen = {"place": Observation(PROPRIOCEPTION, (2,), ("x", "y")), "speed": Observation(PROPRIOCEPTION, (1,))}
+    arrays = rows | {"actions": np.zeros((4, 1), np.float32), "rewards": np.zeros(4, np.float32)}
+    arrays |= {
+        key: np.array([False, False, end, False]) for key, end in (("terminations", False), ("truncations", True))
+    }
+    episodes = Episodes(arrays, np.array([0, 4]), {}, record=Record(seen, Actions.unit(1)))
+    cfg = load("state", words)
+    if not isinstance(expected, str):
+        assert goal_entries(cfg, episodes, (PROPRIOCEPTION,)) == expected
+        return
+    with pytest.raises(InputError, match=expected):
+        goal_entries(cfg, episodes, (PROPRIOCEPTION,))

@@ -154,6 +154,16 @@ def test_dropped_conditions_do_not_matter(randomize) -> None:
     assert not torch.allclose(free, zero)  # "no target" is not "the target 0"
 
 
+def test_entries_of_a_goal_that_do_not_count_have_no_effect(randomize) -> None:
+    planner = randomize(Planner(3, 1, horizon=4, width=8, embedding=16, goal_dim=3, goal_entries=[2, 0])).eval()
+    x, condition, levels, keep = torch.randn(5, 4, 4), torch.randn(5, 4), torch.arange(5), torch.ones(5)
+    found = planner(x, levels, condition, keep)
+    for entry, counts in ((0, True), (1, True), (2, False), (3, True)):  # the target, then the goal
+        changed = condition.clone()
+        changed[:, entry] += 1
+        assert torch.equal(planner(x, levels, changed, keep), found) != counts
+
+
 def test_share_of_dropped_conditions() -> None:
     keep = Planner(**SIZES, dropout=0.25).draw(20_000, NoiseSchedule(100), torch.Generator().manual_seed(0))["keep"]
     assert set(keep.tolist()) == {0.0, 1.0}
