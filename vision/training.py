@@ -142,7 +142,7 @@ def fit_inputs(encoder: PixelEncoder, episodes: Episodes, features: Rows | None)
     """Fit the standardisation of the encoder's inputs: features of a frozen backbone (M, F), and measured values."""
     if features is not None:
         encoder.standard.fit(features[:: max(1, len(features) // 4096)])
-    elif measured := inputs(episodes)[1]:
+    if measured := inputs(episodes)[1]:
         encoder.standard.fit_last(Rows([episodes[name] for name in measured])[:])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from envs.datasets.tasks import MADE_BY
 from envs.doctor import versions
 from envs.maze2d import DECISIONS, MAZES, REWARDS, Maze2D, cells, rewards
 from mpdiffuser.console import progress
@@ -26,6 +27,7 @@ GAIN = 10.0  # of the distance from the waypoint
 MISS = 0.2  # waypoints on the way lie up to so far below the cells' coordinates
 DIFFERENCES = (
     "of several shortest ways another one may be taken",
+    "a goal in the ball's own cell is reached at once; a waypoint is reached whatever the velocity",
     "the row after a reached goal has the ball's true state; in D4RL it repeats the row before",
     "goals, ways and starts are drawn by another generator of random numbers",
 )
@@ -54,7 +56,7 @@ class Waypoints:
         self.maze, self.random = maze, random
         self.free = cells(maze)
         self.waypoints: list[np.ndarray] = []
-        self.goal = np.zeros(2)
+        self.end, self.goal = np.zeros(2), np.zeros(2)
 
     def choose_goal(self, place: np.ndarray) -> None:
         """Choose a random cell and the way to it from a place (2,)."""
@@ -62,14 +64,15 @@ class Waypoints:
         start = (round(float(place[0])), round(float(place[1])))
         way = [np.array(cell, np.float64) for cell in shortest_way(self.maze, start, end)]
         self.waypoints = [*(cell - MISS * self.random.uniform(size=2) for cell in way[:-1]), way[-1]]
-        self.goal = way[-1]
+        self.end = way[-1]
+        self.goal = self.end + self.random.uniform(-0.1, 0.1, 2)  # D4RL's; its controller goes to the cell itself
 
     def act(self, place: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, bool]:
         """Return the action (2,) in [-1, 1], and whether the goal is reached."""
         action = (GAIN * (self.waypoints[0] - place) - velocity).clip(-1, 1)
         if len(self.waypoints) > 1 and np.linalg.norm(self.waypoints[0] - place) < NEAR:
             self.waypoints.pop(0)
-        return action, bool(np.linalg.norm(self.goal - place) < NEAR)
+        return action, bool(np.linalg.norm(self.end - place) < NEAR)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Maze2DData:
             with replacing(path) as handle, h5py.File(handle, "w") as file:
                 for name, values in self.arrays(seed).items():
                     file.create_dataset(name, data=values, compression="gzip", compression_opts=1, chunks=True)
-                file.attrs["made_by"] = json.dumps(about)
+                file.attrs[MADE_BY] = json.dumps(about)
 
     def arrays(self, seed: int) -> dict[str, np.ndarray]:
         """Return the arrays of the file, each with N rows."""

@@ -13,7 +13,7 @@ from envs.datasets.readers.flat import read_flat
 from envs.datasets.readers.lerobot import read_lerobot
 from envs.datasets.readers.minari import minari_folder, read_minari
 from envs.datasets.readers.vd4rl import read_vd4rl
-from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, find_file, find_offline_task
+from envs.datasets.tasks import OFFLINE_TASKS, SUITES, OfflineTask, find_file, find_offline_task, made_again
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.memory import enough_memory
@@ -192,7 +192,7 @@ def _open_file(file: Path, keys: Mapping[str, str]) -> Episodes:
     if not keys and _is_vd4rl(file):
         return read_vd4rl(file)
     task = next((task for task in OFFLINE_TASKS.values() if task.file == file.name), None)
-    return _read_task(task, file, stand_in=False) if task and not keys else read_flat(file, keys=keys)
+    return _read_task(task, file, made_again(file)) if task and not keys else read_flat(file, keys=keys)
 
 
 def _is_vd4rl(file: Path) -> bool:

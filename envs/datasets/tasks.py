@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from mpdiffuser.errors import InputError
 
+MADE_BY = "made_by"  # attribute of a file that was made again
 SUITES = ("d4rl", "dsrl")
 D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 DSRL_URL = "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/"
@@ -84,6 +87,12 @@ LOCOMOTION = {
 D4RL_QUALITIES = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
 # steps, low, high
 MAZE2D = {"umaze": (300, 23.85, 161.86), "medium": (600, 13.13, 277.39), "large": (800, 6.7, 273.99)}
+# the same ends for the dense reward
+DENSE = {
+    "umaze": (68.537689, 193.66285642381482),
+    "medium": (44.264742, 297.4552547777125),
+    "large": (30.569041, 303.4857382709002),
+}
 # steps, the file's name; no environment: gymnasium-robotics' AntMaze has its origin elsewhere, and observes the goal
 ANTMAZE = {
     "umaze": (700, "u-maze_noisy_multistart_False_multigoal_False"),
@@ -170,7 +179,7 @@ def _locomotion() -> list[OfflineTask]:
 def _mazes() -> list[OfflineTask]:
     tasks = []
     for maze, (steps, *ends) in MAZE2D.items():
-        for reward, name, (low, high) in (("sparse", "", ends), ("dense", "-dense", (None, None))):
+        for reward, name, (low, high) in (("sparse", "", ends), ("dense", "-dense", DENSE[maze])):
             record = {"kind": "maze2d", "maze": maze, "reward": reward}
             file = f"maze2d-{maze}-{reward}-v1.hdf5"
             tasks.append(_d4rl(f"maze2d-{maze}{name}-v1", record, steps, low, high, "maze2d", file))
@@ -230,8 +239,17 @@ def find_offline_task(name: str, suite: str | None = None) -> OfflineTask:
     return OFFLINE_TASKS[name]
 
 
+def made_again(file: Path) -> bool:
+    """Whether a file was written by `python -m envs.datasets make`."""
+    try:
+        with h5py.File(file) as content:
+            return MADE_BY in content.attrs
+    except OSError:  # its reader tells what is wrong with it
+        return False
+
+
 def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Path, bool]:
-    """The task's file, and whether it is a stand-in: a file whose name differs from the public one.
+    """The task's file, and whether it is a stand-in: made again, or under another name than the public one.
 
     Looks in data_dir, or else in the suite's own folder, for the public name, the id, and the id without version; for
     DSRL also for the public name with other numbers (largest cost, number of episodes) at its end.
@@ -248,7 +266,7 @@ def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Pa
         tried += [*sorted(folder.glob(pattern)), folder / pattern]
     for file in tried:
         if file.is_file():
-            return file, file.name != task.file
+            return file, file.name != task.file or made_again(file)
     made = f"; python -m envs.datasets make {task.id} {tried[1]} makes it again" if task.can_be_made else ""
     raise InputError(
         f"{task.id}: no file; tried {', '.join(map(str, tried))}; it is public at {task.url}: "

@@ -40,9 +40,13 @@ class ReBRACPolicy(ActorCritic):
 
     def next_value(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> torch.Tensor:
         """TD3's value minus the penalty; at an episode's last step, whose next action is unknown, without it."""
-        distance = (self.target_actions(batch["next_latents"]) - batch["next_actions"]).square().sum(-1)
+        distance = (self.target_actions(batch, random) - batch["next_actions"]).square().sum(-1)
         penalty = self.config["critic_penalty"] * batch["next_known"] * distance
         return super().next_value(batch, random) - penalty
+
+    def worth(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The smaller of both Q."""
+        return torch.minimum(*(self._fixed_value(number, inputs) for number in range(2)))
 
     def policy_loss(self, cloning: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
         """The penalty sums over the action's entries, of which `cloning` is the mean."""

@@ -62,23 +62,29 @@ class ActorCritic(TwinQ):
         q = (self.action_values(self.q, latents, actions) - q_target).square().mean(1).sum()
         latents = latents.detach()  # the policy's loss trains no encoder (`experiments.end_to_end`)
         chosen = self(latents)
-        fixed = {name: weight.detach() for name, weight in self.q[0].named_parameters()}
-        inputs = torch.cat([self.latents.normalize(latents), chosen], -1)
-        worth = functional_call(self.q[0], fixed, (inputs,))[:, 0]
+        worth = self.worth(torch.cat([self.latents.normalize(latents), chosen], -1))
         cloning = (chosen - actions).square().mean()
         policy = self.policy_loss(cloning, worth.mean() / worth.abs().mean().detach().clamp(min=1e-8))
         return {"loss": q + policy, "q_loss": q, "cloning_loss": cloning}
 
     def next_value(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the value (B,) of the next latents: the smaller target Q of the target policy's noisy actions."""
+        return self.action_values(self.target, batch["next_latents"], self.target_actions(batch, random)).amin(0)
+
+    def target_actions(self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the target policy's actions (B, m) for the next latents, with clipped noise."""
         c = self.config
         noise = (c["policy_noise"] * random["noise"]).clamp(-c["noise_clip"], c["noise_clip"])
-        actions = (self.target_actions(batch["next_latents"]) + noise).clamp(-1, 1)
-        return self.action_values(self.target, batch["next_latents"], actions).amin(0)
+        return (self.target_policy(self.latents.normalize(batch["next_latents"])).tanh() + noise).clamp(-1, 1)
 
-    def target_actions(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the target policy's actions (B, m) for decoded latents (B, d)."""
-        return self.target_policy(self.latents.normalize(latents)).tanh()
+    def worth(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the policy maximises, (B,), for latents and actions (B, d + m): the first Q, held fixed."""
+        return self._fixed_value(0, inputs)
+
+    def _fixed_value(self, number: int, inputs: torch.Tensor) -> torch.Tensor:
+        network = self.q[number]
+        fixed = {name: weight.detach() for name, weight in network.named_parameters()}
+        return functional_call(network, fixed, (inputs,))[:, 0]
 
     def policy_loss(self, cloning: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
         """Return the policy's loss, from the mean squared distance from the data's actions and Q / mean |Q|."""

@@ -10,7 +10,7 @@ from mpdiffuser.methods.rebrac import ReBRAC, ReBRACPolicy
 from mpdiffuser.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(100)
-SETTINGS = {"discount": 0.5, "actor_penalty": 1.0, "critic_penalty": 2.0, "policy_noise": 0.0, "noise_clip": 0.5}
+SETTINGS = {"discount": 0.5, "actor_penalty": 1.0, "critic_penalty": 2.0, "policy_noise": 0.1, "noise_clip": 0.5}
 SETTINGS |= {"target_rate": 0.1}
 
 
@@ -50,9 +50,18 @@ def test_the_next_value_has_the_penalty_where_the_next_action_is_known() -> None
     actions, known = torch.tensor([[0.1, 0.4], [0.1, 0.4]]), torch.tensor([1.0, 0.0])
     batch = batch_of(torch.zeros(2, 2), torch.zeros(2), next_actions=actions, next_known=known)
     with torch.no_grad():
-        found = model.next_value(batch, {"noise": torch.zeros(2, 2)})
-        plain = model.action_values(model.target, torch.zeros(2, 1), torch.tensor([[0.3, -0.2]] * 2)).amin(0)
-    torch.testing.assert_close(plain - found, torch.tensor([2 * (0.2**2 + 0.6**2), 0.0]))
+        found = model.next_value(batch, {"noise": torch.tensor([[1.0, -1.0]] * 2)})  # times 0.1
+        plain = model.action_values(model.target, torch.zeros(2, 1), torch.tensor([[0.4, -0.3]] * 2)).amin(0)
+    torch.testing.assert_close(plain - found, torch.tensor([2 * (0.3**2 + 0.7**2), 0.0]))
+
+
+def test_the_policy_maximises_the_smaller_value() -> None:
+    torch.manual_seed(0)
+    model, inputs = ReBRACPolicy(1, 2, 16, **SETTINGS), torch.randn(64, 3)
+    with torch.no_grad():
+        values = model.action_values(model.q, inputs[:, :1], inputs[:, 1:])
+        torch.testing.assert_close(model.worth(inputs), values.amin(0))
+    assert (values[0] < values[1]).any() and (values[0] > values[1]).any()
 
 
 @pytest.mark.parametrize("name", ["actor_penalty", "critic_penalty", "policy_noise", "noise_clip"])
