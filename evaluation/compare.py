@@ -142,7 +142,7 @@ def compare(
         shown = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder) if row in FILMED}
         write_film(output / VIDEO, record, shown, seeds[0], cfg.evaluation.max_decisions)
     metrics = {
-        "task": info.get("task", folder.absolute().parent.name),
+        "task": info.get("task") or info.get("file") or folder.absolute().parent.name,
         **{key: info[key] for key in ("suite", "stand_in") if key in info},
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -234,8 +234,6 @@ def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> di
         return {}
     task = find_offline_task(info["task"], info["suite"])
     values = [task.score(float(value)) for value in outcome.returns]
-    if None in values:
-        return {}
     found: dict[str, Any] = {"score": summary(np.array(values)) | {"low": task.low, "high": task.high}}
     if task.limits:
         cost = outcome.costs.mean()

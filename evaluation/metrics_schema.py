@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,18 @@ def with_differences(methods: dict[str, Any], reference: str) -> dict[str, Any]:
     """
     found = {}
     for row, method in methods.items():
-        _, within, limit = row.partition(" within ")
-        other = reference + within + limit if reference + within + limit in methods else reference
+        other = reference_row(row, reference, methods)
         returns = methods[other]["returns"]
         paired = row != other and len(method["returns"]) == len(returns)
         found[row] = method | ({"difference": paired_difference(method["returns"], returns)} if paired else {})
     return found
+
+
+def reference_row(row: str, reference: str, methods: Iterable[str]) -> str:
+    """Return the row that a row is compared with: the reference, within the same cost limit if there is such a row."""
+    _, within, limit = row.partition(" within ")
+    same = reference + within + limit
+    return same if same in methods else reference
 
 
 def explanations(metrics: dict[str, Any]) -> Iterator[str]:

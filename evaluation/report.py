@@ -223,7 +223,7 @@ def _curves(folder: Path, stages: Iterable[str]) -> Iterator[dict[str, Any]]:
 def read_log(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a log. An incomplete last line, of a run that was killed or still runs, is skipped."""
     lines = []
-    texts = file.read_text(encoding="utf-8").splitlines()
+    texts = file.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)

@@ -1,8 +1,8 @@
 """Compare finished runs: mpdiffuser compare RUN RUN ... [--output FOLDER]
 
-Runs of one task that differ in the seed alone are averaged. Runs that differ in other options have rows of their own,
-which name these options. The error over runs tells how much trainings scatter, the error over episodes how much the
-episodes of one run do.
+Trainings of one task that differ in the seed alone are averaged. Those that differ in other options or in their data
+have rows of their own, and so have evaluations by evaluate.py of different pipelines. The error over runs tells how
+much trainings scatter, the error over episodes how much the episodes of one run do.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from evaluation.labels import colors, in_order, method_of, reference_of
-from evaluation.metrics_schema import read_metrics
+from evaluation.metrics_schema import explanations, limit_key, read_metrics, reference_row
 from evaluation.report import losses, read_log
 from evaluation.statistics import paired_difference, standard_error, summary
 from evaluation.table import aligned
@@ -28,12 +28,13 @@ from mpdiffuser.files import replacing, write_whole, writing
 
 # options in which runs of one row may differ: the seed, where things are, and how they are computed
 SAME_ROW = {
-    *("seed", "collect_seed", "output_dir", "run", "suffix", "data_root", "data_dir", "dataset_name"),
+    *("seed", "collect_seed", "output_dir", "run", "suffix", "dataset", "data_root", "data_dir", "dataset_name"),
     *("processes", "threads", "trackers", "checkpoint_every", "skip_bad_steps", "decoder", "debug_rules"),
-    *("evaluation.methods", "evaluation.parallel_controllers", "first_seed", "methods", "parallel_controllers"),
+    *("evaluation.methods", "evaluation.parallel_controllers"),
 }
 LONGEST = 48  # letters of the options that a row names
-TITLES = ("method", "runs", "return", "+-runs", "+-episodes", "IQM", "95 % interval", "score")
+FEWEST = 5  # runs from which the interval of their interquartile mean is shown; of fewer it is far too narrow
+TITLES = ("method", "runs", "return", "+-runs", "+-episodes", "IQM", "95 % interval", "score", "cost", "within")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Run:
 
     @property
     def task(self) -> str:
-        """The task's name."""
-        return str(self.metrics.get("task", self.folder.name))
+        """The task's name; where the run's folder stands for it, the beginning of the data's checksum."""
+        name = str(self.metrics.get("task", ""))
+        own = name in ("", self.folder.absolute().name)
+        return f"data {str(self.metrics.get('data'))[:8]}" if own else name
 
 
 def read_run(folder: Path) -> Run:
@@ -56,10 +59,23 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: if the folder holds no evaluation, or it is damaged.
     """
-    metrics = read_metrics(folder / "metrics.json")
-    file = folder / "config.yaml"  # evaluate.py writes none
-    options: Any = OmegaConf.load(file) if file.is_file() else OmegaConf.create(metrics.get("settings", {}))
-    return Run(folder, metrics, flat(options))
+    metrics, file = read_metrics(folder / "metrics.json"), folder / "config.yaml"
+    if file.is_file():  # of a training
+        try:
+            config = OmegaConf.load(file)
+            if not isinstance(config, DictConfig):
+                raise ValueError("no options in it")
+            options = flat(config)
+        except Exception as error:  # of YAML, of OmegaConf, or of the text's encoding
+            raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); train again") from error
+        if "dataset" not in options or options["dataset"] is not None:  # data that are not collected by the run
+            options["data"] = str(metrics.get("data"))[:8]
+    else:
+        found = flat(OmegaConf.create(metrics.get("settings", {})))
+        parts = ("sampler.", "baselines.")
+        options = {key if key.startswith(parts) else f"evaluation.{key}": value for key, value in found.items()}
+        options["pipeline"] = str(metrics.get("pipeline"))[:8]
+    return Run(folder, metrics, options | {"stand_in": bool(metrics.get("stand_in"))})
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -73,7 +89,13 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(", ".join(f"{key}={run.options.get(key)}" for key in differ), []).append(run)
-    return {name if len(name) <= LONGEST else members[0].folder.name: members for name, members in found.items()}
+    if all(len(name) <= LONGEST for name in found):
+        return found
+    folders = [members[0].folder.absolute().parts for members in found.values()]
+    depth = next(
+        n for n in range(1, 1 + max(map(len, folders))) if len({each[-n:] for each in folders}) == len(folders)
+    )
+    return {"/".join(parts[-depth:]): members for parts, members in zip(folders, found.values(), strict=True)}
 
 
 def rows(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
@@ -90,28 +112,38 @@ def rows(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
 
 
 def cells(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The cells of a method, from its metrics in each run; the error over runs and the interval need two runs."""
+    """The cells of a method, from its metrics in each run."""
     means = [float(np.mean(each["returns"])) for each in found]
     within = np.mean([standard_error(np.array(each["returns"])) for each in found])
     over = summary(means)
-    several = len(means) > 1
+    several, enough = len(means) > 1, len(means) >= FEWEST
+    limit = limit_key(dict(found[0]))
     scores = [each["score"]["mean"] for each in found if "score" in each]
     return [
         str(len(means)),
         f"{over['mean']:.1f}",
         f"{over['standard_error']:.1f}" if several else "",
         f"{within:.1f}",
-        f"{over['iqm']:.1f}" if several else "",
-        "[{:.1f}, {:.1f}]".format(*over["iqm_interval"]) if several else "",
+        f"{over['iqm']:.1f}" if enough else "",
+        "[{:.1f}, {:.1f}]".format(*over["iqm_interval"]) if enough else "",
         f"{np.mean(scores):.3f}" if len(scores) == len(means) else "",
+        f"{np.mean([each['cost']['mean'] for each in found]):.1f}" if all("cost" in each for each in found) else "",
+        f"{np.mean([each['share_within_limit'][limit] for each in found]):.0%}" if limit else "",
     ]
 
 
 def difference(found: Sequence[Mapping[str, Any]], method: str, reference: str) -> str:
-    """The paired difference to the reference, +- its standard error over runs; of one run, over episodes."""
-    if method == reference or any(reference not in each for each in found):
-        return ""
-    pairs = [paired_difference(each[method]["returns"], each[reference]["returns"]) for each in found]
+    """The paired difference to the reference, +- its standard error over runs; of one run, over episodes.
+
+    Args:
+        found: row -> metrics, of each run. method: the row. reference: as `reference_row` takes it.
+    """
+    others = [reference_row(method, reference, each) for each in found]
+    pairs = []
+    for other, each in zip(others, found, strict=True):
+        if other == method or other not in each or len(each[other]["returns"]) != len(each[method]["returns"]):
+            return ""
+        pairs.append(paired_difference(each[method]["returns"], each[other]["returns"]))
     if len(pairs) == 1:
         return f"{pairs[0]['mean']:+.1f} +-{pairs[0]['standard_error']:.1f}"
     means = np.array([pair["mean"] for pair in pairs])
@@ -125,7 +157,11 @@ def text(runs: Sequence[Run]) -> str:
         episodes = sorted({len(method["returns"]) for run in members for method in run.metrics["methods"].values()})
         count = f"{len(members)} run{'s' if len(members) > 1 else ''}"
         parts.append(f"{task}: {count}, {' or '.join(map(str, episodes))} episodes each")
-        parts.append(aligned([row for _, row in rows(members)]))
+        table = [row for _, row in rows(members)]
+        kept = [place for place in range(len(table[0])) if any(row[place] for row in table[1:])]
+        parts.append(aligned([[row[place] for place in kept] for row in table]))
+        said = [line for run in members for line in explanations({**run.metrics, "levels": {}})]
+        parts += dict.fromkeys(said)
     return "\n".join(parts)
 
 

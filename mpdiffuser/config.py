@@ -370,7 +370,7 @@ def _groups(name: str) -> str:
 def _help(name: str) -> str:
     entry = Path(sys.argv[0]).name
     return (
-        f"Usage: {entry} [{OWN}FOLDER] [option=value ...], for example {entry} debug=true\n\n"
+        f"Usage: {entry} [{OWN}FOLDER] [--multirun] [option=value ...], for example {entry} debug=true\n\n"
         f"{_groups(name)}"
         f"Options and their values now (comments: configs/{name}.yaml and the files that it names):\n\n"
         f"{OmegaConf.to_yaml(_compose(name, []))}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -52,7 +53,8 @@ def sweep(name: str, words: Sequence[str], own_files: str | None = None) -> int:
         0 if all runs succeeded, otherwise 2.
 
     Raises:
-        InputError: for options of any run that are not allowed, or for two runs with one folder. Nothing has run then.
+        InputError: for a name or type of an option of any run that is not allowed, for two runs with one folder, or if
+            the launcher fails. But for the last, nothing has run then.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--multirun: starts each run in one process; launch runs with several processes one by one")
@@ -66,14 +68,18 @@ def sweep(name: str, words: Sequence[str], own_files: str | None = None) -> int:
         with initialize_config_module("configs", version_base=None):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            task = functools.partial(start, commands)
+            task = functools.partial(start, commands, os.getcwd())
             returned = hydra.multirun("sweep", task, [*theirs, f"run={numbers}"], with_log_configuration=False)
-    except HydraException as error:
+    except (HydraException, ImportError) as error:
         raise InputError(f"--multirun: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        raise InputError("--multirun: stopped; the same command goes on where it was") from None
     found = [job.return_value for batch in returned for job in batch]
-    for run, status in zip(runs, found, strict=True):
-        print(f"{'done' if status == 0 else f'FAILED (exit status {status})'}: {run.folder}")
-    return 2 if any(found) else 0
+    for run, (status, log) in zip(runs, found, strict=True):
+        print(
+            f"{'done' if status == 0 else f'FAILED (exit status {status})'}: {run.folder}{f', see {log}' * bool(log)}"
+        )
+    return 2 if any(status for status, _ in found) else 0
 
 
 def plan(name: str, words: Sequence[str], own_files: str | None = None) -> list[Run]:
@@ -83,21 +89,29 @@ def plan(name: str, words: Sequence[str], own_files: str | None = None) -> list[
     it, the folders lie in that folder.
     """
     folder = Path(own_files.removeprefix(OWN)) if own_files else None
+    options = [word.partition("=")[0] for word in words]
+    if twice := next((option for option in options if options.count(option) > 1), None):
+        raise InputError(f"{twice}: is given twice; list its values, as in {twice}=A,B")
     choices = [values(word) for word in words]
-    given = any(word.startswith("output_dir=") for word in words)
+    combinations = list(itertools.product(*choices))
+    configurations = [load(name, list(combination), folder) for combination in combinations]
+    given, usual = "output_dir" in options, [cfg.get("output_dir") for cfg in configurations]
+    if any("evaluation" not in cfg for cfg in configurations):
+        raise InputError("--multirun: only the programs that train or evaluate have it")
+    if None in usual:
+        raise InputError("output_dir: is needed with --multirun; each run gets a folder in it")
+    # options that the usual folders' names have already
+    named = () if given else IN_NAME
+    kept = [each for each, several in zip(options, choices) if len(several) > 1 and each in named]
+    if len({*usual}) < np.prod([len(choices[options.index(each)]) for each in kept]):
+        named = ()
     runs: list[Run] = []
-    for combination in itertools.product(*choices):
-        cfg = load(name, list(combination), folder)
-        if "evaluation" not in cfg:
-            raise InputError("--multirun: only the programs that train or evaluate have it")
-        if cfg.output_dir is None:
-            raise InputError("output_dir: is needed with --multirun; each run gets a folder in it")
+    for combination, start_folder in zip(combinations, map(Path, usual), strict=True):
         swept = [word for word, several in zip(combination, choices) if len(several) > 1]
-        parts = [_part(word) for word in swept if given or word.partition("=")[0] not in IN_NAME]
-        usual = Path(cfg.output_dir)
-        named = usual / "-".join(parts) if given else usual.with_name("-".join([usual.name, *parts]))
-        kept = [word for word in combination if not word.startswith("output_dir=")]
-        runs.append(Run((*kept, f"output_dir={named}"), named))
+        parts = [_part(word) for word in swept if word.partition("=")[0] not in named]
+        own = start_folder / "-".join(parts) if given else start_folder.with_name("-".join([start_folder.name, *parts]))
+        others = [word for word in combination if not word.startswith("output_dir=")]
+        runs.append(Run((*others, f"output_dir={own}"), own))
     for run, other in itertools.combinations(runs, 2):
         if run.folder == other.folder:
             raise InputError(f"--multirun: two runs have the folder {run.folder}; give each option's value once")
@@ -124,22 +138,24 @@ def values(word: str) -> list[str]:
 
 def program() -> list[str]:
     """Return the command that starts this program again."""
-    name, *command = sys.argv[0].split(" ")  # the installed command is "mpdiffuser train-state"
-    if Path(name).name == "mpdiffuser" and command:
-        return [sys.executable, "-m", "mpdiffuser_cli", *command]
+    if not Path(sys.argv[0]).is_file():  # the installed command is "mpdiffuser train-state"
+        return [sys.executable, "-m", "mpdiffuser_cli", sys.argv[0].rpartition(" ")[2]]
     return [sys.executable, sys.argv[0]]
 
 
-def start(commands: Sequence[Sequence[str]], cfg: DictConfig) -> int:
-    """Run the command number cfg.run and return its exit status; Hydra calls this.
+def start(commands: Sequence[Sequence[str]], folder: str, cfg: DictConfig) -> tuple[int, str]:
+    """Run the command number cfg.run in a folder; Hydra calls this.
 
-    The output goes to the terminal if runs follow each other, otherwise to a file in the job's folder.
+    Returns:
+        The exit status, and the file of the output. It is "" if runs follow each other, whose output goes to the
+        terminal.
     """
     config: Any = HydraConfig.get()
     if config.launcher._target_ == BASIC:
-        return subprocess.run(commands[cfg.run]).returncode
-    with open(Path(config.runtime.output_dir) / LOG, "w") as log:
-        return subprocess.run(commands[cfg.run], stdout=log, stderr=subprocess.STDOUT).returncode
+        return subprocess.run(commands[cfg.run], cwd=folder).returncode, ""
+    file = Path(config.runtime.output_dir) / LOG
+    with open(file, "w") as log:
+        return subprocess.run(commands[cfg.run], cwd=folder, stdout=log, stderr=subprocess.STDOUT).returncode, str(file)
 
 
 def _part(word: str) -> str:

@@ -33,7 +33,7 @@ def describe(episodes: Episodes) -> Iterator[str]:
     environment = info.get("environment")
     yield f"environment   {'none' if environment is None else environment}"
     yield f"return        {_spread(returns)}"
-    if task and task.score(0.0) is not None:
+    if task:
         scores = np.array([task.score(float(value)) for value in returns])
         factor = "100 " if suite == "d4rl" else ""
         yield f"score         {_spread(scores)} = {factor}(R - {task.low}) / ({task.high} - {task.low})"

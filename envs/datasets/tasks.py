@@ -28,7 +28,7 @@ class OfflineTask:
         name: the suite's id. suite: "d4rl" or "dsrl".
         environment: the record of the environment that equals the suite's, for `envs.make`; None where there is none.
         episode_steps: time limit.
-        low, high: returns of score 0 and of score 1 (100 in D4RL); None where the suite has none.
+        low, high: returns of score 0 and of score 1 (100 in D4RL).
         file, url: the public file's name and address.
         limits: cost limits of the evaluation.
         columns: of the file's observations, those that the environment has too; the others must be 0. None: all.
@@ -38,8 +38,8 @@ class OfflineTask:
     suite: str
     environment: dict[str, Any] | None
     episode_steps: int
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     file: str
     url: str
     limits: tuple[float, ...] = ()
@@ -59,10 +59,8 @@ class OfflineTask:
         """The name of the environment; None where there is none."""
         return None if self.environment is None else self.environment.get("env_id", self.environment["kind"])
 
-    def score(self, returns: float) -> float | None:
+    def score(self, returns: float) -> float:
         """The suite's normalised score of a return."""
-        if self.low is None or self.high is None:
-            return None
         return (100.0 if self.suite == "d4rl" else 1.0) * (returns - self.low) / (self.high - self.low)
 
     def cache(self) -> Path:
@@ -158,7 +156,7 @@ def _registered(env_id: str, speed_limit: float | None = None) -> dict[str, Any]
 
 
 def _d4rl(
-    name: str, environment: dict[str, Any] | None, steps: int, low: float | None, high: float | None, folder: str,
+    name: str, environment: dict[str, Any] | None, steps: int, low: float, high: float, folder: str,
     file: str, columns: int | None = None,
 ) -> OfflineTask:  # fmt: skip
     url = f"{D4RL_URL}{folder}/{file}"

@@ -103,8 +103,8 @@ def test_a_row_for_each_method_and_limit(stage: SimpleNamespace, make_pipeline: 
     ]
 
 
-def test_scores_of_a_suite_without_score(stage: SimpleNamespace) -> None:
-    """maze2d's dense rewards have no normalised score in D4RL."""
-    outcome: Any = SimpleNamespace(returns=[1.0], costs=[0.0])
-    assert scores({"suite": "d4rl", "task": "maze2d-umaze-dense-v1"}, outcome, None) == {}
+def test_scores_of_dense_rewards(stage: SimpleNamespace) -> None:
+    outcome: Any = SimpleNamespace(returns=[130.0], costs=[0.0])
+    found = scores({"suite": "d4rl", "task": "maze2d-umaze-dense-v1"}, outcome, None)
+    assert found["score"]["mean"] == pytest.approx(100 * (130 - 68.537689) / (193.66285642381482 - 68.537689))
     assert scores({"task": "none"}, outcome, None) == {}

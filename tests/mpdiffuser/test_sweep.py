@@ -24,6 +24,17 @@ def test_each_combination_is_a_run_with_a_folder_of_its_own() -> None:
     )
 
 
+def test_names_have_what_the_usual_folders_do_not_tell() -> None:
+    assert [str(run.folder) for run in plan("state", ["method=cloning,iql", "dataset=arm.npz"])] == [
+        "results/arm-cloning",
+        "results/arm-iql",
+    ]
+    assert [str(run.folder) for run in plan("state", ["method=cloning,iql", "run=x"])] == [
+        "results/x-methodcloning",
+        "results/x-methodiql",
+    ]
+
+
 def test_the_folders_lie_in_output_dir_where_it_is_given() -> None:
     words = ["output_dir=my runs/a,b=c", "sampler.steps=1,2", "task=d4rl/hopper-medium-v2,d4rl/hopper-expert-v2"]
     names = [f"steps{steps}-taskd4rl_hopper-{quality}-v2" for steps in (1, 2) for quality in ("medium", "expert")]
@@ -34,6 +45,7 @@ def test_the_folders_lie_in_output_dir_where_it_is_given() -> None:
     ("name", "words", "message"),
     [
         ("state", ["seed=0,0"], r"two runs have the folder results/hopper-medium-v2-seed0"),
+        ("state", ["seed=0,1", "seed=2"], r"seed: is given twice; list its values, as in seed=A,B"),
         ("state", ["seed=0,one"], r"seed: must be a whole number"),
         ("state", ["sede=0,1"], r"sede: no such option .*nearest: seed"),
         ("state", ["seed=interval(0,1)"], r"seed: cannot list the values of 'seed=interval\(0,1\)'"),
@@ -52,11 +64,14 @@ def test_values() -> None:
     assert values("evaluation.methods=[a,b]") == ["evaluation.methods=[a,b]"]
 
 
-def test_the_installed_command_starts_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installed_command_starts_itself_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/mpdiffuser train-state", "-m"])
     assert program() == [sys.executable, "-m", "mpdiffuser_cli", "train-state"]
-    monkeypatch.setattr(sys, "argv", ["my folder/train_state.py", "-m"])
-    assert program() == [sys.executable, "my folder/train_state.py"]
+    script = tmp_path / "mpdiffuser copy" / "train_state.py"
+    script.parent.mkdir()
+    script.write_text("")
+    monkeypatch.setattr(sys, "argv", [str(script), "-m"])
+    assert program() == [sys.executable, str(script)]
 
 
 @pytest.mark.slow
@@ -72,7 +87,10 @@ def test_runs_at_the_same_time_one_of_which_fails(tmp_path: Path) -> None:
         **{"cwd": tmp_path, "capture_output": True, "text": True},
     )
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-2:] == ["done: out/seed0", "FAILED (exit status 2): out/seed-1"]
-    assert (tmp_path / "out" / "seed0" / "pipeline" / "model_index.json").is_file()
     logs = sorted(tmp_path.glob("results/multirun/*/*/output.log"))
+    assert done.stdout.splitlines()[-2:] == [
+        f"done: out/seed0 (output: {logs[0]})",
+        f"FAILED (exit status 2): out/seed-1 (output: {logs[1]})",
+    ]
+    assert (tmp_path / "out" / "seed0" / "pipeline" / "model_index.json").is_file()
     assert "error: seed: must lie in" in logs[1].read_text() and "error:" not in logs[0].read_text()
