@@ -76,9 +76,8 @@ def sweep(name: str, words: Sequence[str], own_files: str | None = None) -> int:
         raise InputError("--multirun: stopped; the same command goes on where it was") from None
     found = [job.return_value for batch in returned for job in batch]
     for run, (status, log) in zip(runs, found, strict=True):
-        print(
-            f"{'done' if status == 0 else f'FAILED (exit status {status})'}: {run.folder}{f', see {log}' * bool(log)}"
-        )
+        outcome = "done" if status == 0 else f"FAILED (exit status {status})"
+        print(f"{outcome}: {run.folder}{f' (output: {log})' * bool(log)}")
     return 2 if any(status for status, _ in found) else 0
 
 

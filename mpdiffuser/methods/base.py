@@ -86,12 +86,19 @@ class TrainingData:
 
     @property
     def targets(self) -> Sequence[np.ndarray]:
-        """The planner's targets (M, c) of each part: of the ranker's last round; without a ranker the logged ones."""
+        """The planner's targets (M, c) of each part: of the ranker's last round; without a ranker the logged ones.
+
+        With goals they are 0, since acting has no target beside the goal (`MPDiffuserPipeline.target`).
+        """
+        if self.settings["goals"]:
+            return [np.zeros_like(targets) for targets in self.logged_targets]
         return self.shared.get("targets", self.logged_targets)
 
     @property
     def condition(self) -> Marginals:
         """The marginals of `targets`."""
+        if self.settings["goals"]:
+            return self.condition_of(self.targets)
         return self.shared.get("condition", self.logged_condition)
 
     @property

@@ -18,6 +18,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.history import LatentHistory
 from mpdiffuser.launch import Clock
 from mpdiffuser.methods import METHODS, Setup
+from mpdiffuser.methods.planner import planner_windows
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.preparation import goal_entries, imitates, unit_actions
 from mpdiffuser.record import DECLARED, PROPRIOCEPTION, SEEN, Actions, Observation, Record
@@ -254,6 +255,18 @@ def test_without_rewards_the_target_of_acting_is_that_of_training(demonstrations
     trained_on = data.windows(0, data.targets[0], data.condition).condition
     assert torch.equal(pipeline.target(torch.zeros(4, 3), 0.9), torch.zeros(4, 1))
     torch.testing.assert_close(trained_on, torch.zeros_like(trained_on))
+
+
+def test_with_goals_rewards_are_no_target(tmp_path: Path) -> None:
+    """Acting has none, so a planner that saw returns in training would be asked for a mean return beside its goal."""
+    unit, _ = unit_actions(arm(), "clip")
+    cfg, data = OmegaConf.merge(tiny(tmp_path), {"goals": True}), {}
+    for goals in (True, False):
+        cfg.goals = goals
+        data[goals] = training_data(cfg, encode_states(state_encoder(unit), unit))
+    told = planner_windows(data[True], 0)
+    assert told.goal_steps is not None and not told.condition.any()
+    assert data[False].windows(0, data[False].targets[0], data[False].condition).condition.std() > 0.5
 
 
 def test_methods_that_need_rewards_are_refused_by_name(demonstrations, capsys) -> None:
