@@ -32,6 +32,7 @@ from envs.vector import VectorEnv
 from mpdiffuser.console import progress
 from mpdiffuser.episodes import Episodes, EpisodesWriter
 from mpdiffuser.errors import InputError
+from mpdiffuser.files import claimed
 from mpdiffuser.record import PICTURE, TRUE_STATE, Actions, Observation, Record
 
 COLLECTION_QUALITIES = ("expert", "medium", "mixed", "random")
@@ -51,7 +52,7 @@ def collect(
     data_root: str | Path,
     processes: int | None = None,
 ) -> Path:
-    """Collect a dataset, or reuse it if it exists.
+    """Collect a dataset, or reuse it if it exists. Waits for another process that collects it.
 
     Args:
         environment: the record of a dm_control task; see `envs.record.dm_control_record`.
@@ -70,10 +71,22 @@ def collect(
         InputError: on a bad argument, a full disk, or a folder of that name that holds something else.
     """
     path, info, env = check_collection(environment, quality, episodes, seed, data_root)
-    if path.exists():
-        _check_reuse(path, info)
-        return path
-    _write(path, info, env, processes)
+    unfinished = path.with_name(path.name + ".partial")
+    waits = False
+    while not path.exists():
+        if claimed(unfinished):
+            if not waits:
+                print(f"{path}: waiting for another process that collects it", flush=True)
+            waits = True
+            time.sleep(0.5)
+            continue
+        try:
+            _write(path, info, env, processes)
+            return path
+        except InputError:
+            if not path.exists() and not claimed(unfinished):  # otherwise another process was faster
+                raise
+    _check_reuse(path, info)
     return path
 
 

@@ -190,6 +190,28 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     return contents
 
 
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Context manager: holds the lock of a folder, which is made if it is missing, and waits for another process.
+
+    Args:
+        folder: the folder.
+        doing: what the other process does, for the note.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{folder}: waiting for another process that {doing}", flush=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 _held: dict[Path, FileLock] = {}  # the references keep the locks; a lock without a reference is released
 
 
@@ -214,6 +236,20 @@ def claim(folder: Path, remedy: str) -> None:
         except Timeout as error:
             raise InputError(f"{folder}: another process is working there; {remedy}") from error
     _held[name] = lock
+
+
+def claimed(folder: Path) -> bool:
+    """Return whether another process has claimed a folder."""
+    lock = folder.absolute() / ".lock"
+    if folder.absolute() in _held or not lock.exists():
+        return False
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # the folder has just got its final name
+        return False
 
 
 def release(folder: Path) -> None:

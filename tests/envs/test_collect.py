@@ -184,6 +184,17 @@ def test_a_whole_dataset_is_reused(mixed, capsys):
     assert (mixed / "meta.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_a_second_process_waits_and_reuses_what_the_first_collected(tmp_path):
+    program = f"from envs.collect import collect; print(collect({TINY!r}, 'random', 12, 0, {str(tmp_path)!r}, 1))"
+    command = [sys.executable, "-c", program]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+    assert sum("exists already, reused (12 episodes" in output for output in outputs) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
