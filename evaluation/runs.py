@@ -68,7 +68,8 @@ def read_run(folder: Path) -> Run:
             options = flat(config)
         except Exception as error:  # of YAML, of OmegaConf, or of the text's encoding
             raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); train again") from error
-        if "dataset" not in options or options["dataset"] is not None:  # data that are not collected by the run
+        collected = "collect_seed" in options and options.get("dataset") is None  # by the run, with a seed of its own
+        if not collected:
             options["data"] = str(metrics.get("data"))[:8]
     else:
         found = flat(OmegaConf.create(metrics.get("settings", {})))
@@ -92,9 +93,8 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     if all(len(name) <= LONGEST for name in found):
         return found
     folders = [members[0].folder.absolute().parts for members in found.values()]
-    depth = next(
-        n for n in range(1, 1 + max(map(len, folders))) if len({each[-n:] for each in folders}) == len(folders)
-    )
+    depths = range(1, 1 + max(map(len, folders)))
+    depth = next(depth for depth in depths if len({parts[-depth:] for parts in folders}) == len(folders))
     return {"/".join(parts[-depth:]): members for parts, members in zip(folders, found.values(), strict=True)}
 
 

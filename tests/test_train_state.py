@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of random numbers with the shapes of Hopper, of a maze and of a task with costs."""
     folder = tmp_path_factory.mktemp("data")
     write_file(folder / "hopper-medium.hdf5", 11, 3)
-    write_file(folder / "maze2d-umaze.hdf5", 4, 2)
+    write_file(folder / "antmaze-umaze.hdf5", 4, 2)
     write_file(folder / "SafetyCarRun.hdf5", 7, 2, costs=True)
     return folder
 
@@ -228,7 +228,7 @@ def test_another_evaluation_is_refused_before_a_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "state_dim"), [("d4rl/maze2d-umaze-v1", 4), ("dsrl/OfflineCarRun-v0", 7)], ids=["maze", "costs"]
+    ("task", "state_dim"), [("d4rl/antmaze-umaze-v2", 4), ("dsrl/OfflineCarRun-v0", 7)], ids=["maze", "costs"]
 )
 def test_a_task_without_an_environment_is_trained(
     data: Path, tmp_path: Path, run: Run, task: str, state_dim: int
@@ -273,7 +273,7 @@ def lakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_ones_own_environment_of_a_task_without_one(data: Path, tmp_path: Path, run: Run, lakes: None) -> None:
-    options = ["task=d4rl/maze2d-umaze-v1", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
+    options = ["task=d4rl/antmaze-umaze-v2", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
     options += ["evaluation.methods=[random,mpdiffuser]"]
     status, _, error = run(train_state, *options, "environment=own_lake_4:Lake")
     assert status == 0, error
@@ -291,7 +291,7 @@ def test_ones_own_environment_of_a_task_without_one(data: Path, tmp_path: Path, 
 def test_an_environment_that_does_not_fit_is_refused_before_a_training(
     data: Path, tmp_path: Path, run: Run, lakes: None
 ) -> None:
-    options = ["task=d4rl/maze2d-umaze-v1", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
+    options = ["task=d4rl/antmaze-umaze-v2", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
     for given, words in (
         ("own_lake_3:Lake", "environment: observations float32 (3,), but the data have float32 (4,)"),
         ("own_lake_2:Lake", "environment=own_lake_2:Lake: cannot import own_lake_2 (ModuleNotFoundError"),

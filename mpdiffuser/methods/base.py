@@ -90,14 +90,14 @@ class TrainingData:
 
         With goals they are 0, since acting has no target beside the goal (`MPDiffuserPipeline.target`).
         """
-        if self.settings["goals"]:
+        if self.settings.get("goals"):
             return [np.zeros_like(targets) for targets in self.logged_targets]
         return self.shared.get("targets", self.logged_targets)
 
     @property
     def condition(self) -> Marginals:
         """The marginals of `targets`."""
-        if self.settings["goals"]:
+        if self.settings.get("goals"):
             return self.condition_of(self.targets)
         return self.shared.get("condition", self.logged_condition)
 

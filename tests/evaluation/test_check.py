@@ -60,7 +60,7 @@ def test_models_that_a_folder_does_not_hold(stage: SimpleNamespace) -> None:
         ({"decision_seconds": 0.02}, r"environment: decision_seconds 0\.04, but .* trained with 0\.02"),
         (
             {"environment": {"env_id": "x"}},
-            r"info\.environment\.kind: must be one of dm_control, gymnasium, go2, user, found None",
+            r"info\.environment\.kind: must be one of dm_control, gymnasium, go2, maze2d, user, found None",
         ),
         (
             {"environment": {"kind": "gymnasium", "env_id": "x", "command": "y"}},
