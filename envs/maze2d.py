@@ -6,7 +6,6 @@ a wall around cell (i, j) is a box of side 1 around (i - 0.2, j - 0.2).
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -14,9 +13,8 @@ from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
+from envs.model_env import ModelEnv
 from envs.observations import Observed
-from envs.physics import get_state
-from envs.rendering import Renderer
 from mpdiffuser.errors import InputError
 
 MAZES = {  # "#" wall, "O" free, "G" the goal, which is free too
@@ -53,7 +51,7 @@ def rewards(places: np.ndarray, maze: str, kind: str) -> np.ndarray:
     return np.exp(-distances) if kind == "dense" else (distances <= REACHED).astype(np.float64)
 
 
-class Maze2D(gymnasium.Env):
+class Maze2D(ModelEnv):
     """The ball in the maze. An observation is (4,): place and velocity (`NAMES`). An action is (2,) in [-1, 1].
 
     An episode begins in a free cell, nearly at rest, and only its time ends it. The goal is always the same; a planner
@@ -67,9 +65,6 @@ class Maze2D(gymnasium.Env):
         InputError: for other values.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-    can_peek = True
-
     def __init__(self, observation: Observed = "states", maze: str = "umaze", reward: str = "sparse") -> None:
         for name, found, allowed in (
             ("observation", observation, ("states",)),
@@ -79,15 +74,10 @@ class Maze2D(gymnasium.Env):
             if found not in allowed:
                 raise InputError(f"maze2d: {name}: must be one of {', '.join(allowed)}, found {found!r}")
         self.maze, self.reward = maze, reward
-        self.model = mujoco.MjModel.from_xml_string(_xml(maze))
-        self.data = mujoco.MjData(self.model)
-        self._scratch = mujoco.MjData(self.model)
-        self.render_mode = "rgb_array"
+        super().__init__(mujoco.MjModel.from_xml_string(_xml(maze)), PICTURE)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
-        self._starts = cells(maze)
-        self._renderer: Renderer | None = None
-        self._decisions = 0
+        self._starts, self._decisions = cells(maze), 0
 
     @property
     def decision_seconds(self) -> float:
@@ -126,34 +116,6 @@ class Maze2D(gymnasium.Env):
     def observe(self) -> np.ndarray:
         """Return the observation (4,) float32."""
         return np.concatenate([self.data.qpos, self.data.qvel]).astype(np.float32)
-
-    def peek(self, actions: np.ndarray) -> np.ndarray:
-        """Return the observations (K, 4) after each of the actions (K, 2). The simulator is left as it was."""
-        mujoco.mj_copyData(self._scratch, self.model, self.data)
-        seen = []
-        try:
-            for action in actions:
-                self.move(action)
-                seen.append(self.observe())
-        finally:
-            mujoco.mj_copyData(self.data, self.model, self._scratch)
-        return np.array(seen, np.float32).reshape(-1, len(NAMES))
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """A picture from above, (240, 240, 3) uint8."""
-        if self._renderer is None:
-            self._renderer = Renderer(self.model, PICTURE)
-        return self._renderer.render(self.data)
-
-    def get_physics(self) -> np.ndarray:
-        """MuJoCo's full state, (p,) float64."""
-        return get_state(self.model, self.data)
-
-    def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 def _xml(maze: str) -> str:

@@ -78,7 +78,7 @@ def test_other_bodies() -> None:
     assert isinstance(weak, Go2)
     for env in (plain, weak):
         env.reset(seed=0)
-        env._move(LARGEST)  # far beyond what the motors can do
+        env.move(LARGEST)  # far beyond what the motors can do
     leg = [plain.model.actuator(f"FR_{part}").id for part in ("hip", "thigh", "calf")]
     most = plain.model.actuator_ctrlrange[leg, 1]
     assert (weak.data.ctrl[leg] <= 0.7 * most + 1e-9).all() and (plain.data.ctrl[leg] > 0.9 * most).all()
