@@ -72,13 +72,9 @@ def collect(
     """
     path, info, env = check_collection(environment, quality, episodes, seed, data_root)
     unfinished = path.with_name(path.name + ".partial")
-    waits = False
     while not path.exists():
         if claimed(unfinished):
-            if not waits:
-                print(f"{path}: waiting for another process that collects it", flush=True)
-            waits = True
-            time.sleep(0.5)
+            _wait(unfinished)
             continue
         try:
             _write(path, info, env, processes)
@@ -88,6 +84,13 @@ def collect(
                 raise
     _check_reuse(path, info)
     return path
+
+
+def _wait(folder: Path) -> None:
+    """Wait until no other process collects in a folder."""
+    print(f"{folder}: waiting for another process that collects there", flush=True)
+    while claimed(folder):
+        time.sleep(0.5)
 
 
 def check_collection(

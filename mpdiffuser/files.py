@@ -190,28 +190,6 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     return contents
 
 
-@contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Context manager: holds the lock of a folder, which is made if it is missing, and waits for another process.
-
-    Args:
-        folder: the folder.
-        doing: what the other process does, for the note.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{folder}: waiting for another process that {doing}", flush=True)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 _held: dict[Path, FileLock] = {}  # the references keep the locks; a lock without a reference is released
 
 

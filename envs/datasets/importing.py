@@ -1,16 +1,19 @@
 """Datasets for training: one dataset, or several that fit together; pixels are kept as an Episodes folder."""
 
+import contextlib
 import glob
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from envs.datasets.opening import dataset_files, open_dataset, stacked
 from mpdiffuser.episodes import VERSION, Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import fingerprint, locked
+from mpdiffuser.files import fingerprint, writing
 from mpdiffuser.record import PICTURE, SEEN, Actions
 
 Sources = str | Sequence[str]
@@ -64,7 +67,7 @@ def import_datasets(
     root = Path(data_root) / "imported"
     folder = root / f"{Path(names[0]).stem[:48] or 'data'}-{_identity(names, data_dir, keys)}"
     if not folder.exists():  # a folder has this name only when it is complete
-        with locked(root, "makes data there"):
+        with _locked(root):
             if folder.exists():  # imported by the process that had the lock
                 return Episodes.load(folder)
             stem = glob.escape(folder.name.rpartition("-")[0])
@@ -74,6 +77,23 @@ def import_datasets(
             print(f"{folder}: importing {', '.join(names)}")
             open_datasets(names, data_dir, keys).save(folder)
     return Episodes.load(folder)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is missing; tells of another process that has it."""
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{root}: waiting for another process that imports data")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def joined(parts: Sequence[Episodes]) -> Episodes:
