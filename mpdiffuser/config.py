@@ -38,15 +38,11 @@ PATHS = ("pipeline", "dataset", "data_dir", "data_root", "output_dir", "repeat")
 # types of the options whose default is null
 UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "environment"), str)
 UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
-UNSET |= {
-    "goal_entries": ListConfig,
-    "processes": int,
-    "discount": float,
-    "episode_seconds": float,
-    "evaluation.parallel_controllers": int,
-}
+UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
+UNSET |= {"goal_entries": ListConfig}
 WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
 OWN = "--config-dir="
+SEVERAL_RUNS = ("-m", "--multirun")
 LARGEST, BRACKETS = 100_000, 1000  # limits for a file: bytes, and opening brackets
 REFERENCES = 20  # ${...} in all files together; each can contain several others, so the resolved size is exponential
 
@@ -66,13 +62,14 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[
                     if {"-h", "--help"} & set(sys.argv[1:]):
                         print(_help(name))
                         return
-                    from mpdiffuser.sweep import FLAGS, sweep  # it imports this module
-
                     given = [word for word in sys.argv[1:] if word.startswith(OWN)]
-                    overrides = [word for word in sys.argv[1:] if word not in (*given, *FLAGS)]
-                    if set(FLAGS) & set(sys.argv[1:]):
-                        sys.exit(sweep(name, overrides, given[-1] if given else None))
-                    main(load(name, overrides, Path(given[-1].removeprefix(OWN)) if given else None))
+                    overrides = [word for word in sys.argv[1:] if word not in (*given, *SEVERAL_RUNS)]
+                    folder = Path(given[-1].removeprefix(OWN)) if given else None
+                    if set(SEVERAL_RUNS) & set(sys.argv[1:]):
+                        from mpdiffuser.sweep import sweep  # it imports this module
+
+                        sys.exit(sweep(name, overrides, folder))
+                    main(load(name, overrides, folder))
             except (InputError, OSError) as error:  # the system's errors name the file and the fault
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)

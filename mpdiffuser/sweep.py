@@ -26,7 +26,6 @@ from omegaconf import DictConfig
 from mpdiffuser.config import OWN, PATHS, load
 from mpdiffuser.errors import InputError
 
-FLAGS = ("-m", "--multirun")
 HYDRA = ("hydra/", "hydra.")  # words that begin so are Hydra's own, such as hydra/launcher=joblib
 IN_NAME = ("task", "method", "quality")  # options that the default output_dir has in its name
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # one run after the other, on this terminal
@@ -41,13 +40,13 @@ class Run:
     folder: Path
 
 
-def sweep(name: str, words: Sequence[str], own_files: str | None = None) -> int:
+def sweep(name: str, words: Sequence[str], folder: Path | None = None) -> int:
     """Run the program of `sys.argv[0]` once for each combination of values, and return the exit status.
 
     Args:
         name: of the program's configuration.
-        words: of the command line, without FLAGS; an option has one value or several, as in seed=0,1,2.
-        own_files: the word --config-dir=FOLDER; None: there is none.
+        words: of the command line, without flags; an option has one value or several, as in seed=0,1,2.
+        folder: the user's configuration files (see `mpdiffuser.config.load`).
 
     Returns:
         0 if all runs succeeded, otherwise 2.
@@ -59,10 +58,10 @@ def sweep(name: str, words: Sequence[str], own_files: str | None = None) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--multirun: starts each run in one process; launch runs with several processes one by one")
     ours, theirs = ([word for word in words if word.startswith(HYDRA) == its] for its in (False, True))
-    runs = plan(name, ours, own_files)
+    runs = plan(name, ours, folder)
     for number, run in enumerate(runs):
         print(f"run {number}: {' '.join(run.words[:-1])} -> {run.folder}", flush=True)
-    commands = [[*program(), *([own_files] if own_files else []), *run.words] for run in runs]
+    commands = [[*program(), *([f"{OWN}{folder}"] if folder else []), *run.words] for run in runs]
     numbers = ",".join(map(str, range(len(runs))))
     try:
         with initialize_config_module("configs", version_base=None):
@@ -81,13 +80,12 @@ def sweep(name: str, words: Sequence[str], own_files: str | None = None) -> int:
     return 2 if any(status for status, _ in found) else 0
 
 
-def plan(name: str, words: Sequence[str], own_files: str | None = None) -> list[Run]:
+def plan(name: str, words: Sequence[str], folder: Path | None = None) -> list[Run]:
     """Return the runs of a command line; arguments and errors as `sweep`.
 
     Without the option output_dir a run's folder is the program's usual one, with the swept options in its name. With
     it, the folders lie in that folder.
     """
-    folder = Path(own_files.removeprefix(OWN)) if own_files else None
     options = [word.partition("=")[0] for word in words]
     if twice := next((option for option in options if options.count(option) > 1), None):
         raise InputError(f"{twice}: is given twice; list its values, as in {twice}=A,B")
