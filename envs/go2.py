@@ -96,7 +96,7 @@ class Go2(ModelEnv):
         ):
             if not low <= value <= high:
                 raise InputError(f"go2: {name}: must lie in {low}..{high}, found {value}")
-        super().__init__(_model(payload, friction), PICTURE)
+        super().__init__(_model(payload, friction), PICTURE, DECISION_SECONDS)
         self.action_space = spaces.Box(-LARGEST.astype(np.float32), LARGEST.astype(np.float32))
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
         joints = [self.model.joint(f"{joint}_joint") for joint in JOINTS]
@@ -106,11 +106,6 @@ class Go2(ModelEnv):
         self._most = self.model.actuator_ctrlrange[self._motors, 1]
         self._strength = np.where([joint.startswith("FR") for joint in JOINTS], weak_leg, 1.0)
         self._last, self._decisions = np.zeros(len(JOINTS)), 0
-
-    @property
-    def decision_seconds(self) -> float:
-        """Simulated seconds between two decisions."""
-        return DECISION_SECONDS
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode from the pose, each joint up to 0.1 rad away from it."""

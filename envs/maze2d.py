@@ -74,15 +74,10 @@ class Maze2D(ModelEnv):
             if found not in allowed:
                 raise InputError(f"maze2d: {name}: must be one of {', '.join(allowed)}, found {found!r}")
         self.maze, self.reward = maze, reward
-        super().__init__(mujoco.MjModel.from_xml_string(_xml(maze)), PICTURE)
+        super().__init__(mujoco.MjModel.from_xml_string(_xml(maze)), PICTURE, DECISION_SECONDS)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
         self._starts, self._decisions = cells(maze), 0
-
-    @property
-    def decision_seconds(self) -> float:
-        """Simulated seconds between two decisions."""
-        return DECISION_SECONDS
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode near the middle of a free cell, with a small velocity."""

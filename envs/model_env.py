@@ -17,14 +17,15 @@ class ModelEnv(gymnasium.Env):
     Args:
         model: the model; its first camera draws the pictures.
         picture: their height and width in px.
+        decision_seconds: simulated seconds between two decisions.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     can_peek = True
 
-    def __init__(self, model: mujoco.MjModel, picture: int) -> None:
+    def __init__(self, model: mujoco.MjModel, picture: int, decision_seconds: float) -> None:
         self.model, self.data = model, mujoco.MjData(model)
-        self.render_mode = "rgb_array"
+        self.render_mode, self.decision_seconds = "rgb_array", decision_seconds
         self._scratch, self._picture = mujoco.MjData(model), picture
         self._renderer: Renderer | None = None
 

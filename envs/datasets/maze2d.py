@@ -9,7 +9,6 @@ import json
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -127,16 +126,15 @@ class Maze2DData:
                 if row % 10_000 == 9_999:
                     bar.update(10_000)
         env.close()
-        single: Any = np.float32
         return {
-            "observations": states.astype(single),
-            "actions": actions.astype(single),
-            "rewards": rewards(states[:, :2].astype(single), self.maze, self.reward).astype(single),
+            "observations": states.astype(np.float32),
+            "actions": actions.astype(np.float32),
+            "rewards": rewards(states[:, :2].astype(np.float32), self.maze, self.reward).astype(np.float32),
             "terminals": np.zeros(count, bool),
             "timeouts": timeouts,
-            "infos/goal": goals.astype(single),
-            "infos/qpos": states[:, :2].astype(single),
-            "infos/qvel": states[:, 2:].astype(single),
+            "infos/goal": goals.astype(np.float32),
+            "infos/qpos": states[:, :2].astype(np.float32),
+            "infos/qvel": states[:, 2:].astype(np.float32),
         }
 
 
