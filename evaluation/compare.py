@@ -149,13 +149,7 @@ def compare(
         **identity,
         "data": info["data"],
         "levels": info.get("levels", {}),
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": available_cores(),
-            "threads": torch.get_num_threads(),
-            "versions": versions() | libraries(identity["settings"]["sampler"]["engine"]),
-            "commit": git_commit(),
-        },
+        "machine": machine(identity["settings"]["sampler"]["engine"]),
         "seeds": seeds,
         "stages": stages or {},
         "methods": results,
@@ -164,6 +158,17 @@ def compare(
         write_whole(metrics_file, json.dumps(metrics, indent=1))
         (output / "metrics.partial.json").unlink(missing_ok=True)
     return metrics
+
+
+def machine(engine: str) -> dict[str, Any]:
+    """Return what the results were computed with: processor, threads, versions (of the engine too) and commit."""
+    return {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "versions": versions() | libraries(engine),
+        "commit": git_commit(),
+    }
 
 
 def policies(cfg: DictConfig, pipeline: MPDiffuserPipeline, folder: Path) -> Iterator[tuple[str, str, Setup]]:

@@ -98,17 +98,17 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {"/".join(parts[-depth:]): members for parts, members in zip(folders, found.values(), strict=True)}
 
 
-def rows(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the method and the cells of each row of a task's table."""
+def rows(runs: Sequence[Run]) -> Iterator[list[str]]:
+    """Yield the titles of a task's table, then the cells of each row."""
     everything = in_order({method for run in runs for method in run.metrics["methods"]})
     reference = reference_of(everything)
-    yield "", [*TITLES, f"minus {reference}"]
+    yield [*TITLES, f"minus {reference}"]
     for special, members in groups(runs).items():
         for method in everything:
             found = [run.metrics["methods"] for run in members if method in run.metrics["methods"]]
             if found:
                 name = f"{method} ({special})" if special else method
-                yield method, [name, *cells([each[method] for each in found]), difference(found, method, reference)]
+                yield [name, *cells([each[method] for each in found]), difference(found, method, reference)]
 
 
 def cells(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -157,7 +157,7 @@ def text(runs: Sequence[Run]) -> str:
         episodes = sorted({len(method["returns"]) for run in members for method in run.metrics["methods"].values()})
         count = f"{len(members)} run{'s' if len(members) > 1 else ''}"
         parts.append(f"{task}: {count}, {' or '.join(map(str, episodes))} episodes each")
-        table = [row for _, row in rows(members)]
+        table = list(rows(members))
         kept = [place for place in range(len(table[0])) if any(row[place] for row in table[1:])]
         parts.append(aligned([[row[place] for place in kept] for row in table]))
         said = [line for run in members for line in explanations({**run.metrics, "levels": {}})]

@@ -145,9 +145,9 @@ def planner_windows(data: TrainingData, part: int) -> Windows:
 def build_planner(data: TrainingData) -> Planner:
     """Build an untrained planner for the data's dimensions and targets."""
     horizon, sizes = data.settings["horizon"], data.settings["planner"]
-    goal = {"goal_dim": data.dims["latent_dim"], "goal_entries": data.settings["goal_entries"] or []}
-    goal = goal if data.settings["goals"] else {}
-    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **goal, **sizes)
+    if data.settings["goals"]:
+        sizes = {**sizes, "goal_dim": data.dims["latent_dim"], "goal_entries": data.settings["goal_entries"] or []}
+    planner = Planner(**data.dims, horizon=horizon, condition_dim=data.target_dim, **sizes)
     planner.actions.load_state_dict(data.actions.state_dict())
     return planner
 
