@@ -6,6 +6,9 @@ Datasets and pipelines keep it as info["environment"]; where there is no environ
     {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": null}
     {"kind": "go2", "payload": 3.0}
     {"kind": "maze2d", "maze": "umaze", "reward": "sparse"}
+    {"kind": "antmaze", "maze": "umaze"}
+    {"kind": "adroit", "task": "pen"}
+    {"kind": "kitchen", "task": "mixed"}
     {"kind": "user", "factory": "package.module:factory"}
 
 A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`. The
@@ -53,6 +56,24 @@ def _load_maze2d() -> "Callable[..., Environment]":
     return Maze2D
 
 
+def _load_antmaze() -> "Callable[..., Environment]":
+    from envs.ant_maze import AntMaze
+
+    return AntMaze
+
+
+def _load_adroit() -> "Callable[..., Environment]":
+    from envs.adroit import Adroit
+
+    return Adroit
+
+
+def _load_kitchen() -> "Callable[..., Environment]":
+    from envs.kitchen import Kitchen
+
+    return Kitchen
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of environment.
@@ -77,6 +98,9 @@ KINDS = {
     "gymnasium": Kind(_load_gymnasium, {"env_id": str}, {"speed_limit": float}),
     "go2": Kind(_load_go2, {}, {"payload": float, "weak_leg": float, "friction": float}),
     "maze2d": Kind(_load_maze2d, {"maze": str, "reward": str}, {}),
+    "antmaze": Kind(_load_antmaze, {"maze": str}, {}),
+    "adroit": Kind(_load_adroit, {"task": str}, {}),
+    "kitchen": Kind(_load_kitchen, {"task": str}, {}),
     "user": Kind(_load_user, {"factory": str}, {}),
 }
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}

@@ -1,9 +1,11 @@
-"""Environments of gymnasium-robotics: pip install 'mpdiffuser[robotics]'."""
+"""What comes from gymnasium-robotics: pip install 'mpdiffuser[robotics]'."""
 
 import contextlib
 import enum
+import importlib.util
 import io
 import types
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,8 +16,21 @@ from mpdiffuser.errors import InputError
 
 import mujoco  # isort: skip
 
+PACKAGE = "gymnasium_robotics"
 FETCH_STEPS = 50  # decisions of an episode
 FETCH_SEEN = ("desired_goal", "observation")  # the achieved goal is in the observation
+
+
+def assets() -> Path:
+    """Return the folder of the package's models, without importing it.
+
+    Raises:
+        InputError: if gymnasium-robotics is not installed.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise _missing("its models are needed")
+    return Path(found.submodule_search_locations[0]) / "envs" / "assets"
 
 
 def make_fetch_pick_and_place() -> gymnasium.Env:
@@ -43,9 +58,11 @@ def _import() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # it writes about environments that are not used here
             from gymnasium_robotics.utils import mujoco_utils
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"gymnasium-robotics is not installed: pip install 'mpdiffuser[robotics]' ({error})"
-        ) from error
+        raise _missing(error) from error
     # from mujoco 3.17 on a joint type does not equal numpy's number, which the model holds
     joints: Any = enum.IntEnum("mjtJoint", {name: int(each) for name, each in mujoco.mjtJoint.__members__.items()})  # type: ignore[misc]
     mujoco_utils.mujoco = types.SimpleNamespace(**vars(mujoco) | {"mjtJoint": joints})
+
+
+def _missing(reason: object) -> InputError:
+    return InputError(f"gymnasium-robotics is not installed: pip install 'mpdiffuser[robotics]' ({reason})")

@@ -16,7 +16,7 @@ WITHOUT = {
     "envs/datasets/readers/parquet.py": "readers/test_lerobot.py and test_lerobot_layouts.py",
     "envs/experts/__init__.py": "envs/experts/test_experts.py",
     "envs/gl.py": "envs/test_rendering.py",
-    "envs/model_env.py": "envs/test_go2.py and test_maze2d.py",
+    "envs/model_env.py": "envs/test_go2.py, test_maze2d.py, test_ant_maze.py, test_adroit.py and test_kitchen.py",
     "envs/protocol.py": "types alone",
     "envs/worker.py": "envs/test_vector.py holds the other end of its socket",
     "evaluation/__init__.py": "a docstring",

@@ -84,4 +84,5 @@ def list_tasks(data_dir: str | Path | None) -> Iterator[str]:
             place = "can be made or downloaded" if task.can_be_made else "to be downloaded"
         name = task.evaluated_in
         evaluation = f"evaluated in {name}" if name else "trained without evaluation"
-        yield f"{task.id:48} {task.episode_steps:5} steps  {evaluation:27} {place}"
+        reason = f" ({task.without})" if task.without else ""
+        yield f"{task.id:48} {task.episode_steps:5} steps  {evaluation:27} {place}{reason}"

@@ -32,6 +32,7 @@ class OfflineTask:
         file, url: the public file's name and address.
         limits: cost limits of the evaluation.
         columns: of the file's observations, those that the environment has too; the others must be 0. None: all.
+        without: why there is no environment; empty where there is one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class OfflineTask:
     url: str
     limits: tuple[float, ...] = ()
     columns: int | None = None
+    without: str = ""
 
     @property
     def id(self) -> str:
@@ -91,7 +93,7 @@ DENSE = {
     "medium": (44.264742, 297.4552547777125),
     "large": (30.569041, 303.4857382709002),
 }
-# steps, the file's name; no environment: gymnasium-robotics' AntMaze has its origin elsewhere, and observes the goal
+# steps, the file's name
 ANTMAZE = {
     "umaze": (700, "u-maze_noisy_multistart_False_multigoal_False"),
     "umaze-diverse": (700, "u-maze_noisy_multistart_True_multigoal_True"),
@@ -105,7 +107,7 @@ KITCHEN = {
     "partial": "kitchen_microwave_kettle_light_slider-v0",
     "mixed": "kitchen_microwave_kettle_bottomburner_light-v0",
 }
-# steps, low, high; no environment: gymnasium-robotics' AdroitHand pays other rewards (the sign of the reaching term)
+# steps, low, high
 ADROIT = {
     "pen": (100, 96.262799, 3076.8331017826877),
     "hammer": (200, -274.856578, 12794.134825156867),
@@ -120,6 +122,8 @@ VELOCITY = {
     "Swimmer": (0.07114458084106445, 238.95831298828125, "200-1686", 0.2282),
     "Walker2d": (18.668498992919922, 3418.223876953125, "300-2729", 2.3415),
 }
+NO_NAVIGATION = "safety-gymnasium needs gymnasium 0.28"
+NO_BULLET = "bullet-safety-gym needs gymnasium 0.28"
 # steps, low, high, largest cost and number of episodes
 NAVIGATION = {
     "PointCircle1": (500, 20.067626953125, 61.72819519042969, "200-1098"),
@@ -183,18 +187,20 @@ def _mazes() -> list[OfflineTask]:
             tasks.append(_d4rl(f"maze2d-{maze}{name}-v1", record, steps, low, high, "maze2d", file))
     for maze, (steps, kind) in ANTMAZE.items():
         file = f"Ant_maze_{kind}_sparse_fixed.hdf5"
-        tasks.append(_d4rl(f"antmaze-{maze}-v2", None, steps, 0.0, 1.0, "ant_maze_v2", file))
+        record = {"kind": "antmaze", "maze": maze.partition("-")[0]}
+        tasks.append(_d4rl(f"antmaze-{maze}-v2", record, steps, 0.0, 1.0, "ant_maze_v2", file))
     return tasks
 
 
 def _manipulation() -> list[OfflineTask]:
-    tasks = [
-        _d4rl(f"kitchen-{kind}-v0", None, 280, 0.0, 4.0, "kitchen", f"{file}.hdf5") for kind, file in KITCHEN.items()
-    ]
+    tasks = []
+    for kind, file in KITCHEN.items():
+        record = {"kind": "kitchen", "task": kind}
+        tasks.append(_d4rl(f"kitchen-{kind}-v0", record, 280, 0.0, 4.0, "kitchen", f"{file}.hdf5"))
     for hand, facts in ADROIT.items():
         for quality in ("human", "cloned", "expert"):
             name = f"{hand}-{quality}-v1"
-            tasks.append(_d4rl(name, None, *facts, "hand_dapg_v1", f"{name}.hdf5"))
+            tasks.append(_d4rl(name, {"kind": "adroit", "task": hand}, *facts, "hand_dapg_v1", f"{name}.hdf5"))
     return tasks
 
 
@@ -203,19 +209,20 @@ def _dsrl() -> list[OfflineTask]:
 
     def add(
         name: str, limits: tuple[float, ...], environment: dict[str, Any] | None, steps: int, low: float, high: float,
-        counts: str,
+        counts: str, without: str = "",
     ) -> None:  # fmt: skip
         file = f"Safety{name}-{counts}.hdf5"
         url = DSRL_URL + file
-        tasks.append(OfflineTask(f"Offline{name}", "dsrl", environment, steps, low, high, file, url, limits))
+        facts = ("dsrl", environment, steps, low, high, file, url, limits)
+        tasks.append(OfflineTask(f"Offline{name}", *facts, without=without))
 
     for robot, (low, high, counts, speed) in VELOCITY.items():
         environment = _registered(f"{robot}-v4", speed)
         add(f"{robot}VelocityGymnasium-v1", (20.0, 40.0, 80.0), environment, 1000, low, high, counts)
     for name, facts in NAVIGATION.items():
-        add(f"{name}Gymnasium-v0", (20.0, 40.0, 80.0), None, *facts)
+        add(f"{name}Gymnasium-v0", (20.0, 40.0, 80.0), None, *facts, without=NO_NAVIGATION)
     for name, facts in BULLET.items():
-        add(f"{name}-v0", (10.0, 20.0, 40.0), None, *facts)
+        add(f"{name}-v0", (10.0, 20.0, 40.0), None, *facts, without=NO_BULLET)
     return tasks
 
 
