@@ -71,10 +71,10 @@ def test_the_time_limit_is_that_of_the_collected_episodes() -> None:
     [
         (None, r"environment: must be an object with the field kind, found None"),
         ([1], r"environment: must be an object with the field kind, found \[1\]"),
-        ({}, r"environment\.kind: must be one of dm_control, gymnasium, go2, maze2d, antmaze, adroit, kitchen, user, found None"),
+        ({}, r"environment\.kind: must be one of dm_control, gymnasium, go2, .*, user, found None"),
         (
             {"env_id": "Hopper-v4"},
-            r"environment\.kind: must be one of dm_control, gymnasium, go2, maze2d, antmaze, adroit, kitchen, user, found None",
+            r"environment\.kind: must be one of dm_control, gymnasium, go2, .*, user, found None",
         ),
         (HOPPER | {"kind": "os.system"}, r"environment\.kind: must be one of .*, found 'os\.system'"),
         (HOPPER | {"kind": ["gymnasium"]}, r"environment\.kind: must be one of .*, found \['gymnasium'\]"),
