@@ -34,7 +34,9 @@ def dataset(cfg: DictConfig) -> Episodes:
     if cfg.dataset:
         return open_datasets(cfg.dataset, cfg.data_dir, settings(cfg["keys"]), pictures=False)
     if "suite" not in cfg.task:
-        raise InputError(f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/... or dsrl/...")
+        raise InputError(
+            f"task={cfg.task.name}: a task from pixels, for train_vision.py; give d4rl/..., dsrl/... or ogbench/..."
+        )
     return open_task(cfg.task.name, cfg.task.suite, cfg.data_dir)
 
 

@@ -9,6 +9,7 @@ Datasets and pipelines keep it as info["environment"]; where there is no environ
     {"kind": "antmaze", "maze": "umaze"}
     {"kind": "adroit", "task": "pen"}
     {"kind": "kitchen", "task": "mixed"}
+    {"kind": "ogbench", "env_id": "cube-single-v0"}
     {"kind": "user", "factory": "package.module:factory"}
 
 A record may come from a stranger's folder. Each field is checked, and a record makes only the classes in `KINDS`. The
@@ -74,6 +75,12 @@ def _load_kitchen() -> "Callable[..., Environment]":
     return Kitchen
 
 
+def _load_ogbench() -> "Callable[..., Environment]":
+    from envs.ogbench import make_ogbench
+
+    return make_ogbench
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of environment.
@@ -101,8 +108,10 @@ KINDS = {
     "antmaze": Kind(_load_antmaze, {"maze": str}, {}),
     "adroit": Kind(_load_adroit, {"task": str}, {}),
     "kitchen": Kind(_load_kitchen, {"task": str}, {}),
+    "ogbench": Kind(_load_ogbench, {"env_id": str}, {}),
     "user": Kind(_load_user, {"factory": str}, {}),
 }
+OGBENCH = "ogbench/"
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}
 
 
@@ -114,7 +123,7 @@ def environment_of(given: str | None, record: Mapping[str, Any] | None) -> Mappi
     """Return the record of the environment to use.
 
     Args:
-        given: the option `environment`: a gymnasium id, package.module:factory, or None.
+        given: the option `environment`: a gymnasium id, ogbench/ and an id of OGBench, package.module:factory, or None.
         record: of the dataset or pipeline, used if nothing is given; None: it has no environment.
 
     Raises:
@@ -125,6 +134,8 @@ def environment_of(given: str | None, record: Mapping[str, Any] | None) -> Mappi
     module, colon, factory = given.partition(":")
     if colon and not all(part.isidentifier() for part in f"{module}.{factory}".split(".")):
         raise InputError(f"environment={given}: must be package.module:factory, or a gymnasium id such as Pendulum-v1")
+    if given.startswith(OGBENCH):
+        return {"kind": "ogbench", "env_id": given.removeprefix(OGBENCH)}
     return GivenRecord(kind="user", factory=given) if colon else {"kind": "gymnasium", "env_id": given}
 
 

@@ -63,7 +63,7 @@ def explanations(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"The data are a stand-in for the suite's: no number here is a {str(suite).upper()} result."
     score = next((m["score"] for m in methods if {"low", "high"} <= set(m.get("score", ()))), None)
     if score:
-        times = "100 " if suite == "d4rl" else ""
+        times = "100 " if suite in ("d4rl", "ogbench") else ""
         low, high = score["low"], score["high"]
         yield f"Normalised score: {times}(return - low) / (high - low), low {low}, high {high}."
     probability = metrics.get("settings", {}).get("safety_probability")

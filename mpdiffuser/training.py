@@ -67,11 +67,13 @@ def trained_methods(cfg: DictConfig, episodes: Episodes) -> list[str]:
     """Return the methods whose models are trained: those to be evaluated; if they have none, MPDiffuser with cloning.
 
     Raises:
-        InputError: for a method that needs rewards, if there are none.
+        InputError: for a method that needs rewards, if there are none; without goals, for a task that asks for them.
     """
     methods = list(cfg.evaluation.methods)
     if not recipes_of(methods):
         methods = ["cloning", "planner", "mpdiffuser"]
+    if episodes.info.get("asks_for_goals") and not cfg.goals:
+        raise InputError(f"goals=false: each episode of {episodes.info['task']} has a goal; give goals=true")
     if imitates(cfg, episodes):
         reason = "goals=true: rewards are not used" if cfg.goals else f"{episodes.path or 'the data'}: no rewards"
         need = [name for name in methods if METHODS[name].needs_rewards]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.datasets.tasks import OFFLINE_TASKS, cost_score, find_file, find_offline_task
+from envs.datasets.tasks import OFFLINE_TASKS, PERCENT, cost_score, find_file, find_offline_task
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 
@@ -35,7 +35,7 @@ def describe(episodes: Episodes) -> Iterator[str]:
     yield f"return        {_spread(returns)}"
     if task:
         scores = np.array([task.score(float(value)) for value in returns])
-        factor = "100 " if suite == "d4rl" else ""
+        factor = "100 " if suite in PERCENT else ""
         yield f"score         {_spread(scores)} = {factor}(R - {task.low}) / ({task.high} - {task.low})"
     if info.get("source") == "V-D4RL":
         yield f"score         {_spread(returns / 10)}, a tenth of the return"

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.datasets import maze2d
+from envs.datasets import maze2d, pointmaze
 from envs.datasets.maze2d import Maze2DData
+from envs.datasets.pointmaze import PointMazeData
 from envs.datasets.vd4rl import KINDS, VD4RL
 from envs.experts import VD4RL_TASKS
 from envs.go2 import DECISION_SECONDS, JOINTS, LARGEST, NAMES, REACH, Go2, files
@@ -105,9 +106,13 @@ class Walks:
         episodes_of(found, info, record).save(path)
 
 
-MAKERS: dict[str, Walks | VD4RL | Maze2DData] = {"go2/walk": Walks(100, CLEAN), "go2/disturbed": Walks(200, DISTURBED)}
+MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData] = {
+    "go2/walk": Walks(100, CLEAN),
+    "go2/disturbed": Walks(200, DISTURBED),
+}
 MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in VD4RL_TASKS for kind in KINDS}
 MAKERS |= maze2d.MAKERS
+MAKERS |= pointmaze.MAKERS
 
 
 def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:

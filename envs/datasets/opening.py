@@ -70,7 +70,7 @@ def open_dataset(
             return _open_named(source, lambda: read_minari(name))
     found = "leads nowhere (a broken link)" if path.is_symlink() else "no such file or folder"
     raise InputError(
-        f"{source}: {found}, nor a task (d4rl/..., dsrl/...) or Minari dataset (minari/...); "
+        f"{source}: {found}, nor a task (d4rl/..., dsrl/..., ogbench/...) or Minari dataset (minari/...); "
         "python -m envs.datasets ls lists the tasks"
     )
 
@@ -138,8 +138,10 @@ def _read_task(task: OfflineTask, file: Path, stand_in: bool) -> Episodes:
     info |= {"episode_steps": task.episode_steps, "cost_limits": list(task.limits)}
     if task.environment is not None:
         info["environment"] = task.environment
+    if task.suite == "ogbench":
+        info["asks_for_goals"] = True
     episodes = read_flat(file, task.episode_steps, info)
-    needed = ["rewards", *(["costs"] if task.limits else [])]
+    needed = {"d4rl": ["rewards"], "dsrl": ["rewards", "costs"], "ogbench": []}[task.suite]
     for key in needed:
         if key not in episodes or key in episodes.info["missing"]:
             raise InputError(f"{file}: {key}: no such key; expected of {task.id}")
@@ -148,7 +150,7 @@ def _read_task(task: OfflineTask, file: Path, stand_in: bool) -> Episodes:
         if observations[:, task.columns :].any():
             raise InputError(f"{file}: observations: must be 0 from column {task.columns} on, as in {task.id}")
         episodes.arrays["observations"] = observations[:, : task.columns].copy()
-    # the actions of all tasks of both suites lie in [-1, 1]
+    # the actions of all tasks lie in [-1, 1]
     record = Record.of(episodes.arrays, episodes.offsets[1:] - 1).with_actions(
         Actions.unit(episodes["actions"].shape[1])
     )

@@ -1,11 +1,13 @@
 """The public offline tasks: environment, episode length, return range, files.
 
 D4RL (Fu et al. 2020) scores 100 (R - low) / (high - low). DSRL (Liu et al. 2023) scores rewards
-(R - low) / (high - low) and costs C / limit, averaged over its cost limits.
+(R - low) / (high - low) and costs C / limit, averaged over its cost limits. OGBench (Park et al. 2025) scores the
+percentage of episodes that reach their goal; its tasks need goals=true.
 """
 
 import difflib
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import h5py
 
 from mpdiffuser.errors import InputError
 
-MADE_BY = "made_by"  # attribute of a file that was made again
-SUITES = ("d4rl", "dsrl")
+MADE_BY = "made_by"  # attribute of an HDF5 file, or array of an npz file, that was made again
+SUITES = ("d4rl", "dsrl", "ogbench")
+PERCENT = ("d4rl", "ogbench")  # the score of `high` is 100
 D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench/"
 DSRL_URL = "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/"
 
 
@@ -25,10 +29,10 @@ class OfflineTask:
     """A task of a public suite.
 
     Args:
-        name: the suite's id. suite: "d4rl" or "dsrl".
+        name: the suite's id. suite: of `SUITES`.
         environment: the record of the environment that equals the suite's, for `envs.make`; None where there is none.
         episode_steps: time limit.
-        low, high: returns of score 0 and of score 1 (100 in D4RL).
+        low, high: returns of score 0 and of score 1 (100 where scores are percentages).
         file, url: the public file's name and address.
         limits: cost limits of the evaluation.
         columns: of the file's observations, those that the environment has too; the others must be 0. None: all.
@@ -54,7 +58,7 @@ class OfflineTask:
     @property
     def can_be_made(self) -> bool:
         """Whether `python -m envs.datasets make` makes the data again."""
-        return self.environment is not None and self.environment["kind"] == "maze2d"
+        return self.name.startswith(("maze2d-", "pointmaze-"))
 
     @property
     def evaluated_in(self) -> str | None:
@@ -63,12 +67,12 @@ class OfflineTask:
 
     def score(self, returns: float) -> float:
         """The suite's normalised score of a return."""
-        return (100.0 if self.suite == "d4rl" else 1.0) * (returns - self.low) / (self.high - self.low)
+        return (100.0 if self.suite in PERCENT else 1.0) * (returns - self.low) / (self.high - self.low)
 
     def cache(self) -> Path:
         """The folder where the suite keeps its files."""
-        variable = f"{self.suite.upper()}_DATASET_DIR"
-        return Path(os.environ.get(variable) or Path.home() / f".{self.suite}" / "datasets").expanduser()
+        variable, folder = f"{self.suite.upper()}_DATASET_DIR", "data" if self.suite == "ogbench" else "datasets"
+        return Path(os.environ.get(variable) or Path.home() / f".{self.suite}" / folder).expanduser()
 
 
 def cost_score(cost: float, limit: float) -> float:
@@ -155,6 +159,23 @@ BULLET = {
 }
 
 
+# decisions of an episode of OGBench's environments, and the kinds of their data
+MAZES = {
+    **{f"{robot}-{size}": (1000, ("navigate", "stitch")) for robot in ("pointmaze", "antmaze") for size in (
+        "medium", "large", "giant", "teleport")},
+    "humanoidmaze-medium": (2000, ("navigate", "stitch")),
+    "humanoidmaze-large": (2000, ("navigate", "stitch")),
+    "humanoidmaze-giant": (4000, ("navigate", "stitch")),
+    "antsoccer-arena": (1000, ("navigate", "stitch")),
+    "antsoccer-medium": (1000, ("navigate", "stitch")),
+}  # fmt: skip
+EXPLORED = ("antmaze-medium", "antmaze-large", "antmaze-teleport")  # these have a third kind, explore
+ARM = {
+    **{"cube-single": 200, "cube-double": 500, "cube-triple": 1000, "cube-quadruple": 1000, "scene": 750},
+    **{"puzzle-3x3": 500, "puzzle-4x4": 500, "puzzle-4x5": 1000, "puzzle-4x6": 1000},
+}
+
+
 def _registered(env_id: str, speed_limit: float | None = None) -> dict[str, Any]:
     return {"kind": "gymnasium", "env_id": env_id, "speed_limit": speed_limit}
 
@@ -226,7 +247,28 @@ def _dsrl() -> list[OfflineTask]:
     return tasks
 
 
-OFFLINE_TASKS = {task.name: task for task in [*_locomotion(), *_mazes(), *_manipulation(), *_dsrl()]}
+def _ogbench() -> list[OfflineTask]:
+    tasks = []
+
+    def add(world: str, kinds: tuple[str, ...], steps: int) -> None:
+        environment = {"kind": "ogbench", "env_id": f"{world}-v0"}
+        for kind in kinds:
+            name = f"{world}-{kind}-v0"
+            file = f"{name}.npz"
+            tasks.append(OfflineTask(name, "ogbench", environment, steps, 0.0, 1.0, file, OGBENCH_URL + file))
+
+    for world, (steps, kinds) in MAZES.items():
+        all_kinds = (*kinds, "explore") if world in EXPLORED else kinds
+        add(world, all_kinds, steps)
+        if world.startswith(("antmaze", "humanoidmaze")):
+            add(f"visual-{world}", all_kinds, steps)
+    for world, steps in ARM.items():
+        for seen in ("", "visual-"):
+            add(f"{seen}{world}", ("play", "noisy"), steps)
+    return tasks
+
+
+OFFLINE_TASKS = {task.name: task for task in [*_locomotion(), *_mazes(), *_manipulation(), *_dsrl(), *_ogbench()]}
 
 
 def find_offline_task(name: str, suite: str | None = None) -> OfflineTask:
@@ -247,9 +289,12 @@ def find_offline_task(name: str, suite: str | None = None) -> OfflineTask:
 def made_again(file: Path) -> bool:
     """Whether a file was written by `python -m envs.datasets make`."""
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as content:
+                return f"{MADE_BY}.npy" in content.namelist()
         with h5py.File(file) as content:
             return MADE_BY in content.attrs
-    except OSError:  # its reader tells what is wrong with it
+    except (OSError, zipfile.BadZipFile):  # its reader tells what is wrong with it
         return False
 
 
@@ -265,7 +310,8 @@ def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Pa
     folder = Path(data_dir).expanduser() if data_dir else task.cache()
     plain = task.name.removeprefix("Offline").partition("-v")[0]
     short = f"Safety{plain.removesuffix('Gymnasium')}" if task.suite == "dsrl" else plain
-    tried = [folder / name for name in (task.file, f"{task.name}.hdf5", f"{short}.hdf5")]
+    ending = Path(task.file).suffix
+    tried = [folder / name for name in (task.file, f"{task.name}{ending}", f"{short}{ending}")]
     if task.suite == "dsrl":
         pattern = f"{task.file.rsplit('-', 2)[0]}-*.hdf5"
         tried += [*sorted(folder.glob(pattern)), folder / pattern]

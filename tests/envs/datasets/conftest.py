@@ -41,5 +41,5 @@ def write() -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True)
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("D4RL_DATASET_DIR", "DSRL_DATASET_DIR", "MINARI_DATASETS_PATH"):
+    for name in ("D4RL_DATASET_DIR", "DSRL_DATASET_DIR", "OGBENCH_DATASET_DIR", "MINARI_DATASETS_PATH"):
         monkeypatch.setenv(name, str(tmp_path / name))

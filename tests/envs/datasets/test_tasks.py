@@ -15,16 +15,19 @@ def test_all_ids_are_there() -> None:
         family = re.match(r"(?:Offline)?([a-z0-9]+|[A-Z].*)", task.name)
         assert family
         kind = family[1] if task.suite == "d4rl" else task.name.partition("-")[0]
+        kind = "ogbench" if task.suite == "ogbench" else kind
         families[kind] = families.get(kind, 0) + 1
-        assert task.url.startswith("http") and task.url.endswith(task.file) and task.file.endswith(".hdf5")
+        assert task.url.startswith("http") and task.url.endswith(task.file) and task.file.endswith((".hdf5", ".npz"))
         assert task.low < task.high and task.score(task.low) == 0
-        assert task.score(task.high) == pytest.approx(100 if task.suite == "d4rl" else 1)
+        assert task.score(task.high) == pytest.approx(1 if task.suite == "dsrl" else 100)
         assert (task.suite == "dsrl") == bool(task.limits)
     locomotion = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "ant"), 6)
-    others = {"maze2d": 6, "antmaze": 6, "kitchen": 3} | dict.fromkeys(("pen", "hammer", "door", "relocate"), 3)
+    others = {"maze2d": 6, "antmaze": 6, "kitchen": 3, "ogbench": 82} | dict.fromkeys(
+        ("pen", "hammer", "door", "relocate"), 3
+    )
     assert {kind: count for kind, count in families.items() if not kind.startswith("Offline")} == locomotion | others
     assert sum(kind.startswith("Offline") for kind in families) == 29
-    assert len({task.url for task in OFFLINE_TASKS.values()}) == len(OFFLINE_TASKS) == 80
+    assert len({task.url for task in OFFLINE_TASKS.values()}) == len(OFFLINE_TASKS) == 162
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,8 @@ def test_all_ids_are_there() -> None:
         ("antmaze-umaze-v2", 700, "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"),
         ("kitchen-mixed-v0", 280, "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5"),
         ("pen-cloned-v1", 100, "hand_dapg_v1/pen-cloned-v1.hdf5"),
+        ("antmaze-large-explore-v0", 1000, "ogbench/antmaze-large-explore-v0.npz"),
+        ("visual-cube-double-play-v0", 500, "ogbench/visual-cube-double-play-v0.npz"),
         ("OfflineCarRun-v0", 200, "SafetyCarRun-v0-40-651.hdf5"),
         ("OfflineCarGoal1Gymnasium-v0", 1000, "SafetyCarGoal1Gymnasium-v0-120-1671.hdf5"),
         ("OfflineHopperVelocityGymnasium-v1", 1000, "SafetyHopperVelocityGymnasium-v1-250-2240.hdf5"),
