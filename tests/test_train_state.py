@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of random numbers with the shapes of Hopper, of a maze and of a task with costs."""
     folder = tmp_path_factory.mktemp("data")
     write_file(folder / "hopper-medium.hdf5", 11, 3)
-    write_file(folder / "antmaze-umaze.hdf5", 4, 2)
+    write_file(folder / "maze.hdf5", 4, 2)
     write_file(folder / "SafetyCarRun.hdf5", 7, 2, costs=True)
     return folder
 
@@ -228,12 +228,12 @@ def test_another_evaluation_is_refused_before_a_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "state_dim"), [("d4rl/antmaze-umaze-v2", 4), ("dsrl/OfflineCarRun-v0", 7)], ids=["maze", "costs"]
+    ("given", "state_dim"), [("dataset={}/maze.hdf5", 4), ("task=dsrl/OfflineCarRun-v0", 7)], ids=["maze", "costs"]
 )
-def test_a_task_without_an_environment_is_trained(
-    data: Path, tmp_path: Path, run: Run, task: str, state_dim: int
+def test_data_without_an_environment_are_trained(
+    data: Path, tmp_path: Path, run: Run, given: str, state_dim: int
 ) -> None:
-    status, out, error = run(train_state, f"task={task}", *TINY, f"data_dir={data}", f"output_dir={tmp_path}")
+    status, out, error = run(train_state, given.format(data), *TINY, f"data_dir={data}", f"output_dir={tmp_path}")
     assert (status, error.count("Traceback")) == (0, 0)
     assert f"Pipeline: {tmp_path / 'pipeline'} (not evaluated in an environment: there is no environment" in out
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "report.html").exists()
@@ -272,8 +272,8 @@ def lakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_ones_own_environment_of_a_task_without_one(data: Path, tmp_path: Path, run: Run, lakes: None) -> None:
-    options = ["task=d4rl/antmaze-umaze-v2", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
+def test_ones_own_environment_of_data_without_one(data: Path, tmp_path: Path, run: Run, lakes: None) -> None:
+    options = [f"dataset={data / 'maze.hdf5'}", *TINY, f"output_dir={tmp_path / 'out'}"]
     options += ["evaluation.methods=[random,mpdiffuser]"]
     status, _, error = run(train_state, *options, "environment=own_lake_4:Lake")
     assert status == 0, error
@@ -291,7 +291,7 @@ def test_ones_own_environment_of_a_task_without_one(data: Path, tmp_path: Path, 
 def test_an_environment_that_does_not_fit_is_refused_before_a_training(
     data: Path, tmp_path: Path, run: Run, lakes: None
 ) -> None:
-    options = ["task=d4rl/antmaze-umaze-v2", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'out'}"]
+    options = [f"dataset={data / 'maze.hdf5'}", *TINY, f"output_dir={tmp_path / 'out'}"]
     for given, words in (
         ("own_lake_3:Lake", "environment: observations float32 (3,), but the data have float32 (4,)"),
         ("own_lake_2:Lake", "environment=own_lake_2:Lake: cannot import own_lake_2 (ModuleNotFoundError"),
