@@ -7,18 +7,16 @@ follow D4RL. The package's own environments pay other rewards: the distance of t
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.model_env import ModelEnv
+from envs.model_env import ModelEnv, check_choice
 from envs.observations import Observed
 from envs.physics import ActionScaling
 from envs.robotics import assets
-from mpdiffuser.errors import InputError
 
 DECISIONS = {"pen": 100, "hammer": 200, "door": 200, "relocate": 200}  # of an episode
 SIZES = {"pen": 45, "hammer": 46, "door": 39, "relocate": 39}  # of an observation
@@ -40,17 +38,13 @@ class Adroit(ModelEnv):
     """
 
     def __init__(self, observation: Observed = "states", task: str = "pen") -> None:
-        if observation != "states":
-            raise InputError(f"adroit: gives states alone, found observation={observation!r}")
-        if task not in DECISIONS:
-            raise InputError(f"adroit: task: must be one of {', '.join(DECISIONS)}, found {task!r}")
+        check_choice("adroit", "observation", observation, ("states",))
+        check_choice("adroit", "task", task, DECISIONS)
         self.task = task
         model = mujoco.MjModel.from_xml_path(str(assets() / "adroit_hand" / f"adroit_{task}.xml"))
         _set_strength(model)
-        super().__init__(model, PICTURE, SUBSTEPS * model.opt.timestep)
+        super().__init__(model, PICTURE, SUBSTEPS * model.opt.timestep, np.ones(model.nu), SIZES[task])
         self._scale = ActionScaling(*model.actuator_ctrlrange.T)
-        self.action_space = spaces.Box(-1.0, 1.0, (model.nu,), np.float32)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (SIZES[task],), np.float32)
         self._decisions = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -69,7 +63,7 @@ class Adroit(ModelEnv):
             self.model.site("target").pos[:] = draw(-0.2, 0.2), draw(-0.2, 0.2), draw(0.15, 0.35)
         mujoco.mj_forward(self.model, self.data)
         self._decisions = 0
-        return self.observe(), {"physics": self.get_physics(), "cost": 0.0}
+        return self.observe(), self.facts()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 10 ms."""
@@ -77,7 +71,7 @@ class Adroit(ModelEnv):
         self._decisions += 1
         dropped = self.task == "pen" and self._place("Object")[2] < 0.075
         over = bool(dropped), bool(self._decisions >= DECISIONS[self.task] and not dropped)
-        return self.observe(), self.reward(), *over, {"physics": self.get_physics(), "cost": 0.0}
+        return self.observe(), self.reward(), *over, self.facts()
 
     def move(self, action: np.ndarray) -> None:
         """Move the hand for one decision by the action (m,), which is clipped to [-1, 1]."""

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.model_env import ModelEnv
+from envs.model_env import ModelEnv, check_choice
 from envs.observations import Observed
-from mpdiffuser.errors import InputError
 
 MAZES = {  # "#" wall, "O" free, "S" the start, "G" the goal; both are free too
     "umaze": ("#####", "#SOO#", "###O#", "#GOO#", "#####"),
@@ -34,6 +32,7 @@ SUBSTEPS, TIMESTEP = 5, 0.02  # of a decision, s
 TORQUE = 30.0  # Nm of an action of 1
 CONTACT = (0.8, 0.8, 0.01)  # MuJoCo's solimp
 POSITIONS, VELOCITIES = 15, 14  # entries of an observation; the first two positions are the place
+MOTORS = 8
 REACHED = 0.5  # the distance from the goal within which the reward is 1, m
 PICTURE = 240  # px a side
 
@@ -62,14 +61,10 @@ class AntMaze(ModelEnv):
     """
 
     def __init__(self, observation: Observed = "states", maze: str = "umaze") -> None:
-        if observation != "states":
-            raise InputError(f"antmaze: gives states alone, found observation={observation!r}")
-        if maze not in MAZES:
-            raise InputError(f"antmaze: maze: must be one of {', '.join(MAZES)}, found {maze!r}")
+        check_choice("antmaze", "observation", observation, ("states",))
+        check_choice("antmaze", "maze", maze, MAZES)
         self.maze = maze
-        super().__init__(_model(maze), PICTURE, SUBSTEPS * TIMESTEP)
-        self.action_space = spaces.Box(-1.0, 1.0, (self.model.nu,), np.float32)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (POSITIONS + VELOCITIES,), np.float32)
+        super().__init__(_model(maze), PICTURE, SUBSTEPS * TIMESTEP, np.ones(MOTORS), POSITIONS + VELOCITIES)
         self.goal, self._decisions = places(maze, "G")[0], 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -84,7 +79,7 @@ class AntMaze(ModelEnv):
         mujoco.mj_forward(self.model, self.data)
         self._decisions = 0
         wanted = np.concatenate([self.goal, self.model.qpos0[2:], np.zeros(VELOCITIES)]).astype(np.float32)
-        return self.observe(), {"physics": self.get_physics(), "cost": 0.0, "goal": wanted}
+        return self.observe(), self.facts() | {"goal": wanted}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 0.1 s."""
@@ -92,14 +87,11 @@ class AntMaze(ModelEnv):
         self._decisions += 1
         reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= REACHED)
         late = self._decisions >= DECISIONS[self.maze] and not reached
-        return self.observe(), float(reached), reached, late, {"physics": self.get_physics(), "cost": 0.0}
+        return self.observe(), float(reached), reached, late, self.facts()
 
     def move(self, action: np.ndarray) -> None:
         """Move the ant for one decision by the action (8,), which is clipped to [-1, 1]."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (self.model.nu,) or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be ({self.model.nu},) finite numbers")
-        self.data.ctrl[:] = action.clip(-1, 1)
+        self.data.ctrl[:] = self.clipped(action)
         mujoco.mj_step(self.model, self.data, SUBSTEPS)
 
     def observe(self) -> np.ndarray:

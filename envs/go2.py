@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.model_env import ModelEnv
+from envs.model_env import ModelEnv, check_choice
 from envs.observations import Observed
 from mpdiffuser.errors import InputError
 
@@ -85,8 +84,7 @@ class Go2(ModelEnv):
         weak_leg: float | None = None,
         friction: float | None = None,
     ) -> None:
-        if observation != "states":
-            raise InputError(f"go2: gives states alone, found observation={observation!r}")
+        check_choice("go2", "observation", observation, ("states",))
         payload, weak_leg = payload or 0.0, 1.0 if weak_leg is None else weak_leg
         friction = FRICTION if friction is None else friction
         for name, value, low, high in (
@@ -96,9 +94,7 @@ class Go2(ModelEnv):
         ):
             if not low <= value <= high:
                 raise InputError(f"go2: {name}: must lie in {low}..{high}, found {value}")
-        super().__init__(_model(payload, friction), PICTURE, DECISION_SECONDS)
-        self.action_space = spaces.Box(-LARGEST.astype(np.float32), LARGEST.astype(np.float32))
-        self.observation_space = spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
+        super().__init__(_model(payload, friction), PICTURE, DECISION_SECONDS, LARGEST, len(NAMES))
         joints = [self.model.joint(f"{joint}_joint") for joint in JOINTS]
         self._angles = np.array([joint.qposadr[0] for joint in joints])
         self._speeds = np.array([joint.dofadr[0] for joint in joints])
@@ -115,7 +111,7 @@ class Go2(ModelEnv):
         self.data.qpos[self._angles] = POSE + self.np_random.uniform(-0.1, 0.1, len(JOINTS))
         mujoco.mj_forward(self.model, self.data)
         self._last, self._decisions = np.zeros(len(JOINTS)), 0
-        return self.observe(), {"physics": self.get_physics(), "cost": 0.0}
+        return self.observe(), self.facts()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 20 ms."""
@@ -124,8 +120,7 @@ class Go2(ModelEnv):
         seen = self.observe()
         reward = seen[FORWARDS] - abs(seen[FORWARDS + 1]) - 0.25 * abs(seen[TURNING])
         fallen = bool(seen[0] < LOWEST or seen[3] > TILTED)
-        info = {"physics": self.get_physics(), "cost": 0.0}
-        return seen, float(reward), fallen, self._decisions >= DECISIONS and not fallen, info
+        return seen, float(reward), fallen, self._decisions >= DECISIONS and not fallen, self.facts()
 
     def peek(self, actions: np.ndarray) -> np.ndarray:
         """Return the observations (K, 46) after each of the actions (K, 12). The simulator is left as it was."""
@@ -137,10 +132,7 @@ class Go2(ModelEnv):
 
     def move(self, action: np.ndarray) -> None:
         """Let the robot follow the action (12,), clipped to its bounds, for one decision."""
-        action = np.asarray(action, np.float64)
-        if action.shape != LARGEST.shape or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be {LARGEST.shape} finite numbers")
-        self._last = action.clip(-LARGEST, LARGEST)
+        self._last = self.clipped(action)
         target = POSE + self._last
         for _ in range(SUBSTEPS):
             torque = STIFFNESS * (target - self.data.qpos[self._angles]) - DAMPING * self.data.qvel[self._speeds]

@@ -8,16 +8,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from gymnasium import spaces
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.model_env import ModelEnv
+from envs.model_env import ModelEnv, check_choice
 from envs.observations import Observed
 from envs.robotics import assets
-from mpdiffuser.errors import InputError
 
 # positions of the simulator that a thing has, and where they are to be
 THINGS: dict[str, tuple[list[int], list[float]]] = {
@@ -65,21 +63,17 @@ class Kitchen(ModelEnv):
     """
 
     def __init__(self, observation: Observed = "states", task: str = "complete") -> None:
-        if observation != "states":
-            raise InputError(f"kitchen: gives states alone, found observation={observation!r}")
-        if task not in TASKS:
-            raise InputError(f"kitchen: task: must be one of {', '.join(TASKS)}, found {task!r}")
+        check_choice("kitchen", "observation", observation, ("states",))
+        check_choice("kitchen", "task", task, TASKS)
         folder = assets() / "kitchen_franka"
         model = mujoco.MjModel.from_xml_path(str(folder / "kitchen_assets" / "kitchen_env_model.xml"))
         _look_from_above(model)
-        super().__init__(model, PICTURE, SUBSTEPS * model.opt.timestep)
+        super().__init__(model, PICTURE, SUBSTEPS * model.opt.timestep, np.ones(JOINTS), 2 * POSITIONS)
         root = ElementTree.parse(folder / "franka_assets" / "franka_config.xml").getroot()
         joints = [root[number].attrib for number in range(POSITIONS)]
         numbers = lambda name, count: np.array([list(map(float, each[name].split())) for each in joints[:count]])  # noqa: E731
         self._amplitudes = NOISE * numbers("pos_noise_amp", POSITIONS)[:, 0]
         self._low, self._high = numbers("pos_bound", JOINTS).T
-        self.action_space = spaces.Box(-1.0, 1.0, (JOINTS,), np.float32)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2 * POSITIONS,), np.float32)
         self.goal = np.zeros(POSITIONS)
         for thing in TASKS[task]:
             places, wanted = THINGS[thing]
@@ -95,7 +89,7 @@ class Kitchen(ModelEnv):
         mujoco.mj_forward(self.model, self.data)
         self.left, self._decisions = set(TASKS[self.task]), 0
         self._draw_noise()
-        return self.observe(), {"physics": self.get_physics(), "cost": 0.0}
+        return self.observe(), self.facts()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 80 ms."""
@@ -105,15 +99,11 @@ class Kitchen(ModelEnv):
         done = {thing for thing in self.left if self._distance(thing) < NEAR}
         self.left -= done
         late = self._decisions >= DECISIONS and bool(self.left)
-        info = {"physics": self.get_physics(), "cost": 0.0}
-        return self.observe(), float(len(done)), not self.left, late, info
+        return self.observe(), float(len(done)), not self.left, late, self.facts()
 
     def move(self, action: np.ndarray) -> None:
         """Move the arm for one decision by the action (9,), which is clipped to [-1, 1]."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (JOINTS,) or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be ({JOINTS},) finite numbers")
-        wanted = self._seen()[:JOINTS] + FASTEST * action.clip(-1, 1) * self.decision_seconds
+        wanted = self._seen()[:JOINTS] + FASTEST * self.clipped(action) * self.decision_seconds
         self.data.ctrl[:] = wanted.clip(self._low, self._high)
         mujoco.mj_step(self.model, self.data, SUBSTEPS)
 

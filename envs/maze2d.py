@@ -7,15 +7,13 @@ a wall around cell (i, j) is a box of side 1 around (i - 0.2, j - 0.2).
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.model_env import ModelEnv
+from envs.model_env import ModelEnv, check_choice
 from envs.observations import Observed
-from mpdiffuser.errors import InputError
 
 MAZES = {  # "#" wall, "O" free, "G" the goal, which is free too
     "umaze": ("#####", "#GOO#", "###O#", "#OOO#", "#####"),
@@ -66,17 +64,11 @@ class Maze2D(ModelEnv):
     """
 
     def __init__(self, observation: Observed = "states", maze: str = "umaze", reward: str = "sparse") -> None:
-        for name, found, allowed in (
-            ("observation", observation, ("states",)),
-            ("maze", maze, tuple(MAZES)),
-            ("reward", reward, REWARDS),
-        ):
-            if found not in allowed:
-                raise InputError(f"maze2d: {name}: must be one of {', '.join(allowed)}, found {found!r}")
+        check_choice("maze2d", "observation", observation, ("states",))
+        check_choice("maze2d", "maze", maze, MAZES)
+        check_choice("maze2d", "reward", reward, REWARDS)
         self.maze, self.reward = maze, reward
-        super().__init__(mujoco.MjModel.from_xml_string(_xml(maze)), PICTURE, DECISION_SECONDS)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (len(NAMES),), np.float32)
+        super().__init__(mujoco.MjModel.from_xml_string(_xml(maze)), PICTURE, DECISION_SECONDS, np.ones(2), len(NAMES))
         self._starts, self._decisions = cells(maze), 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -89,22 +81,18 @@ class Maze2D(ModelEnv):
         mujoco.mj_forward(self.model, self.data)
         self._decisions = 0
         target = np.array([*goal(self.maze), 0, 0], np.float32)  # at rest in the goal
-        return self.observe(), {"physics": self.get_physics(), "cost": 0.0, "goal": target}
+        return self.observe(), self.facts() | {"goal": target}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take one decision of 10 ms."""
         self.move(action)
         self._decisions += 1
         reward = float(rewards(self.data.qpos, self.maze, self.reward))
-        info = {"physics": self.get_physics(), "cost": 0.0}
-        return self.observe(), reward, False, self._decisions >= DECISIONS[self.maze], info
+        return self.observe(), reward, False, self._decisions >= DECISIONS[self.maze], self.facts()
 
     def move(self, action: np.ndarray) -> None:
         """Push the ball for one decision by the action (2,), which is clipped to [-1, 1]."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (2,) or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be (2,) finite numbers")
-        self.data.ctrl[:] = action.clip(-1, 1)
+        self.data.ctrl[:] = self.clipped(action)
         self.data.qvel[:] = self.data.qvel.clip(-FASTEST, FASTEST)
         mujoco.mj_step(self.model, self.data)
 

@@ -1,7 +1,11 @@
 """What our own environments around a MuJoCo model share."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
@@ -9,6 +13,13 @@ import mujoco  # isort: skip
 
 from envs.physics import get_state
 from envs.rendering import Renderer
+from mpdiffuser.errors import InputError
+
+
+def check_choice(kind: str, name: str, found: Any, allowed: Iterable[str]) -> None:
+    """Raise InputError unless an environment's argument is one of the allowed texts."""
+    if found not in (choices := tuple(allowed)):
+        raise InputError(f"{kind}: {name}: must be one of {', '.join(choices)}, found {found!r}")
 
 
 class ModelEnv(gymnasium.Env):
@@ -18,16 +29,38 @@ class ModelEnv(gymnasium.Env):
         model: the model; its first camera draws the pictures.
         picture: their height and width in px.
         decision_seconds: simulated seconds between two decisions.
+        largest: of the actions, (m,); the least is its negative.
+        size: o, the number of an observation's entries.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     can_peek = True
 
-    def __init__(self, model: mujoco.MjModel, picture: int, decision_seconds: float) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, picture: int, decision_seconds: float, largest: np.ndarray, size: int
+    ) -> None:
         self.model, self.data = model, mujoco.MjData(model)
         self.render_mode, self.decision_seconds = "rgb_array", decision_seconds
         self._scratch, self._picture = mujoco.MjData(model), picture
         self._renderer: Renderer | None = None
+        self._largest, largest_float = np.asarray(largest, np.float64), np.asarray(largest, np.float32)
+        self.action_space = spaces.Box(-largest_float, largest_float)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def clipped(self, action: np.ndarray) -> np.ndarray:
+        """Return an action (m,) as float64 within its bounds.
+
+        Raises:
+            InputError: for another shape, or a number that is not finite.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != self._largest.shape or not np.isfinite(action).all():
+            raise InputError(f"action {action}: must be {self._largest.shape} finite numbers")
+        return action.clip(-self._largest, self._largest)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `reset` and `step` tell beside the observation."""
+        return {"physics": self.get_physics(), "cost": 0.0}
 
     def move(self, action: np.ndarray) -> None:
         """Let the robot carry out the action (m,) for one decision."""

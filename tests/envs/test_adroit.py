@@ -86,7 +86,7 @@ def test_an_episode_has_its_time_and_peeking_changes_nothing(task: str) -> None:
 def test_refusals() -> None:
     with pytest.raises(InputError, match=r"task: must be one of pen, hammer, door, relocate, found 'cup'"):
         make({"kind": "adroit", "task": "cup"})
-    with pytest.raises(InputError, match="gives states alone"):
+    with pytest.raises(InputError, match="observation: must be one of states, found 'frames'"):
         make({"kind": "adroit", "task": "pen"}, "frames")
     env = Adroit()
     env.reset(seed=0)

@@ -93,7 +93,7 @@ def test_what_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"payload": -1.0}, "payload: must lie in 0..100, found -1.0"),
         ({"friction": 0.0}, "friction: must lie in 0.01..10, found 0.0"),
         ({"weak_leg": 1.5}, "weak_leg: must lie in 0.01..1, found 1.5"),
-        ({"observation": "frames"}, "gives states alone"),
+        ({"observation": "frames"}, "observation: must be one of states, found 'frames'"),
     ):
         with pytest.raises(InputError, match=message):
             Go2(**change)
