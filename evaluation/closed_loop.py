@@ -126,6 +126,21 @@ def evaluate(
     return outcome
 
 
+def evaluate_in_turn(
+    policy: Policy, environment: Environments, seeds: Sequence[int], label: str, max_decisions: int | None = None
+) -> Outcome:
+    """Run one episode after the other, one for each seed; `facts` are those after the last one.
+
+    Args:
+        policy: of one robot.
+        environment: a batch of one.
+        seeds, label, max_decisions: as in `evaluate`.
+    """
+    policy.prepare(1)
+    outcomes = [_episodes(policy, environment, [int(seed)], 0, 0, label, max_decisions)[0] for seed in seeds]
+    return replace(_joined(outcomes), facts=outcomes[-1].facts, seconds=sum(each.seconds for each in outcomes))
+
+
 def _joined(outcomes: Sequence[Outcome]) -> Outcome:
     """Join the outcomes of several policies."""
     first = outcomes[0]

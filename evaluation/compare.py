@@ -22,6 +22,7 @@ from envs.vector import VectorEnv
 from evaluation.check import check_environments, check_evaluation, check_info, observed, require_models
 from evaluation.closed_loop import Outcome, evaluate
 from evaluation.film import write_film
+from evaluation.real_time import in_real_time
 from evaluation.record import PartialResults, evaluation_settings, folder_fingerprint, parallel_controllers
 from evaluation.statistics import standard_error, summary
 from mpdiffuser.config import settings
@@ -32,7 +33,7 @@ from mpdiffuser.files import read_json, write_whole, writing
 from mpdiffuser.identity import differences
 from mpdiffuser.launch import check_samplers
 from mpdiffuser.machine import available_cores, cpu_name, git_commit
-from mpdiffuser.methods import METHODS, Setup
+from mpdiffuser.methods import METHODS, Planning, Setup
 from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.methods.planner import PlannerOnly
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -213,9 +214,13 @@ def run_methods(
             if cfg.evaluation.probe_every and not states and not environments[0].can_peek:
                 print("note: plans are not compared with the simulator, since its state cannot be restored")
             for row, (method, setup) in left.items():
+                most = cfg.evaluation.max_decisions
+                if cfg.evaluation.real_time and issubclass(method, Planning):
+                    outcome = in_real_time(method, setup, record, observation, seeds, row, most)
+                    partial.add(row, outcome.metrics() | scores(info, outcome, None))
+                    continue
                 probe_every = cfg.evaluation.probe_every if method.plans_states else 0
                 batch: list[Policy] = [method.policy(replace(setup, action_space=actions)) for _ in counts]
-                most = cfg.evaluation.max_decisions
                 outcome = evaluate(batch, environments, seeds, probe_every, label=row, max_decisions=most)
                 partial.add(row, outcome.metrics() | scores(info, outcome, setup.limit))
         finally:

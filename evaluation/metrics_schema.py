@@ -69,6 +69,13 @@ def explanations(metrics: dict[str, Any]) -> Iterator[str]:
     probability = metrics.get("settings", {}).get("safety_probability")
     if probability and any(map(limit_key, methods)):
         yield f"Target: {probability:.0%} of the episodes within the method's cost limit."
+    for name, method in metrics["methods"].items():
+        if ticks := method.get("real_time"):
+            yield (
+                f"{name} in real time: {ticks['late']} of {ticks['ticks']} ticks late by a tenth of their period, "
+                f"{ticks['fallbacks']} without a plan; a plan took {ticks['plan_ms_median']:.1f} ms (median) and "
+                f"{ticks['plan_ms_p99']:.1f} ms (99 of 100 within), the oldest was {ticks['plan_age_max']} ticks old."
+            )
     for name, record in metrics.get("levels", {}).items():
         rows = ("planner", "mpdiffuser") if name == "planner" else (name,)
         if any(metrics["methods"].get(row, {}).get("levels") == record["levels"] for row in rows):

@@ -77,7 +77,8 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         folder: the pipeline folder.
 
     Raises:
-        InputError: if the evaluation used another pipeline, or a deadline, since the results then depend on the clock.
+        InputError: if the evaluation used another pipeline, or a deadline or real time, as the results then depend on
+            the clock.
     """
     metrics = read_json(file)
     missing = [key for key in ("settings", "pipeline", "machine", "methods") if not metrics.get(key)]
@@ -102,6 +103,8 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: of environment={environment}, found {cfg.environment}; give the same environment=")
     if deadline:
         raise InputError(f"{file}: sampler.deadline_ms is {deadline}: an evaluation under a deadline is not repeatable")
+    if cfg.evaluation.real_time:
+        raise InputError(f"{file}: evaluation.real_time is true: an evaluation in real time is not repeatable")
     return metrics
 
 

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -45,6 +45,34 @@ class Tick:
     fallback: bool
     odd: str
     limited: bool
+
+
+def summarized(ticks: Iterable[Tick], period: float, deadline_ms: float) -> dict[str, Any]:
+    """Return counts of ticks, and times in ms.
+
+    Args:
+        ticks: in their order.
+        period: seconds between two of them.
+        deadline_ms: the time for a plan; 0: no deadline.
+    """
+    ticks = list(ticks)
+    late = np.array([tick.late_ms for tick in ticks])
+    plans = np.array([tick.plan_ms for tick in ticks if tick.plan_ms is not None])
+    of = lambda values, q: float(np.percentile(values, q)) if len(values) else math.nan  # noqa: E731
+    return {
+        "ticks": len(ticks),
+        "late": int((late > 1e3 * LATE * period).sum()),
+        "skipped": int((late // (1e3 * period)).clip(min=0).sum()),
+        "fallbacks": sum(tick.fallback for tick in ticks),
+        "odd_observations": sum(bool(tick.odd) for tick in ticks),
+        "limited_actions": sum(tick.limited for tick in ticks),
+        "plans": len(plans),
+        "missed_deadlines": int((plans > deadline_ms).sum()) if deadline_ms else 0,
+        "late_ms_p99": of(late, 99),
+        "plan_ms_median": of(plans, 50),
+        "plan_ms_p99": of(plans, 99),
+        "plan_age_max": max((tick.age for tick in ticks), default=0),
+    }
 
 
 class _InThread(Controller):
@@ -258,24 +286,7 @@ class Runner:
 
     def summary(self) -> dict[str, Any]:
         """Return what happened since `start`: counts of ticks, and times in ms."""
-        late = np.array([tick.late_ms for tick in self.log])
-        plans = np.array([tick.plan_ms for tick in self.log if tick.plan_ms is not None])
-        of = lambda values, q: float(np.percentile(values, q)) if len(values) else math.nan  # noqa: E731
-        return {
-            "ticks": len(self.log),
-            "late": int((late > 1e3 * LATE * self.period).sum()),
-            "skipped": int((late // (1e3 * self.period)).clip(min=0).sum()),
-            "fallbacks": sum(tick.fallback for tick in self.log),
-            "failed_plans": self.controller.fallbacks,
-            "odd_observations": sum(bool(tick.odd) for tick in self.log),
-            "limited_actions": sum(tick.limited for tick in self.log),
-            "plans": len(plans),
-            "missed_deadlines": int((plans > self.deadline_ms).sum()) if self.deadline_ms else 0,
-            "late_ms_p99": of(late, 99),
-            "plan_ms_median": of(plans, 50),
-            "plan_ms_p99": of(plans, 99),
-            "plan_age_max": max((tick.age for tick in self.log), default=0),
-        }
+        return summarized(self.log, self.period, self.deadline_ms) | {"failed_plans": self.controller.fallbacks}
 
     def _checked(self, observation: Observations) -> tuple[dict[str, np.ndarray], str]:
         """Return the observation (1, ...) by names, as the controller gets it, and what was odd about it."""

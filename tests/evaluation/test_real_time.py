@@ -1,0 +1,50 @@
+"""Evaluation in real time: the runner's counts, over all episodes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.metrics_schema import explanations
+from evaluation.real_time import RealTime, in_real_time
+from mpdiffuser.errors import InputError
+from mpdiffuser.methods import METHODS, Setup
+from mpdiffuser.record import TRUE_STATE, Actions, Observation, Record
+from mpdiffuser.sampler import SamplerConfig
+from vision.encoder import IdentityEncoder
+
+HOPPER = {"kind": "gymnasium", "env_id": "Hopper-v4", "speed_limit": None}
+pytestmark = pytest.mark.filterwarnings("ignore:observation")  # the pipeline has never seen a hopper
+CONFIG = SamplerConfig(engine="torch", steps=1, candidates=2, composition="planner")
+
+
+@pytest.fixture
+def setup(make_pipeline: Any) -> Setup:
+    record = Record({"observations": Observation(TRUE_STATE, (11,))}, Actions.unit(3))
+    info = {"record": record.to_json(), "decision_seconds": 0.008}
+    pipeline = make_pipeline(latent_dim=11, action_dim=3, encoder=IdentityEncoder(11, 3), info=info)
+    return Setup(pipeline, Path(), CONFIG, {})
+
+
+def test_episodes_one_after_the_other(setup: Setup) -> None:
+    outcome = in_real_time(METHODS["planner"], setup, HOPPER, "states", [5, 6, 7], "planner", 12)  # type: ignore[arg-type]
+    assert len(outcome.returns) == 3 and outcome.lengths.tolist() == [12, 12, 12]
+    metrics = outcome.metrics()
+    ticks = metrics["real_time"]
+    assert ticks["ticks"] == 36 and 0 < ticks["plans"] <= 36
+    words = " ".join(explanations({"methods": {"planner": metrics}}))
+    assert "planner in real time:" in words and "of 36 ticks late" in words
+
+
+def test_what_it_refuses(setup: Setup) -> None:
+    limited = Setup(setup.pipeline, Path(), CONFIG, {}, limit=3.0)
+    with pytest.raises(InputError, match=r"evaluation\.real_time: not with limits on costs"):
+        in_real_time(METHODS["planner"], limited, HOPPER, "states", [5], "planner")  # type: ignore[arg-type]
+    policy = RealTime(setup.pipeline, CONFIG)
+    with pytest.raises(InputError, match="real time: is for one robot, found 2"):
+        policy.reset([0, 1])
+    policy.reset([0])
+    first = policy.act(np.zeros((1, 11), np.float32))
+    assert first.shape == (1, 3) and policy.planning_facts()["real_time"]["ticks"] == 1
+    policy.close()
