@@ -1,6 +1,6 @@
 """Seven tasks of dm_control from an expert's data, from pixels and from true states: python -m experiments.seven_tasks
 
-Runs train_vision.py and train_state.py for each task, with their default options. The folder keeps all runs, so a
+Runs train_vision.py and train_state.py for each task, with the default options of train_vision.py. The folder keeps all runs, so a
 command that was cut off resumes. Writes docs/seven_tasks.md, and for each task a picture of the film: what planner only
 and MPDiffuser imagine at one moment, and what really came.
 """
@@ -28,6 +28,8 @@ EPISODES = {
     "cheetah_run": 100,
 }
 METHODS = {"pixels": ("cloning", "planner", "mpdiffuser", "expert"), "states": ("cloning", "planner", "mpdiffuser")}
+# train_vision.py's, since random actions replace single ones of the expert: a one-step advantage tells them
+ADVANTAGE = ("advantage.gae_lambda=0", "advantage.bound=4")
 MOMENT = 0.3  # of the film, in shares of its length
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +42,7 @@ def run(task: str, kind: str, seed: int, folder: Path, options: Sequence[str]) -
         chosen += [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}", f"data_root={data_root}"]
     else:  # the dataset that the run from pixels collected
         dataset = next(data_root.glob(f"{task}-expert-ar*-{EPISODES[task]}ep-seed0"))
-        chosen += [f"dataset={dataset}"]
+        chosen += [f"dataset={dataset}", *ADVANTAGE]
     if not (output / "metrics.json").exists():
         command = {"pixels": "train_vision.py", "states": "train_state.py"}[kind]
         subprocess.run([sys.executable, str(ROOT / command), *chosen, *options], check=True)
@@ -60,10 +62,10 @@ HEAD = """# Seven tasks from an expert's data
 {written_by}
 
 `python train_vision.py task=TASK quality=expert episodes=N`, and `train_state.py` on the true states of the same
-dataset; default options. A quarter of the data's episodes is undisturbed; in the others random actions replace the
-expert's at some decisions. Returns of {episodes} episodes: mean ± standard error of each training seed ({seeds}), and
-in brackets the share of the expert's return. Minutes: of the training from pixels, dataset given, on one of two shared
-cores.
+dataset, with the same options. A quarter of the data's episodes is undisturbed; in the others random actions replace
+the expert's at some decisions. Returns of {episodes} episodes: mean ± standard error of each training seed ({seeds}),
+and in brackets the share of the expert's return. Minutes: of the training from pixels, dataset given, on one of two
+shared cores.
 
 """
 SHOWN = ("cloning", "planner only", "MPDiffuser")
