@@ -1,8 +1,8 @@
 """Seven tasks of dm_control from an expert's data, from pixels and from true states: python -m experiments.seven_tasks
 
-Runs train_vision.py and train_state.py for each task, with the default options of train_vision.py. The folder keeps all runs, so a
-command that was cut off resumes. Writes docs/seven_tasks.md, and for each task a picture of the film: what planner only
-and MPDiffuser imagine at one moment, and what really came.
+Runs train_vision.py and train_state.py for each task, with the default options of train_vision.py. The folder keeps all
+runs, so a command that was cut off resumes. Writes docs/seven_tasks.md, and for each task a picture of the film: what
+planner only and MPDiffuser imagine at one moment, and what really came.
 """
 
 import subprocess
