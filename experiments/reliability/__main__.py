@@ -5,14 +5,23 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from experiments import pages
 from experiments.reliability.fuzz import TARGETS, fuzz
 from experiments.reliability.kills import JOBS, drill
+from experiments.reliability.live import soak_runner, soak_server
 from experiments.reliability.soak import soak
+
+SOAKS: dict[str, Callable[[float, str | None], dict[str, Any]]] = {
+    "controller": soak,
+    "runner": soak_runner,
+    "server": soak_server,
+}
 
 
 def main() -> None:
@@ -26,13 +35,14 @@ def main() -> None:
     for command, count in ((kills, 100), (mutations, 1000)):
         command.add_argument("--count", type=int, default=count, help="trials of each (default: %(default)s)")
         command.add_argument("--seed", type=int, default=0)
-    long = commands.add_parser("soak", help="run a controller for long; memory, descriptors and time must not grow")
+    long = commands.add_parser("soak", help="run a controller, a runner or a server for long; nothing must grow")
+    long.add_argument("what", nargs="?", default="controller", choices=list(SOAKS), help="default: %(default)s")
     long.add_argument("--minutes", type=float, default=60)
     long.add_argument("--pipeline", help="a folder; default: a small untrained pipeline")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "soak":
-        print(json.dumps(soak(options.minutes, options.pipeline)))
+        print(json.dumps(SOAKS[options.what](options.minutes, options.pipeline)))
         return
     known = JOBS if options.command == "kills" else [*TARGETS, "options"]
     names = getattr(options, "jobs", None) or getattr(options, "targets", None) or list(known)

@@ -88,7 +88,7 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
         totals["fallbacks"] += controller.fallbacks
         if passed > 60 * minutes * WARM_UP and passed > every * (len(samples) + 1):
             samples.append((process.memory_info().rss, process.num_fds(), _decision_ms(controller, record)))
-    return {"minutes": minutes, **totals, "large batch": large, "threads": torch.get_num_threads(), **_drift(samples)}
+    return {"minutes": minutes, **totals, "large batch": large, "threads": torch.get_num_threads(), **drift(samples)}
 
 
 def _decision_ms(controller: Controller, record: Record, repeats: int = 20) -> float:
@@ -104,7 +104,8 @@ def _decision_ms(controller: Controller, record: Record, repeats: int = 20) -> f
     return float(np.median(times))
 
 
-def _drift(samples: list[tuple[int, int, float]]) -> dict[str, Any]:
+def drift(samples: list[tuple[int, int, float]]) -> dict[str, Any]:
+    """Medians of memory, descriptors and time in the first and in the second half of the samples."""
     if len(samples) < 4:
         return {"samples": len(samples)}
     halves = np.array(samples[: len(samples) // 2]), np.array(samples[len(samples) // 2 :])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reliability import fuzz, kills, soak
+from experiments.reliability import fuzz, kills, live, soak
 
 pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
 
@@ -67,3 +67,14 @@ def test_a_short_soak() -> None:
     result = soak.soak(minutes=0.05, every=0.1)
     assert result["large batch"]["environments"] == 1000
     assert result["decisions"] > 0 and result["resets"] > 0
+
+
+def test_a_short_soak_of_the_runner() -> None:
+    result = live.soak_runner(minutes=0.05, every=0.5)
+    assert result["ticks"] > 20 and result["episodes"] > 0 and result["samples"] > 1
+    assert result["odd_observations"] < result["ticks"]
+
+
+def test_a_short_soak_of_the_server() -> None:
+    result = live.soak_server(minutes=0.05, clients=3, every=0.5)
+    assert result["lost"] == 0 and result["answers"] > 20
