@@ -333,7 +333,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
         start = repeated(None if warm is None else torch.cat([normal(warm[0]), normal_actions(warm[1])], -1))
         cost_to_go = repeated(self.affordable(latents, allowance))
         goal = repeated(None if goal is None else normal(goal))
-        condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal)
+        count = None
+        if committed is not None:
+            count = repeated(held.sum(1) if held is not None else torch.full((len(latents),), committed.shape[1]))
+        condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal, count)
         gradient = None
         if objective is not None and config.objective_scale:
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
@@ -369,23 +372,23 @@ class MPDiffuserPipeline(DiffusionPipeline):
         config: SamplerConfig,
         cost_to_go: torch.Tensor | None,
         goal: torch.Tensor | None,
+        held: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the planner's condition (B N, c) at latents (B N, d): targets, and the goal if the planner is told it.
+        """Return the planner's condition (B N, c) at latents (B N, d) (see `Planner.condition`).
 
         Args:
             latents: decoded.
             config: has the levels of the N targets.
             cost_to_go: (B N,), if the data have costs.
             goal: (B N, d), normalised.
+            held: number of first actions that are known, (B N,); None: none.
         """
         n = config.candidates
         levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=latents.device)
-        condition = self.target(latents, levels.clamp(0, 1).repeat(len(latents) // n), cost_to_go)
-        if not self.takes_goals:
-            return condition
-        if goal is None:
+        targets = self.target(latents, levels.clamp(0, 1).repeat(len(latents) // n), cost_to_go)
+        if self.takes_goals and goal is None:
             raise InputError("goal: the planner was trained with goals; give one")
-        return torch.cat([condition, goal], -1)
+        return self.planner.condition(targets, goal if self.takes_goals else None, held)
 
     def _ranked(
         self,

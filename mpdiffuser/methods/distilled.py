@@ -58,7 +58,7 @@ class Student(Planner):
 
         The plans start from the first states and have the conditions of a batch of `Windows`.
         """
-        present, condition, noise = batch["latents"][:, 0], batch["condition"], random["noise"]
+        present, condition, noise = batch["latents"][:, 0], self.condition(batch["condition"]), random["noise"]
         plan = self.teacher(present, condition, lambda: noise).clone()
         x = hold(self.teacher.temperature * noise, present)
         levels = torch.full((len(x),), schedule.config["num_levels"] - 1, device=x.device)
