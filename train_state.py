@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from envs.datasets import open_datasets, open_task
-from evaluation.check import check_evaluation, with_environment
+from evaluation.check import check_evaluation, check_real_time, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from evaluation.held_out import write_held_out
@@ -77,6 +77,7 @@ def main(cfg: DictConfig) -> None:
     check_training(cfg)
     episodes, output = with_environment(dataset(cfg), cfg.environment, *STATES), Path(cfg.output_dir)
     prepare(cfg, episodes.info.get("environment"), output)
+    check_real_time(cfg, episodes.info)
     more = None
     if cfg.dynamics_data:
         more = open_datasets(cfg.dynamics_data, cfg.data_dir, settings(cfg["keys"]), pictures=False)

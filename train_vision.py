@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from envs.collect import check_collection, collect, option_names
 from envs.datasets import import_datasets
 from envs.record import dm_control_record
-from evaluation.check import check_evaluation, check_simulator, observed, with_environment
+from evaluation.check import check_evaluation, check_real_time, check_simulator, observed, with_environment
 from evaluation.command import evaluate_run
 from evaluation.compare import prepare
 from evaluation.held_out import write_held_out
@@ -39,7 +39,7 @@ from vision.training import (
 
 SEEN = (PICTURE, PROPRIOCEPTION)  # kinds of observations that the pipeline gets
 # entries of the dataset's info that are copied to the pipeline's info
-KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds")
+KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds", "suite", "stand_in")
 
 
 def train(
@@ -78,7 +78,10 @@ def train(
 def main(cfg: DictConfig) -> None:
     """Train and evaluate on a task from pixels."""
     if "suite" in cfg.task:
-        raise InputError(f"task={cfg.task.suite}/{cfg.task.name}: a task from states, for train_state.py")
+        name = f"{cfg.task.suite}/{cfg.task.name}"
+        if cfg.task.name.startswith("visual-"):
+            raise InputError(f"task={name}: give dataset={name}, since its pictures are imported")
+        raise InputError(f"task={name}: a task from states, for train_state.py")
     check_evaluation(cfg)
     check_training(cfg)
     if cfg.goal_entries is not None:
@@ -92,6 +95,7 @@ def main(cfg: DictConfig) -> None:
             episodes = replace(episodes, info=episodes.info | {"environment": environment})
             cfg.environment = None
         episodes = with_environment(episodes, cfg.environment, *SEEN)
+        check_real_time(cfg, episodes.info)
     chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
     if episodes is None:
         with option_names(seed="collect_seed"):

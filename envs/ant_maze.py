@@ -50,7 +50,7 @@ class AntMaze(ModelEnv):
     [-1, 1].
 
     The reward is 1 at the goal, where the episode ends, and 0 before. Each episode has a goal of its own near the
-    maze's goal cell; a planner that is trained with goals is told it. Its place is entries 0 and 1.
+    maze's goal cell; a planner that is trained with goals is told it. Entries 0 and 1 are the ant's place.
 
     Args:
         observation: "states".

@@ -16,7 +16,7 @@ import numpy as np
 from envs import gl  # noqa: F401  before mujoco is imported
 from envs.gym_env import GymEnv
 from envs.observations import Observed
-from mpdiffuser.errors import InputError
+from mpdiffuser.errors import InputError, NotInstalled
 
 
 def make_ogbench(env_id: str, observation: Observed = "states") -> GymEnv:
@@ -53,7 +53,7 @@ def import_package() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             import ogbench  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InputError(f"ogbench is not installed: pip install 'mpdiffuser[ogbench]' ({error})") from error
+        raise NotInstalled(f"ogbench is not installed: pip install 'mpdiffuser[ogbench]' ({error})") from error
 
 
 def _has_goals(name: str, spec: Any) -> bool:

@@ -12,7 +12,7 @@ import gymnasium
 from gymnasium.wrappers import FilterObservation, FlattenObservation, TimeLimit
 
 from envs import gl  # noqa: F401  before mujoco is imported
-from mpdiffuser.errors import InputError
+from mpdiffuser.errors import NotInstalled
 
 import mujoco  # isort: skip
 
@@ -64,5 +64,5 @@ def _import() -> None:
     mujoco_utils.mujoco = types.SimpleNamespace(**vars(mujoco) | {"mjtJoint": joints})
 
 
-def _missing(reason: object) -> InputError:
-    return InputError(f"gymnasium-robotics is not installed: pip install 'mpdiffuser[robotics]' ({reason})")
+def _missing(reason: object) -> NotInstalled:
+    return NotInstalled(f"gymnasium-robotics is not installed: pip install 'mpdiffuser[robotics]' ({reason})")

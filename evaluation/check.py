@@ -16,7 +16,7 @@ from envs.record import check_record, environment_of, whole_episodes
 from envs.rendering import back_end
 from envs.vector import VectorEnv
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.errors import InputError
+from mpdiffuser.errors import InputError, NotInstalled
 from mpdiffuser.methods import METHODS
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.record import Record
@@ -40,6 +40,20 @@ def check_evaluation(cfg: DictConfig) -> None:
         raise InputError(
             f"evaluation.safety_probability: must be at least 0 and below 1, found {section.safety_probability}"
         )
+
+
+def check_real_time(cfg: DictConfig, info: Mapping[str, Any]) -> None:
+    """Raise InputError if the evaluation is to be in real time, and the data do not allow it.
+
+    Args:
+        cfg: the whole configuration.
+        info: of the data or of the pipeline.
+    """
+    if cfg.evaluation.real_time:
+        if info.get("decision_seconds") is None:
+            raise InputError("evaluation.real_time: decision_seconds is missing in the data; set it to false")
+        if info.get("cost_limits"):
+            raise InputError("evaluation.real_time: not with limits on costs, as these data have; set it to false")
 
 
 def observed(record: Record | None) -> Observed:
@@ -115,8 +129,8 @@ def check_info(info: Mapping[str, Any], given: str | None = None) -> Mapping[str
         raise InputError("the pipeline's info: data is missing: it cannot be evaluated in an environment")
     if record is None:
         raise InputError(
-            "the pipeline's info: environment is missing: it cannot be evaluated; give environment=, a gymnasium id or "
-            "package.module:factory"
+            "the pipeline's info: environment is missing: it cannot be evaluated; give environment=, a gymnasium id, "
+            "ogbench/ID or package.module:factory"
         )
     check_record(record, "the pipeline's info.environment")
     if "back_end" in info and back_end() != info["back_end"].partition(":")[0]:
@@ -127,7 +141,8 @@ def check_info(info: Mapping[str, Any], given: str | None = None) -> Mapping[str
 def with_environment(episodes: Episodes, given: str | None, *kinds: str) -> Episodes:
     """Return the episodes with the record of their environment and its decision_seconds in `info`.
 
-    Without an environment, the episodes are returned as they are.
+    Without an environment, the episodes are returned as they are. Where the environment of the data's info needs a
+    package that is not installed, there is none.
 
     Args:
         episodes: the data to train on.
@@ -141,7 +156,8 @@ def with_environment(episodes: Episodes, given: str | None, *kinds: str) -> Epis
     record = environment_of(given, episodes.info.get("environment"))
     if record is None:
         return episodes
-    facts = {key: (episodes.info.get(key), record.get(key)) for key in ("action_repeat", "task")}
+    compared = ("action_repeat", "task") if record["kind"] == "dm_control" else ("action_repeat",)
+    facts = {key: (episodes.info.get(key), record.get(key)) for key in compared}
     differ = {key: pair for key, pair in facts.items() if None not in pair and pair[0] != pair[1]}
     if "action_repeat" in differ:
         known, found = differ["action_repeat"]
@@ -151,7 +167,13 @@ def with_environment(episodes: Episodes, given: str | None, *kinds: str) -> Epis
     if "task" in differ:
         print(f"note: the data are of {differ['task'][0]}, the environment is {differ['task'][1]}")
     data = episodes.record.only(*kinds)
-    env = envs.make(record, observed(data))
+    try:
+        env = envs.make(record, observed(data))
+    except NotInstalled as error:
+        if given is not None:
+            raise
+        print(f"note: not evaluated in an environment: {error}; then train again")
+        return replace(episodes, info={k: v for k, v in episodes.info.items() if k != "environment"})
     try:
         seconds = env.decision_seconds
         _check_spaces(env, data, episodes.info.get("decision_seconds"), "the data have")

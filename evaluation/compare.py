@@ -19,7 +19,14 @@ from envs.experts import load_policy
 from envs.experts import tasks as tasks_with_experts
 from envs.record import check_record, environment_of, whole_episodes
 from envs.vector import VectorEnv
-from evaluation.check import check_environments, check_evaluation, check_info, observed, require_models
+from evaluation.check import (
+    check_environments,
+    check_evaluation,
+    check_info,
+    check_real_time,
+    observed,
+    require_models,
+)
 from evaluation.closed_loop import Outcome, evaluate
 from evaluation.film import write_film
 from evaluation.real_time import in_real_time
@@ -132,6 +139,7 @@ def compare(
     pipeline = pipeline or MPDiffuserPipeline.from_pretrained(folder)
     info = pipeline.config["info"]
     check_info(info, cfg.environment)
+    check_real_time(cfg, info)
     for name in cfg.evaluation.methods:
         require_models(name, folder, info.get("cost_limits", ()))
     seeds = list(range(cfg.evaluation.first_seed, cfg.evaluation.first_seed + cfg.evaluation.episodes))

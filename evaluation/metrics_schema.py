@@ -71,10 +71,13 @@ def explanations(metrics: dict[str, Any]) -> Iterator[str]:
         yield f"Target: {probability:.0%} of the episodes within the method's cost limit."
     for name, method in metrics["methods"].items():
         if ticks := method.get("real_time"):
+            times = "no new plan was finished"
+            if "plan_ms_median" in ticks:
+                times = f"a plan took {ticks['plan_ms_median']:.1f} ms (median), {ticks['plan_ms_p99']:.1f} ms (p99)"
             yield (
-                f"{name} in real time: {ticks['late']} of {ticks['ticks']} ticks late by a tenth of their period, "
-                f"{ticks['fallbacks']} without a plan; a plan took {ticks['plan_ms_median']:.1f} ms (median) and "
-                f"{ticks['plan_ms_p99']:.1f} ms (99 of 100 within), the oldest was {ticks['plan_age_max']} ticks old."
+                f"{name} in real time: {ticks['late']} of {ticks['ticks']} ticks began more than a tenth of a period "
+                f"late, {ticks['fallbacks']} had no plan; {times}, the oldest followed plan was "
+                f"{ticks['plan_age_max']} ticks old."
             )
     for name, record in metrics.get("levels", {}).items():
         rows = ("planner", "mpdiffuser") if name == "planner" else (name,)
@@ -119,6 +122,12 @@ def _check_method(where: str, method: Any) -> None:
             _check_fields(f"{where}.{key}", method.get(key), (limit_key(method),))
     for key in ("plan_ms", "plan_ms_single", "action_ms_single"):
         _check_fields(f"{where}.{key}", method.get(key, {"median": 0, "p95": 0}), ("median", "p95"))
+    if "real_time" in method:
+        needed = ("ticks", "late", "fallbacks", "plan_age_max")
+        _check_fields(f"{where}.real_time", method["real_time"], needed)
+        _check_numbers(f"{where}.real_time", method["real_time"])
+        if ("plan_ms_median" in method["real_time"]) != ("plan_ms_p99" in method["real_time"]):
+            raise InputError(f"{where}.real_time must have both plan_ms_median and plan_ms_p99, or none of them")
     feasibility = method.get("feasibility", {})
     if not isinstance(feasibility, dict) or not all(k.isdecimal() and int(k) > 0 for k in feasibility):
         raise InputError(f"{where}.feasibility must map steps ahead to distances, found {feasibility!r}")

@@ -1,5 +1,6 @@
-"""Evaluation in real time: the simulator waits for the clock, and the policy's plans come when they come."""
+"""Evaluation in real time: the simulator waits for the clock, and a plan is used as soon as it is finished."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class RealTime(Policy):
         failed = self.failed + self.runner.controller.fallbacks
         config = self.runner.controller.sampler.config
         found = summarized(ticks, self.runner.period, self.runner.deadline_ms)
+        found = {key: value for key, value in found.items() if math.isfinite(value)}  # without plans no times of plans
         return {"fallbacks": failed, "levels": config.steps, "engine": config.engine, "real_time": found}
 
     def close(self) -> None:
@@ -91,10 +93,8 @@ def in_real_time(
         seeds, label, max_decisions: as in `evaluation.closed_loop.evaluate`.
 
     Raises:
-        InputError: for a method with a limit on costs, and as `Runner`.
+        InputError: as `Runner`.
     """
-    if setup.limit is not None:
-        raise InputError("evaluation.real_time: not with limits on costs; set it to false")
     policy, environment = RealTime(*method.prepare(setup)), VectorEnv(whole_episodes(record), 1, 1, observation)
     try:
         return evaluate_in_turn(policy, environment, seeds, label, max_decisions)

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Entry points print only the message, without a traceback, and exit with status 2.
     """
+
+
+class NotInstalled(InputError):
+    """A package of an extra is needed and not installed. The message has the command that installs it."""

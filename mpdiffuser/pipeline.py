@@ -335,7 +335,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         goal = repeated(None if goal is None else normal(goal))
         count = None
         if committed is not None:
-            count = repeated(held.sum(1) if held is not None else torch.full((len(latents),), committed.shape[1]))
+            all_held = torch.ones(committed.shape[:2], device=latents.device)
+            count = repeated((all_held if held is None else held).sum(1))
         condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal, count)
         gradient = None
         if objective is not None and config.objective_scale:

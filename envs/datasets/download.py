@@ -11,10 +11,11 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.files import writing
 
 BLOCK = 2**20
+KINDS = {"npz": "npz", "hdf5": "HDF5"}
 
 
 def download(url: str, file: str | Path, timeout: float = 60.0) -> Path:
-    """Fetch an HDF5 file, unless it exists.
+    """Fetch an HDF5 or npz file, unless it exists.
 
     The bytes that have arrived are kept as FILE.partial; the next call asks only for the rest (HTTP Range).
 
@@ -37,9 +38,10 @@ def download(url: str, file: str | Path, timeout: float = 60.0) -> Path:
     found = partial.stat().st_size
     if expected is not None and found < expected:
         raise InputError(f"{url}: broke off, {found:,} of {expected:,} bytes of {file}: the same command continues")
-    if (expected is not None and found > expected) or file_kind(partial) != "hdf5":
+    kind = "npz" if file.suffix == ".npz" else "hdf5"
+    if (expected is not None and found > expected) or file_kind(partial) != kind:
         partial.unlink()
-        raise InputError(f"{url}: sent {found:,} bytes that are not the HDF5 file expected as {file}; removed")
+        raise InputError(f"{url}: sent {found:,} bytes that are not the {KINDS[kind]} file expected as {file}; removed")
     return partial.rename(file)
 
 

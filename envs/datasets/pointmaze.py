@@ -1,11 +1,12 @@
 """OGBench's pointmaze data, made again: python -m envs.datasets make ogbench/pointmaze-medium-navigate-v0 FILE.npz
 
 A point goes from cell to cell on a shortest way to a goal, with noisy actions. With `navigate` it gets a new goal where
-it has reached one, with `stitch` the only goal is four cells away. The file has OGBench's layout, and a second one,
-FILE-val.npz, has a tenth as many episodes. The same seed gives the same rows. Needs OGBench's package.
+it has reached one, with `stitch` the only goal is four cells away. The file has OGBench's layout without `qvel`, and a
+second one, FILE-val.npz, has a tenth as many episodes. The same seed gives the same rows. Needs OGBench's package.
 """
 
 import json
+import tempfile
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,10 @@ class PointMazeData:
         about = json.dumps({"seed": seed, "differences": list(DIFFERENCES), "versions": versions()})
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for file, first, last in ((second, count, count + max(1, count // 10)), (path, 0, count)):
-                arrays = self.arrays(env, seed, range(first, last))
+            tempfile.TemporaryFile(dir=path.parent).close()  # before the work
+            parts = ((second, range(count, count + max(1, count // 10))), (path, range(count)))
+            made = [(file, self.arrays(env, seed, numbers)) for file, numbers in parts]
+            for file, arrays in made:
                 with replacing(file) as handle:
                     np.savez_compressed(handle, allow_pickle=False, **arrays, **{MADE_BY: np.array(about)})  # type: ignore[arg-type]
         env.close()

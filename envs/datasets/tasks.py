@@ -7,6 +7,7 @@ percentage of episodes that reach their goal; its tasks need goals=true.
 
 import difflib
 import os
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,8 +295,8 @@ def made_again(file: Path) -> bool:
                 return f"{MADE_BY}.npy" in content.namelist()
         with h5py.File(file) as content:
             return MADE_BY in content.attrs
-    except (OSError, zipfile.BadZipFile):  # its reader tells what is wrong with it
-        return False
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, struct.error):
+        return False  # its reader tells what is wrong with it
 
 
 def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Path, bool]:
@@ -320,7 +321,7 @@ def find_file(task: OfflineTask, data_dir: str | Path | None = None) -> tuple[Pa
             return file, file.name != task.file or made_again(file)
     made = f"; python -m envs.datasets make {task.id} {tried[1]} makes it again" if task.can_be_made else ""
     raise InputError(
-        f"{task.id}: no file; tried {', '.join(map(str, tried))}; it is public at {task.url}: "
+        f"{task.id}: no file; tried {', '.join(map(str, dict.fromkeys(tried)))}; it is public at {task.url}: "
         f"python -m envs.datasets download {task.id} fetches it into {task.cache()}; or name its folder with data_dir="
         f"{made}"
     )

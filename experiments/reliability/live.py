@@ -1,7 +1,7 @@
 """Soaks of control in real time and of the server: what they answer is always allowed, and nothing is lost or leaks.
 
 The runner's observations are spoilt at random, and its plans fail or take long. The server's clients die in the middle
-of a request, and send what is no request.
+of a request, and send malformed requests.
 """
 
 import json
@@ -122,7 +122,13 @@ def soak_server(
     server = Server(Service(pipeline), "tcp://127.0.0.1:0")
     warnings.simplefilter("ignore")
     stop, totals, faults = threading.Event(), [dict[str, int]() for _ in range(clients)], list[str]()
-    ask = lambda number: _ask(server.address, record, stop, totals[number], faults, [seed, number])  # noqa: E731
+
+    def ask(number: int) -> None:
+        try:
+            _ask(server.address, record, stop, totals[number], faults, [seed, number])
+        except Exception as error:  # it would be lost in the thread
+            faults.append(f"client {number}: {type(error).__name__}: {error}")
+
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
     samples: list[tuple[int, int, float]] = []
     process, began = psutil.Process(), time.perf_counter()
@@ -140,6 +146,8 @@ def soak_server(
         raise RuntimeError("; ".join(faults))
     counts = {name: sum(each.get(name, 0) for each in totals) for name in ("requests", "answers", "errors", "deaths")}
     lost = counts["requests"] - counts["answers"] - counts["errors"] - counts["deaths"]
+    if lost:
+        raise RuntimeError(f"{lost} requests were not answered: {counts}")
     return {"minutes": minutes, "clients": clients, **counts, "lost": lost, **drift(samples)}
 
 
@@ -172,12 +180,15 @@ def _ask(
             socket = None
             continue
         try:
-            action = socket.recv_multipart()[1:]
+            answer, *action = socket.recv_multipart()
         except zmq.Again:
             faults.append(f"no answer in {PATIENCE_MS} ms")
             break
-        begun = begun or bool(action)
         count("answers" if action else "errors")
+        finite = all(part.dtype.kind != "f" or np.isfinite(part).all() for part in seen.values())
+        if bool(action) != (finite and not wrong):
+            faults.append(f"a request that is {'finite' if finite else 'not finite'}, {wrong=}, got {answer!r}")
+        begun = begun or bool(action)
         if action and not _allowed(record, np.frombuffer(action[0], np.float32)):
             faults.append(f"action {np.frombuffer(action[0], np.float32)}: not allowed")
     if socket is not None:

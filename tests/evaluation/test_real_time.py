@@ -1,15 +1,19 @@
 """Evaluation in real time: the runner's counts, over all episodes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evaluation.metrics_schema import explanations
+from evaluation.check import check_real_time
+from evaluation.metrics_schema import _check, explanations
 from evaluation.real_time import RealTime, in_real_time
+from mpdiffuser.config import load
 from mpdiffuser.errors import InputError
 from mpdiffuser.methods import METHODS, Setup
+from mpdiffuser.realtime import Tick, summarized
 from mpdiffuser.record import TRUE_STATE, Actions, Observation, Record
 from mpdiffuser.sampler import SamplerConfig
 from vision.encoder import IdentityEncoder
@@ -34,13 +38,40 @@ def test_episodes_one_after_the_other(setup: Setup) -> None:
     ticks = metrics["real_time"]
     assert ticks["ticks"] == 36 and 0 < ticks["plans"] <= 36
     words = " ".join(explanations({"methods": {"planner": metrics}}))
-    assert "planner in real time:" in words and "of 36 ticks late" in words
+    assert "planner in real time:" in words and "of 36 ticks began" in words
+    assert read_real_time({"planner": metrics}) is None
+
+
+def read_real_time(methods: dict[str, Any]) -> None:
+    """Metrics with these methods are valid JSON and allowed."""
+    _check(json.loads(json.dumps({"methods": methods}, allow_nan=False)))
+
+
+@pytest.mark.parametrize("wrong", [{"late": 1}, None, {"ticks": "many", "late": 0, "fallbacks": 0, "plan_age_max": 1}])
+def test_metrics_that_are_wrong(wrong: Any) -> None:
+    with pytest.raises(InputError, match="real_time"):
+        read_real_time({"planner": {"returns": [1.0], "mean": 1.0, "real_time": wrong}})
+
+
+def test_without_a_finished_plan_there_are_no_times_of_plans(setup: Setup) -> None:
+    ticks = summarized([Tick(0.0, 1, None, False, "", False)], 0.1, 0.0)
+    assert np.isnan(ticks["plan_ms_median"])
+    policy = RealTime(setup.pipeline, CONFIG)
+    policy.ticks = [Tick(0.0, 1, None, False, "", False)]
+    facts = policy.planning_facts()["real_time"]
+    policy.close()
+    assert "plan_ms_median" not in facts and facts["ticks"] == 1
+    words = " ".join(explanations({"methods": {"planner": {"real_time": facts}}}))
+    assert "no new plan was finished" in words
 
 
 def test_what_it_refuses(setup: Setup) -> None:
-    limited = Setup(setup.pipeline, Path(), CONFIG, {}, limit=3.0)
+    cfg = load("state", ["evaluation.real_time=true"])
+    check_real_time(cfg, {"decision_seconds": 0.1})
     with pytest.raises(InputError, match=r"evaluation\.real_time: not with limits on costs"):
-        in_real_time(METHODS["planner"], limited, HOPPER, "states", [5], "planner")  # type: ignore[arg-type]
+        check_real_time(cfg, {"decision_seconds": 0.1, "cost_limits": [20.0]})
+    with pytest.raises(InputError, match=r"evaluation\.real_time: decision_seconds is missing"):
+        check_real_time(cfg, {})
     policy = RealTime(setup.pipeline, CONFIG)
     with pytest.raises(InputError, match="real time: is for one robot, found 2"):
         policy.reset([0, 1])

@@ -98,6 +98,15 @@ def test_broken_off_then_continued(server: Server, tmp_path: Path) -> None:
     assert download(address(server), tmp_path / "file.hdf5").read_bytes() == server.content
 
 
+def test_an_npz(server: Server, tmp_path: Path) -> None:
+    np.savez(tmp_path / "source.npz", x=np.arange(5))
+    server.content = (tmp_path / "source.npz").read_bytes()
+    file = download(f"http://127.0.0.1:{server.server_port}/data", tmp_path / "data.npz")
+    assert file.read_bytes() == server.content
+    with pytest.raises(InputError, match=r"are not the HDF5 file expected"):
+        download(f"http://127.0.0.1:{server.server_port}/data", tmp_path / "data.hdf5")
+
+
 def test_something_else(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>moved</html>"
     with pytest.raises(InputError, match=r"sent 18 bytes that are not the HDF5 file expected as .*file.hdf5"):

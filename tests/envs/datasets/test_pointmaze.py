@@ -11,6 +11,7 @@ import pytest
 from envs.datasets.__main__ import main
 from envs.datasets.opening import open_dataset
 from envs.datasets.pointmaze import KINDS, MAKERS, MAZES, NOISE, Maze, PointMazeData
+from envs.datasets.tasks import made_again
 from envs.ogbench import make_ogbench
 
 # SHA-256 of two episodes with seed 0; another version of mujoco may move the point otherwise
@@ -93,6 +94,10 @@ def test_the_files_are_the_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for found in (open_dataset(name, file.parent), open_dataset(file)):
         assert found.info["stand_in"] and found.info["asks_for_goals"] and len(found) == 2
         assert found.info["environment"] == {"kind": "ogbench", "env_id": "pointmaze-medium-v0"}
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.rindex(b"PK\x01\x02") + 6] = 99  # the version that is needed
+    other.write_bytes(damaged)
+    assert not made_again(other)
     capsys.readouterr()
     assert main(["make", name, str(tmp_path / "folder")]) == 2 and "must end in .npz" in capsys.readouterr().err
     file.unlink()
