@@ -14,7 +14,7 @@ from mpdiffuser.errors import InputError
 from dm_control import suite  # isort: skip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "task"
-OTHERS = {"d4rl", "dsrl", "dm_control"}  # suites, whose tasks the user names
+OTHERS = {"d4rl", "dsrl", "ogbench", "dm_control"}  # suites, whose tasks the user names
 TASKS = sorted({path.stem for path in CONFIGS.glob("*.yaml")} - OTHERS)
 
 
