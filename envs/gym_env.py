@@ -17,7 +17,7 @@ from envs import gl  # noqa: F401  before mujoco is imported
 import mujoco  # isort: skip
 
 from envs.observations import Observation, Observed, stack
-from envs.physics import get_state
+from envs.physics import checked_action, get_state
 from envs.rendering import Renderer
 from mpdiffuser.errors import InputError
 
@@ -189,10 +189,7 @@ class GymEnv(gymnasium.Wrapper):
 
     def _clipped(self, action: np.ndarray) -> np.ndarray:
         space: Any = self.action_space
-        action = np.asarray(action, space.dtype)
-        if action.shape != space.shape or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be {space.shape} finite numbers")
-        return np.clip(action, space.low, space.high)
+        return np.clip(checked_action(action, space.shape).astype(space.dtype), space.low, space.high)
 
     def _is_observation(self, value: Any) -> bool:
         """Whether a value has the entries and the shapes of the environment's observation."""

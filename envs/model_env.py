@@ -11,7 +11,7 @@ from envs import gl  # noqa: F401  before mujoco is imported
 
 import mujoco  # isort: skip
 
-from envs.physics import get_state
+from envs.physics import checked_action, get_state
 from envs.rendering import Renderer
 from mpdiffuser.errors import InputError
 
@@ -53,10 +53,7 @@ class ModelEnv(gymnasium.Env):
         Raises:
             InputError: for another shape, or a number that is not finite.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != self._largest.shape or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be {self._largest.shape} finite numbers")
-        return action.clip(-self._largest, self._largest)
+        return checked_action(action, self._largest.shape).clip(-self._largest, self._largest)
 
     def facts(self) -> dict[str, Any]:
         """Return what `reset` and `step` tell beside the observation."""

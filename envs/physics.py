@@ -20,6 +20,18 @@ def get_state(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def checked_action(action: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an action as float64.
+
+    Raises:
+        InputError: for another shape, or a number that is not finite.
+    """
+    action = np.asarray(action, np.float64)
+    if action.shape != shape or not np.isfinite(action).all():
+        raise InputError(f"action {action}: must be {shape} finite numbers")
+    return action
+
+
 class ActionScaling:
     """Scales actions from [-1, 1] to the simulator's range.
 
@@ -36,7 +48,4 @@ class ActionScaling:
         Raises:
             InputError: for another shape, or a number that is not finite.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != self.center.shape or not np.isfinite(action).all():
-            raise InputError(f"action {action}: must be {self.center.shape} finite numbers")
-        return self.center + self.half_range * np.clip(action, -1, 1)
+        return self.center + self.half_range * np.clip(checked_action(action, self.center.shape), -1, 1)
