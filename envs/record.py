@@ -16,6 +16,7 @@ A record may come from a stranger's folder. Each field is checked, and a record 
 kind "user" imports code. So it is made only of a `GivenRecord`, which no file can hold.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,89 +28,41 @@ if TYPE_CHECKING:
     from envs.protocol import Environment
 
 
-def _load_dm_control() -> "Callable[..., Environment]":
-    from envs.simulator import DMControlEnv
-
-    return DMControlEnv
-
-
-def _load_gymnasium() -> "Callable[..., Environment]":
-    from envs.gym_env import make_registered
-
-    return make_registered
-
-
-def _load_user() -> "Callable[..., Environment]":
-    from envs.gym_env import make_own
-
-    return make_own
-
-
-def _load_go2() -> "Callable[..., Environment]":
-    from envs.go2 import Go2
-
-    return Go2
-
-
-def _load_maze2d() -> "Callable[..., Environment]":
-    from envs.maze2d import Maze2D
-
-    return Maze2D
-
-
-def _load_antmaze() -> "Callable[..., Environment]":
-    from envs.ant_maze import AntMaze
-
-    return AntMaze
-
-
-def _load_adroit() -> "Callable[..., Environment]":
-    from envs.adroit import Adroit
-
-    return Adroit
-
-
-def _load_kitchen() -> "Callable[..., Environment]":
-    from envs.kitchen import Kitchen
-
-    return Kitchen
-
-
-def _load_ogbench() -> "Callable[..., Environment]":
-    from envs.ogbench import make_ogbench
-
-    return make_ogbench
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of environment.
 
     Args:
-        load: imports the class or function, whose arguments are `observation` and the record's fields.
+        module, name: of the class or function, whose arguments are `observation` and the record's fields.
         required: fields that a record must have, with their types.
         optional: fields that it may have; null stands for the class's default.
     """
 
-    load: "Callable[[], Callable[..., Environment]]"
+    module: str
+    name: str
     required: dict[str, type]
     optional: dict[str, type]
+
+    def load(self) -> "Callable[..., Environment]":
+        """Import the class or function; only then is its simulator imported."""
+        return getattr(importlib.import_module(self.module), self.name)
 
 
 KINDS = {
     "dm_control": Kind(
-        _load_dm_control,
+        "envs.simulator",
+        "DMControlEnv",
         {"task": str, "action_repeat": int, "size": int, "camera": int, "rendering": str},
         {"time_limit": float},
     ),
-    "gymnasium": Kind(_load_gymnasium, {"env_id": str}, {"speed_limit": float}),
-    "go2": Kind(_load_go2, {}, {"payload": float, "weak_leg": float, "friction": float}),
-    "maze2d": Kind(_load_maze2d, {"maze": str, "reward": str}, {}),
-    "antmaze": Kind(_load_antmaze, {"maze": str}, {}),
-    "adroit": Kind(_load_adroit, {"task": str}, {}),
-    "kitchen": Kind(_load_kitchen, {"task": str}, {}),
-    "ogbench": Kind(_load_ogbench, {"env_id": str}, {}),
-    "user": Kind(_load_user, {"factory": str}, {}),
+    "gymnasium": Kind("envs.gym_env", "make_registered", {"env_id": str}, {"speed_limit": float}),
+    "go2": Kind("envs.go2", "Go2", {}, {"payload": float, "weak_leg": float, "friction": float}),
+    "maze2d": Kind("envs.maze2d", "Maze2D", {"maze": str, "reward": str}, {}),
+    "antmaze": Kind("envs.ant_maze", "AntMaze", {"maze": str}, {}),
+    "adroit": Kind("envs.adroit", "Adroit", {"task": str}, {}),
+    "kitchen": Kind("envs.kitchen", "Kitchen", {"task": str}, {}),
+    "ogbench": Kind("envs.ogbench", "make_ogbench", {"env_id": str}, {}),
+    "user": Kind("envs.gym_env", "make_own", {"factory": str}, {}),
 }
 OGBENCH = "ogbench/"
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}
