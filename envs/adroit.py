@@ -4,6 +4,7 @@ The models are files of gymnasium-robotics: pip install 'mpdiffuser[robotics]'. 
 follow D4RL. The package's own environments pay other rewards: the distance of the hand counts as a gain there.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,49 +19,34 @@ from envs.observations import Observed
 from envs.physics import ActionScaling
 from envs.robotics import assets
 
-DECISIONS = {"pen": 100, "hammer": 200, "door": 200, "relocate": 200}  # of an episode
-SIZES = {"pen": 45, "hammer": 46, "door": 39, "relocate": 39}  # of an observation
 SUBSTEPS = 5  # of a decision
 PICTURE = 240  # px a side
 
 
 class Adroit(ModelEnv):
-    """The hand. An observation is (o,), with o of `SIZES`; an action is (m,) in [-1, 1].
+    """The hand with a thing. An observation is (o,), whose entries D4RL describes. An action is (m,) in [-1, 1].
 
-    An episode ends with its time, and that of the pen when the pen is dropped. D4RL describes the entries.
+    An episode ends with its time, and that of the pen when the pen is dropped.
 
-    Args:
-        observation: "states".
-        task: of `DECISIONS`.
-
-    Raises:
-        InputError: for other values, or if gymnasium-robotics is not installed.
+    Attributes:
+        decisions: of an episode. size: o.
     """
 
-    def __init__(self, observation: Observed = "states", task: str = "pen") -> None:
-        check_choice("adroit", "observation", observation, ("states",))
-        check_choice("adroit", "task", task, DECISIONS)
-        self.task = task
+    decisions = 200
+    size = 39
+
+    def __init__(self, task: str) -> None:
         model = mujoco.MjModel.from_xml_path(str(assets() / "adroit_hand" / f"adroit_{task}.xml"))
         _set_strength(model)
-        super().__init__(model, PICTURE, SUBSTEPS * model.opt.timestep, np.ones(model.nu), SIZES[task])
+        super().__init__(model, PICTURE, SUBSTEPS * model.opt.timestep, np.ones(model.nu), self.size)
         self._scale = ActionScaling(*model.actuator_ctrlrange.T)
         self._decisions = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start an episode: the hand at rest, and the target or the object at a random place."""
+        """Start an episode: the hand at rest, and the target or the thing at a random place."""
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
-        draw = self.np_random.uniform
-        if self.task == "pen":
-            self.model.body("target").quat[:] = _quaternion(np.array([draw(-1, 1), draw(-1, 1), 0.0]))
-        elif self.task == "hammer":
-            self.model.body("nail_board").pos[2] = draw(0.1, 0.25)
-        elif self.task == "door":
-            self.model.body("frame").pos[:] = draw(-0.3, -0.2), draw(0.25, 0.35), draw(0.252, 0.35)
-        else:
-            self.model.body("Object").pos[:2] = draw(-0.15, 0.15), draw(-0.15, 0.3)
-            self.model.site("target").pos[:] = draw(-0.2, 0.2), draw(-0.2, 0.2), draw(0.15, 0.35)
+        self.place(self.np_random.uniform)
         mujoco.mj_forward(self.model, self.data)
         self._decisions = 0
         return self.observe(), self.facts()
@@ -69,9 +55,8 @@ class Adroit(ModelEnv):
         """Take one decision of 10 ms."""
         self.move(action)
         self._decisions += 1
-        dropped = self.task == "pen" and self._place("Object")[2] < 0.075
-        over = bool(dropped), bool(self._decisions >= DECISIONS[self.task] and not dropped)
-        return self.observe(), self.reward(), *over, self.facts()
+        late = self._decisions >= self.decisions and not self.dropped
+        return self.observe(), float(self.reward()), self.dropped, late, self.facts()
 
     def move(self, action: np.ndarray) -> None:
         """Move the hand for one decision by the action (m,), which is clipped to [-1, 1]."""
@@ -80,61 +65,133 @@ class Adroit(ModelEnv):
 
     def observe(self) -> np.ndarray:
         """Return the observation (o,) float32."""
-        q, v = self.data.qpos, self.data.qvel
-        if self.task == "door":
-            palm, handle, hinge = self._site("S_grasp"), self._site("S_handle"), q[-2]
-            is_open = 1.0 if hinge > 1 else -1.0
-            parts = [q[1:-2], [q[-1], hinge], palm, handle, palm - handle, [is_open]]
-        elif self.task == "hammer":
-            turned = _angles(self.data.body("Object").xquat)
-            hit = self.data.sensor("S_nail").data.clip(-1, 1)
-            ends = self._site("S_grasp"), self._place("Object"), turned, self._site("S_target")
-            parts = [q[:-6], v[-6:].clip(-1, 1), *ends, hit]
-        elif self.task == "relocate":
-            palm, ball, target = self._site("S_grasp"), self._place("Object"), self._site("target")
-            parts = [q[:-6], palm - ball, palm - target, ball - target]
-        else:
-            pen, wanted, place = self._direction("object"), self._direction("target"), self._place("Object")
-            parts = [q[:-6], place, v[-6:], pen, wanted, place - self._site("eps_ball"), pen - wanted]
-        return np.concatenate(parts).astype(np.float32)
+        return np.concatenate(self.parts()).astype(np.float32)
+
+    def place(self, draw: Callable[[float, float], float]) -> None:
+        """Put the target or the thing at a random place; `draw` returns a number between two others."""
+        raise NotImplementedError
+
+    def parts(self) -> Sequence[Any]:
+        """Return the parts of the observation, each (k,)."""
+        raise NotImplementedError
 
     def reward(self) -> float:
         """Return D4RL's dense reward of the present state."""
-        if self.task == "door":
-            hinge = self.data.qpos[-2]
-            reach = _distance(self._site("S_grasp"), self._site("S_handle"))
-            reward = -0.1 * reach - 0.1 * (hinge - 1.57) ** 2 - 1e-5 * np.square(self.data.qvel).sum()
-            reward += 2 * (hinge > 0.2) + 8 * (hinge > 1.0) + 10 * (hinge > 1.35)
-        elif self.task == "hammer":
-            hammer, head, nail = self._place("Object"), self._site("tool"), self._site("S_target")
-            left = _distance(nail, self._site("nail_goal"))
-            reward = -0.1 * _distance(self._site("S_grasp"), hammer) - _distance(head, nail) - 10 * left
-            reward -= 0.01 * np.linalg.norm(self.data.qvel)
-            reward += 2 * (hammer[2] > 0.04 and head[2] > 0.04) + 25 * (left < 0.02) + 75 * (left < 0.01)
-        elif self.task == "relocate":
-            palm, ball, target = self._site("S_grasp"), self._place("Object"), self._site("target")
-            left = _distance(ball, target)
-            reward = -0.1 * _distance(palm, ball) + 10 * (left < 0.1) + 20 * (left < 0.05)
-            if ball[2] > 0.04:
-                reward += 1 - 0.5 * _distance(palm, target) - 0.5 * left
-        else:
-            place, alike = self._place("Object"), self._direction("object") @ self._direction("target")
-            off = _distance(place, self._site("eps_ball"))
-            reward = alike - off - 5 * (place[2] < 0.075)
-            if off < 0.075:
-                reward += 10 * (alike > 0.9) + 50 * (alike > 0.95)
-        return float(reward)
+        raise NotImplementedError
 
-    def _place(self, body: str) -> np.ndarray:
-        return self.data.body(body).xpos
+    @property
+    def dropped(self) -> bool:
+        """Whether the episode ends since the thing was dropped."""
+        return False
+
+    def _body(self, name: str) -> np.ndarray:
+        return self.data.body(name).xpos
 
     def _site(self, name: str) -> np.ndarray:
         return self.data.site(name).xpos
 
+
+class Door(Adroit):
+    """Turn the handle and open the door."""
+
+    def place(self, draw: Callable[[float, float], float]) -> None:
+        self.model.body("frame").pos[:] = draw(-0.3, -0.2), draw(0.25, 0.35), draw(0.252, 0.35)
+
+    def parts(self) -> Sequence[Any]:
+        q, palm, handle = self.data.qpos, self._site("S_grasp"), self._site("S_handle")
+        hinge = q[-2]
+        return q[1:-2], [q[-1], hinge], palm, handle, palm - handle, [1.0 if hinge > 1 else -1.0]
+
+    def reward(self) -> float:
+        hinge, reach = self.data.qpos[-2], _distance(self._site("S_grasp"), self._site("S_handle"))
+        cost = 0.1 * reach + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(self.data.qvel).sum()
+        return 2 * (hinge > 0.2) + 8 * (hinge > 1.0) + 10 * (hinge > 1.35) - cost
+
+
+class Hammer(Adroit):
+    """Drive a nail into a board."""
+
+    size = 46
+
+    def place(self, draw: Callable[[float, float], float]) -> None:
+        self.model.body("nail_board").pos[2] = draw(0.1, 0.25)
+
+    def parts(self) -> Sequence[Any]:
+        turned, hit = _angles(self.data.body("Object").xquat), self.data.sensor("S_nail").data.clip(-1, 1)
+        places = self._site("S_grasp"), self._body("Object"), turned, self._site("S_target")
+        return self.data.qpos[:-6], self.data.qvel[-6:].clip(-1, 1), *places, hit
+
+    def reward(self) -> float:
+        hammer, head, nail = self._body("Object"), self._site("tool"), self._site("S_target")
+        left = _distance(nail, self._site("nail_goal"))
+        cost = 0.1 * _distance(self._site("S_grasp"), hammer) + _distance(head, nail) + 10 * left
+        cost += 0.01 * float(np.linalg.norm(self.data.qvel))
+        return 2 * (hammer[2] > 0.04 and head[2] > 0.04) + 25 * (left < 0.02) + 75 * (left < 0.01) - cost
+
+
+class Pen(Adroit):
+    """Turn a pen in the hand until it is parallel to another one."""
+
+    decisions, size = 100, 45
+
+    def place(self, draw: Callable[[float, float], float]) -> None:
+        self.model.body("target").quat[:] = _quaternion(np.array([draw(-1, 1), draw(-1, 1), 0.0]))
+
+    def parts(self) -> Sequence[Any]:
+        pen, wanted, place = self._direction("object"), self._direction("target"), self._body("Object")
+        velocity, off = self.data.qvel[-6:], place - self._site("eps_ball")
+        return self.data.qpos[:-6], place, velocity, pen, wanted, off, pen - wanted
+
+    def reward(self) -> float:
+        alike = float(self._direction("object") @ self._direction("target"))
+        off = _distance(self._body("Object"), self._site("eps_ball"))
+        bonus = 10 * (alike > 0.9) + 50 * (alike > 0.95) if off < 0.075 else 0
+        return alike - off - 5 * self.dropped + bonus
+
+    @property
+    def dropped(self) -> bool:
+        return bool(self._body("Object")[2] < 0.075)
+
     def _direction(self, pen: str) -> np.ndarray:
-        """Return the unit vector from the bottom to the top of a pen."""
+        """Return the unit vector (3,) from the bottom to the top of a pen."""
         along = self._site(f"{pen}_top") - self._site(f"{pen}_bottom")
         return along / np.linalg.norm(along)
+
+
+class Relocate(Adroit):
+    """Carry a ball to a place."""
+
+    def place(self, draw: Callable[[float, float], float]) -> None:
+        self.model.body("Object").pos[:2] = draw(-0.15, 0.15), draw(-0.15, 0.3)
+        self.model.site("target").pos[:] = draw(-0.2, 0.2), draw(-0.2, 0.2), draw(0.15, 0.35)
+
+    def parts(self) -> Sequence[Any]:
+        palm, ball, target = self._site("S_grasp"), self._body("Object"), self._site("target")
+        return self.data.qpos[:-6], palm - ball, palm - target, ball - target
+
+    def reward(self) -> float:
+        palm, ball, target = self._site("S_grasp"), self._body("Object"), self._site("target")
+        left = _distance(ball, target)
+        lifted = 1 - 0.5 * _distance(palm, target) - 0.5 * left if ball[2] > 0.04 else 0
+        return lifted + 10 * (left < 0.1) + 20 * (left < 0.05) - 0.1 * _distance(palm, ball)
+
+
+TASKS: dict[str, type[Adroit]] = {"pen": Pen, "hammer": Hammer, "door": Door, "relocate": Relocate}
+
+
+def make_adroit(observation: Observed = "states", task: str = "pen") -> Adroit:
+    """Make one of the environments.
+
+    Args:
+        observation: "states".
+        task: of `TASKS`.
+
+    Raises:
+        InputError: for other values, or if gymnasium-robotics is not installed.
+    """
+    check_choice("adroit", "observation", observation, ("states",))
+    check_choice("adroit", "task", task, TASKS)
+    return TASKS[task](task)
 
 
 def _set_strength(model: mujoco.MjModel) -> None:

@@ -59,7 +59,7 @@ KINDS = {
     "go2": Kind("envs.go2", "Go2", {}, {"payload": float, "weak_leg": float, "friction": float}),
     "maze2d": Kind("envs.maze2d", "Maze2D", {"maze": str, "reward": str}, {}),
     "antmaze": Kind("envs.ant_maze", "AntMaze", {"maze": str}, {}),
-    "adroit": Kind("envs.adroit", "Adroit", {"task": str}, {}),
+    "adroit": Kind("envs.adroit", "make_adroit", {"task": str}, {}),
     "kitchen": Kind("envs.kitchen", "Kitchen", {"task": str}, {}),
     "ogbench": Kind("envs.ogbench", "make_ogbench", {"env_id": str}, {}),
     "user": Kind("envs.gym_env", "make_own", {"factory": str}, {}),
