@@ -41,14 +41,14 @@ def make_fetch_pick_and_place() -> gymnasium.Env:
     Raises:
         InputError: if gymnasium-robotics is not installed.
     """
-    _import()
+    import_package()
     from gymnasium_robotics.envs.fetch.pick_and_place import MujocoFetchPickAndPlaceEnv
 
     env = TimeLimit(MujocoFetchPickAndPlaceEnv(reward_type="sparse"), FETCH_STEPS)
     return FlattenObservation(FilterObservation(env, FETCH_SEEN))
 
 
-def _import() -> None:
+def import_package() -> None:
     """Import gymnasium-robotics, and make it accept mujoco's joint types.
 
     Raises:

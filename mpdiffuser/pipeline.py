@@ -333,10 +333,9 @@ class MPDiffuserPipeline(DiffusionPipeline):
         start = repeated(None if warm is None else torch.cat([normal(warm[0]), normal_actions(warm[1])], -1))
         cost_to_go = repeated(self.affordable(latents, allowance))
         goal = repeated(None if goal is None else normal(goal))
-        count = None
-        if committed is not None:
-            all_held = torch.ones(committed.shape[:2], device=latents.device)
-            count = repeated((all_held if held is None else held).sum(1))
+        if committed is not None and held is None:
+            held = torch.ones(committed.shape[:2], dtype=torch.bool, device=latents.device)
+        count = None if held is None else held.sum(1).repeat_interleave(n)
         condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal, count)
         gradient = None
         if objective is not None and config.objective_scale:

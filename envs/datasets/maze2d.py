@@ -5,7 +5,6 @@ another one; the ball goes on from where it is. The task's rewards, for its own 
 has D4RL's layout. The same seed gives the same rows.
 """
 
-import json
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from envs.datasets.tasks import MADE_BY
-from envs.doctor import versions
+from envs.datasets.tasks import MADE_BY, made_by
 from envs.maze2d import DECISIONS, MAZES, REWARDS, Maze2D, cells, rewards
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
@@ -94,13 +92,12 @@ class Maze2DData:
         """
         if path.suffix != ".hdf5":
             raise InputError(f"{path}: must end in .hdf5, since it is a file in D4RL's layout")
-        about = {"seed": seed, "differences": list(DIFFERENCES), "versions": versions()}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as handle, h5py.File(handle, "w") as file:
                 for name, values in self.arrays(seed).items():
                     file.create_dataset(name, data=values, compression="gzip", compression_opts=1, chunks=True)
-                file.attrs[MADE_BY] = json.dumps(about)
+                file.attrs[MADE_BY] = made_by(seed, DIFFERENCES)
 
     def arrays(self, seed: int) -> dict[str, np.ndarray]:
         """Return the arrays of the file, each with N rows."""

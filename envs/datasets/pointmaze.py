@@ -5,7 +5,6 @@ it has reached one, with `stitch` the only goal is four cells away. The file has
 second one, FILE-val.npz, has a tenth as many episodes. The same seed gives the same rows. Needs OGBench's package.
 """
 
-import json
 import tempfile
 from collections import deque
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.datasets.tasks import MADE_BY
-from envs.doctor import versions
+from envs.datasets.tasks import MADE_BY, made_by
 from envs.ogbench import make_ogbench
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
@@ -103,7 +101,7 @@ class PointMazeData:
             raise InputError(f"{second}: exists already; choose another name or remove it")
         env = make_ogbench(f"pointmaze-{self.maze}-v0").env
         count = self.episodes or KINDS[self.kind][0]
-        about = json.dumps({"seed": seed, "differences": list(DIFFERENCES), "versions": versions()})
+        about = made_by(seed, DIFFERENCES)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()  # before the work

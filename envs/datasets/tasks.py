@@ -6,15 +6,18 @@ percentage of episodes that reach their goal; its tasks need goals=true.
 """
 
 import difflib
+import json
 import os
 import struct
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from envs.doctor import versions
 from mpdiffuser.errors import InputError
 
 MADE_BY = "made_by"  # attribute of an HDF5 file, or array of an npz file, that was made again
@@ -285,6 +288,11 @@ def find_offline_task(name: str, suite: str | None = None) -> OfflineTask:
             f"task={suite or ''}{'/' if suite else ''}{name}: no such task; did you mean {', '.join(near)}?"
         )
     return OFFLINE_TASKS[name]
+
+
+def made_by(seed: int, differences: Sequence[str]) -> str:
+    """Return JSON on how a file was made again: its seed, versions, and how it differs from the suite's own."""
+    return json.dumps({"seed": seed, "differences": list(differences), "versions": versions()})
 
 
 def made_again(file: Path) -> bool:

@@ -61,7 +61,7 @@ def soak_runner(minutes: float, folder: str | None = None, every: float = EVERY,
     hz = None if "decision_seconds" in pipeline.config["info"] else HZ
     warnings.simplefilter("ignore")
     totals: dict[str, int] = {"episodes": 0}
-    samples: list[tuple[int, int, float]] = []
+    samples: list[tuple[int, int]] = []
     process, began = psutil.Process(), time.perf_counter()
     with Runner(pipeline, hz=hz, rate=RATE, seed=seed) as runner:
         last = None
@@ -75,7 +75,7 @@ def soak_runner(minutes: float, folder: str | None = None, every: float = EVERY,
             _check(action, runner, last)
             last = action
             if passed > every * (len(samples) + 1):
-                samples.append((process.memory_info().rss, process.num_fds(), 0.0))
+                samples.append((process.memory_info().rss, process.num_fds()))
             runner.wait()
         _add(totals, runner, True)
     return {"minutes": minutes, **totals, **drift(samples)}
@@ -130,14 +130,14 @@ def soak_server(
             faults.append(f"client {number}: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
-    samples: list[tuple[int, int, float]] = []
+    samples: list[tuple[int, int]] = []
     process, began = psutil.Process(), time.perf_counter()
     for thread in threads:
         thread.start()
     while (passed := time.perf_counter() - began) < 60 * minutes and not faults:
         server.serve_once(100)
         if passed > every * (len(samples) + 1):
-            samples.append((process.memory_info().rss, process.num_fds(), 0.0))
+            samples.append((process.memory_info().rss, process.num_fds()))
     stop.set()
     while any(thread.is_alive() for thread in threads):
         server.serve_once(100)

@@ -6,6 +6,7 @@ The size of the batches changes, resets come at random times, and one state in a
 import resource
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,15 @@ def _decision_ms(controller: Controller, record: Record, repeats: int = 20) -> f
     return float(np.median(times))
 
 
-def drift(samples: list[tuple[int, int, float]]) -> dict[str, Any]:
+def drift(samples: Sequence[tuple[float, ...]]) -> dict[str, Any]:
     """Medians of memory, descriptors and time in the first and in the second half of the samples."""
     if len(samples) < 4:
         return {"samples": len(samples)}
     halves = np.array(samples[: len(samples) // 2]), np.array(samples[len(samples) // 2 :])
     first, second = (np.median(half, 0) for half in halves)
-    return {
+    found: dict[str, Any] = {
         "samples": len(samples),
         "memory_mb": [round(first[0] / 1e6, 1), round(second[0] / 1e6, 1)],
         "descriptors": [int(first[1]), int(second[1])],
-        "decision_ms": [round(first[2], 2), round(second[2], 2)],
     }
+    return found if len(first) < 3 else found | {"decision_ms": [round(first[2], 2), round(second[2], 2)]}

@@ -7,13 +7,13 @@ import pytest
 
 from envs import make
 from envs.kitchen import DECISIONS, JOINTS, NEAR, POSITIONS, TASKS, THINGS, Kitchen
-from envs.robotics import _import
+from envs.robotics import import_package
 from mpdiffuser.errors import InputError
 
 
 def package(task: str) -> Any:
     """The package's environment, without noise."""
-    _import()
+    import_package()
     from gymnasium_robotics.envs.franka_kitchen.kitchen_env import KitchenEnv
 
     return KitchenEnv(tasks_to_complete=list(TASKS[task]), robot_noise_ratio=0.0, object_noise_ratio=0.0)
