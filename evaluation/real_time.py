@@ -26,7 +26,7 @@ class RealTime(Policy):
         pipeline, config: of the runner.
 
     Raises:
-        InputError: as `Runner`, and for more than one robot.
+        InputError: as `Runner`.
     """
 
     def __init__(self, pipeline: MPDiffuserPipeline, config: SamplerConfig) -> None:
@@ -36,7 +36,11 @@ class RealTime(Policy):
         self.begun, self.failed = False, 0
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start a new episode. The counts go on."""
+        """Start a new episode. The counts go on.
+
+        Raises:
+            InputError: for more than one robot.
+        """
         if len(seeds) != 1:
             raise InputError(f"real time: is for one robot, found {len(seeds)}")
         self._keep()

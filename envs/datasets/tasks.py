@@ -164,7 +164,7 @@ BULLET = {
 
 
 # decisions of an episode of OGBench's environments, and the kinds of their data
-MAZES = {
+OGBENCH_MAZES = {
     **{f"{robot}-{size}": (1000, ("navigate", "stitch")) for robot in ("pointmaze", "antmaze") for size in (
         "medium", "large", "giant", "teleport")},
     "humanoidmaze-medium": (2000, ("navigate", "stitch")),
@@ -173,8 +173,8 @@ MAZES = {
     "antsoccer-arena": (1000, ("navigate", "stitch")),
     "antsoccer-medium": (1000, ("navigate", "stitch")),
 }  # fmt: skip
-EXPLORED = ("antmaze-medium", "antmaze-large", "antmaze-teleport")  # these have a third kind, explore
-ARM = {
+OGBENCH_EXPLORED = ("antmaze-medium", "antmaze-large", "antmaze-teleport")  # these have a third kind, explore
+OGBENCH_ARM = {
     **{"cube-single": 200, "cube-double": 500, "cube-triple": 1000, "cube-quadruple": 1000, "scene": 750},
     **{"puzzle-3x3": 500, "puzzle-4x4": 500, "puzzle-4x5": 1000, "puzzle-4x6": 1000},
 }
@@ -261,12 +261,12 @@ def _ogbench() -> list[OfflineTask]:
             file = f"{name}.npz"
             tasks.append(OfflineTask(name, "ogbench", environment, steps, 0.0, 1.0, file, OGBENCH_URL + file))
 
-    for world, (steps, kinds) in MAZES.items():
-        all_kinds = (*kinds, "explore") if world in EXPLORED else kinds
+    for world, (steps, kinds) in OGBENCH_MAZES.items():
+        all_kinds = (*kinds, "explore") if world in OGBENCH_EXPLORED else kinds
         add(world, all_kinds, steps)
         if world.startswith(("antmaze", "humanoidmaze")):
             add(f"visual-{world}", all_kinds, steps)
-    for world, steps in ARM.items():
+    for world, steps in OGBENCH_ARM.items():
         for seen in ("", "visual-"):
             add(f"{seen}{world}", ("play", "noisy"), steps)
     return tasks
