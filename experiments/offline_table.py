@@ -101,10 +101,10 @@ def step_counts(task: str, method: str, minutes: float, folder: Path, options: S
 
 
 def measure(task: str, method: str, seed: int, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """A cell: train the models in `folder`, and evaluate the method."""
+    """A cell: train the models in `folder`, and evaluate the method. All core-minutes share the timing of a step."""
     owner = OWNER.get(method, method)
     steps = step_counts(task, owner, minutes, folder, options)
-    runs = {name: folder / "runs" / task / f"{name}-{seed}" for name in (owner, method)}
+    runs = {name: folder / "runs" / f"{minutes:g}" / task / f"{name}-{seed}" for name in (owner, method)}
     configurations = {
         name: configuration(task, name, run, [f"seed={seed}", *options], steps) for name, run in runs.items()
     }
@@ -222,12 +222,19 @@ def score(cells: Sequence[dict[str, Any]]) -> str:
     """The score of a method on a task, from one cell for each training seed."""
     if not cells:
         return ""
+    mean, error = mean_and_error(cells)
     if len(cells) == 1:
-        s = cells[0]["score"]
-        low, high = s["iqm_interval"]
-        return f"{s['mean']:.1f} ± {s['standard_error']:.1f} [{low:.1f}, {high:.1f}]"
+        low, high = cells[0]["score"]["iqm_interval"]
+        return f"{mean:.1f} ± {error:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{mean:.1f} ± {error:.1f} ({len(cells)} seeds)"
+
+
+def mean_and_error(cells: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """The mean score, and its standard error: over the episodes of one training, or over several trainings."""
+    if len(cells) == 1:
+        return cells[0]["score"]["mean"], cells[0]["score"]["standard_error"]
     means = np.array([found["score"]["mean"] for found in cells])
-    return f"{means.mean():.1f} ± {standard_error(means):.1f} ({len(means)} seeds)"
+    return float(means.mean()), float(standard_error(means))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -70,7 +70,7 @@ def test_two_methods_on_the_same_models(hopper_data: Path, tmp_path: Path, monke
     assert found["planner"]["0"]["steps"].items() <= found["mpdiffuser"]["0"]["steps"].items()
     assert found["planner"]["0"]["core_minutes"].keys() == SHARES["planner"].keys()
     assert len(found["planner"]["0"]["returns"]) == 2 and found["planner"]["0"]["stand_in"]
-    assert not (tmp_path / "runs" / "runs" / TASK / "planner-0" / "pipeline").exists()
+    assert not (tmp_path / "runs" / "runs" / "0.01" / TASK / "planner-0" / "pipeline").exists()
     assert "| planner | " in (tmp_path / "offline.md").read_text()
     before = cells.read_text()
     offline_table.main([*arguments, "--core-minutes", "0.01"])  # reuses both cells
