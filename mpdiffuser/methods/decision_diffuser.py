@@ -63,7 +63,7 @@ STATE_PLANNER = Recipe(
     "state_planner",
     StatePlanner,
     lambda data: StatePlanner(**planner_arguments(data)),
-    {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3},
+    {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "keep": "last"},
     sections=("planner",),
 )
 INVERSE = Recipe(

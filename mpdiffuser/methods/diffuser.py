@@ -110,7 +110,7 @@ class Diffuser(Baseline):
             "trajectory_planner",
             Planner,
             lambda data: Planner(**planner_arguments(data, dropout=1.0)),
-            {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3},
+            {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "keep": "last"},
             sections=("planner",),
         ),
         Recipe(

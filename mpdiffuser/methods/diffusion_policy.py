@@ -39,7 +39,7 @@ ACTION_PLANNER = Recipe(
     "action_planner",
     ActionPlanner,
     lambda data: ActionPlanner(**planner_arguments(data, dropout=1.0, first_action_weight=1.0)),
-    {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3},
+    {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "keep": "last"},
     sections=("planner",),
 )
 

@@ -165,7 +165,7 @@ PLANNER = Recipe(
     "planner",
     Planner,
     build_planner,
-    {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3},
+    {"steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "keep": "last"},
     planner_windows,
     after=("ranker",),
     sections=("planner", "advantage", "episode_advantage"),
