@@ -337,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 results[task][name] = measure(run, name, args.episodes, args.folder / task)
                 print(f"{task:10} {pages.row(cells(group, name, results[task][name]))}", end="", flush=True)
     head = HEAD.format(
-        written_by=pages.written_by("acting"),
+        written_by=pages.written_by("acting cartpole=RUN,DATA hopper=RUN,DATA"),
         tasks=", ".join(names.values()),
         episodes=args.episodes,
         first=FIRST_SEED,

@@ -139,7 +139,7 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
             f"{(each - first).mean():+.1f} ± {standard_error(each - first):.1f}" for each in list(scores.values())[1:]
         )
         rows.append([run, change, steps, f"{first.mean():.1f}", *rest, found["adaptation"]["form"]])
-    head = HEAD.format(written_by=pages.written_by("changed_robots"), noise=NOISE, episodes=count)
+    head = HEAD.format(written_by=pages.written_by("changed_robots --runs RUN RUN"), noise=NOISE, episodes=count)
     return head + pages.table(["run", "change", "steps of play", *columns, "form"], rows)
 
 

@@ -9,6 +9,7 @@ and parts of the table can be measured one after another. Writes docs/offline.md
         --methods mpdiffuser planner --seeds 1 2
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from evaluation.statistics import standard_error
 from experiments import pages
 from experiments.measuring import check_identity, stamped
 from mpdiffuser.config import load
+from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole
 from mpdiffuser.launch import Clock, start
 from train_state import dataset, train
@@ -127,7 +129,7 @@ def cell(
     """The cell of a method on a task: from `file` if it is there, else measured and added to it.
 
     Raises:
-        InputError: if the file's cell has other settings.
+        InputError: if the file's cell has other settings or other data, or if the data are not here.
     """
     chosen = [option for option in options if not option.startswith("data_dir=")]  # the place of the data is no setting
     identity = {"core_minutes": minutes, "shares": SHARES[OWNER.get(method, method)], "options": chosen}
@@ -137,8 +139,17 @@ def cell(
         cells = read_cells(file)  # again: another command may have added cells meanwhile
         cells.setdefault(task, {}).setdefault(method, {})[str(seed)] = found
         write_whole(file, cells_text(cells))
-    check_identity(found, identity, f"{file}: {task}, {method}, seed {seed}", "--cells")
+    where = f"{file}: {task}, {method}, seed {seed}"
+    check_identity(found, identity, where, "--cells")
+    if found["data"] != data_checksum(task, tuple(options)):
+        raise InputError(f"{where}: made from other data; choose another --cells, or remove it")
     return found
+
+
+@functools.cache
+def data_checksum(task: str, options: tuple[str, ...]) -> str:
+    """The checksum of a task's episodes."""
+    return dataset(load("state", [f"task=d4rl/{task}", *options])).checksum()
 
 
 def read_cells(file: Path) -> Cells:
@@ -183,7 +194,7 @@ def page(cells: Cells, minutes: float) -> str:
     every = [found for methods in cells.values() for seeds in methods.values() for found in seeds.values()]
     cpus = " and ".join(sorted({found["machine"]["cpu"] for found in every}))
     head = HEAD.format(
-        written_by=pages.written_by("offline_table", measured_on=cpus),
+        written_by=pages.written_by("offline_table --data-dir FOLDER", measured_on=cpus),
         label=STAND_IN if any(found["stand_in"] for found in every) else "",
         minutes=minutes,
         seeds=f"{every[0]['seeds'][0]} to {every[0]['seeds'][-1]}",
@@ -210,7 +221,7 @@ def time_table(cells: Cells, methods: Sequence[str]) -> str:
     rows = []
     for method in methods:
         found = [one for task in cells.values() for one in task.get(method, {}).values()]
-        spent = [sum(one["core_minutes"][model] for model in SHARES[method]) for one in found]
+        spent = [sum(one["core_minutes"].values()) for one in found]
         times = [one["plan_ms_single"]["median"] for one in found if "plan_ms_single" in one]
         models = ", ".join(f"{model} {share:.0%}" for model, share in SHARES[method].items())
         minutes = f"{np.median(spent):.1f} [{min(spent):.1f}, {max(spent):.1f}]"

@@ -116,7 +116,12 @@ def page(found: Results, task: str, episodes: int) -> str:
         for family, settings in found.items()
         for name, m in settings.items()
     ]
-    head = HEAD.format(written_by=pages.written_by("speed", "cores"), task=task, episodes=episodes, first=FIRST_SEED)
+    head = HEAD.format(
+        written_by=pages.written_by("speed --pipeline results/cartpole_swingup-mixed/pipeline", "cores"),
+        task=task,
+        episodes=episodes,
+        first=FIRST_SEED,
+    )
     return head + pages.table(COLUMNS, rows)
 
 
