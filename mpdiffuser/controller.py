@@ -1,5 +1,6 @@
 """Policies: they map observations to actions, for a batch of environments that step together."""
 
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -272,6 +273,7 @@ class Controller(Policy):
         rest: list[torch.Tensor],
     ) -> Plan:
         """Draw plans for latents (B, d); `rest`, states (B, H, d) and actions (B, H, m), replace those that fail."""
+        began = time.perf_counter()
         try:
             if not self.calibrated:  # once, with the batch size of this controller
                 plain = self._alone and not set(more) - {"goal", "committed"}
@@ -286,7 +288,8 @@ class Controller(Policy):
             warnings.warn(f"planning failed, falling back: {type(error).__name__}: {error}", stacklevel=3)
             scores = torch.full((len(latents), self.sampler.config.candidates), -torch.inf, device=latents.device)
             states, actions = (part[:, None].repeat(1, scores.shape[1], 1, 1) for part in rest)
-            plan = Plan(states, actions, scores, torch.full_like(scores, 1 / scores.shape[1]), 0.0)
+            weights, spent = torch.full_like(scores, 1 / scores.shape[1]), 1e3 * (time.perf_counter() - began)
+            plan = Plan(states, actions, scores, weights, spent)
             bad = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         for part, last in zip((plan.latents, plan.actions), rest):
             part[bad] = last[bad][:, None]

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -171,13 +172,14 @@ class Runner:
         self.deadline_ms = config.deadline_ms if deadline_ms is None else deadline_ms
         bounds = pipeline.action_bounds
         m = len(bounds.low)
-        ends = _numbers(limits or (bounds.low, bounds.high), (2, m), "limits")
+        ends = _numbers((bounds.low, bounds.high) if limits is None else limits, (2, m), "limits")
         if (ends[0] > ends[1]).any() or bounds.beyond(ends).any():
             raise InputError(f"limits: must be within the bounds {bounds.low} and {bounds.high}, found {limits}")
         self.low, self.high = ends
         self.step: np.ndarray | None = None  # largest change of an action in a tick
         if rate is not None:
-            self.step = _numbers(rate if np.ndim(rate) else [rate] * m, (m,), "rate") * np.float32(self.period)
+            each = [rate] * m if isinstance(rate, Real) else rate
+            self.step = _numbers(each, (m,), "rate") * np.float32(self.period)
             if not (self.step > 0).all():
                 raise InputError(f"rate: must be above 0, found {rate}")
         config = replace(config, delay=0, deadline_ms=self.deadline_ms)
@@ -189,6 +191,7 @@ class Runner:
         self._last: dict[str, np.ndarray] | None = None
         self._action: np.ndarray | None = None
         self._said: set[str] = set()
+        self.closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -198,7 +201,7 @@ class Runner:
 
     def close(self) -> None:
         """End the planning thread, after the plan that it draws. The runner cannot be used any more."""
-        self._next_time = None
+        self._next_time, self.closed = None, True
         self.controller.pool.shutdown(cancel_futures=True)
 
     def start(self, observation: Observations, goal: Observations | None = None) -> None:
@@ -209,8 +212,10 @@ class Runner:
             goal: what the robot is to see, like the observation; None: there is none.
 
         Raises:
-            InputError: for an observation or a goal that is not finite, or as `Controller.act`.
+            InputError: for an observation or a goal that is not finite, after `close`, or as `Controller.act`.
         """
+        if self.closed:
+            raise InputError("runner: closed; make a new one")
         self._next_time = None
         self.controller.reset([self.seed])
         self.log.clear()
@@ -232,14 +237,14 @@ class Runner:
         """Observation as in the training data -> the action (m,) to execute now, in the data's units.
 
         Raises:
-            InputError: for an observation of another shape or type.
+            InputError: for an observation of another shape or type. The tick is then still to be done.
         """
         if self._next_time is None:
             raise InputError("runner: start an episode first: start(observation)")
         late = time.perf_counter() - self._next_time
         skipped = math.floor(max(late, 0) / self.period)  # they are not caught up
-        self._next_time += (1 + skipped) * self.period
         seen, odd = self._checked(observation)
+        self._next_time += (1 + skipped) * self.period
         wanted = self.controller.act(seen)[0]
         action = self._limited(wanted[None])[0]
         self.executed(action)
@@ -275,10 +280,14 @@ class Runner:
             time.sleep(left)
 
     def run(
-        self, observe: Callable[[], Observations], execute: Callable[[np.ndarray], None], ticks: int
+        self,
+        observe: Callable[[], Observations],
+        execute: Callable[[np.ndarray], None],
+        ticks: int,
+        goal: Observations | None = None,
     ) -> dict[str, Any]:
-        """Control for a number of ticks, and return the summary."""
-        self.start(observe())
+        """Control for a number of ticks, and return the summary. `goal`: see `start`."""
+        self.start(observe(), goal)
         for _ in range(ticks):
             execute(self.tick(observe()))
             self.wait()
@@ -328,8 +337,10 @@ def _period(pipeline: MPDiffuserPipeline, hz: float | None) -> float:
         InputError: if neither the data nor the user say it, or if they differ.
     """
     seconds = pipeline.config["info"].get("decision_seconds")
-    if hz is not None and not (isinstance(hz, int | float) and 0 < hz < math.inf):
-        raise InputError(f"hz: must be above 0, found {hz}")
+    if hz is not None:
+        if isinstance(hz, bool) or not isinstance(hz, Real) or not 0 < hz < math.inf:
+            raise InputError(f"hz: must be a finite number above 0, found {hz}")
+        hz = float(hz)
     if seconds is None and hz is None:
         raise InputError("hz: is needed, since the pipeline's data do not say how long a decision is")
     if seconds is not None and hz is not None and abs(hz * seconds - 1) > 0.01:

@@ -92,7 +92,7 @@ class Service:
         if self.pipeline.takes_goals:
             if goal is None:
                 raise InputError("goal: the planner was trained with goals; give one at the start")
-            robot.goal = robot.history.standing(self._read(goal, "goal"))
+            robot.goal = robot.history.standing(self.read(goal, "goal"))
         self.robots.pop(name, None)
         self.robots[name] = robot
         while len(self.robots) > self.most:
@@ -120,11 +120,11 @@ class Service:
             raise InputError(
                 f"start: the first request of an episode must have it; of all episodes the last {self.most} are kept"
             )
-        seen = self._read(observation, "observations")
+        seen = self.read(observation, "observations")
         self.robots.move_to_end(name)
         return self.robots[name].history(seen)
 
-    def _read(self, observation: Any, where: str) -> dict[str, np.ndarray]:
+    def read(self, observation: Any, where: str) -> dict[str, np.ndarray]:
         """Return an observation by names, with a batch axis, as float32 or uint8.
 
         Raises:
@@ -167,7 +167,9 @@ def answered(service: Service, requests: Mapping[bytes, Sequence[bytes]]) -> dic
         try:
             header, seen, goal = _read(parts)
             if header.get("start"):
-                service.start(name, _seed(header), goal)
+                seed = _seed(header)
+                service.read(seen, "observations")  # a wrong one must not end the episode that is running
+                service.start(name, seed, goal)
             elif goal is not None:
                 raise InputError("goal: is given with start, at the beginning of an episode")
             observations[name] = seen
@@ -220,6 +222,16 @@ def _written(answer: Answer) -> list[bytes]:
     return [json.dumps({"action": list(answer.shape)}).encode(), np.ascontiguousarray(answer, np.float32).tobytes()]
 
 
+def check_address(address: str) -> None:
+    """Raise InputError for an address of a form that ZeroMQ does not know, or with a port that does not exist."""
+    transport, separator, rest = address.partition("://")
+    if not separator or transport not in ("tcp", "ipc", "inproc") or not rest:
+        raise InputError("must be like tcp://127.0.0.1:5555 or ipc:///tmp/policy")
+    port = rest.rpartition(":")[2]
+    if transport == "tcp" and port != "*" and not (port.isdecimal() and int(port) < 2**16):
+        raise InputError(f"a port is a number in 0..65535, found {port!r}")
+
+
 class Server:
     """A service at an address.
 
@@ -241,8 +253,9 @@ class Server:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
         try:
+            check_address(address)
             self.socket.bind(address)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, InputError) as error:
             self.socket.close()
             raise InputError(f"address: cannot listen at {address}: {error}") from error
         self.address: str = self.socket.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -279,6 +292,10 @@ def main(cfg: DictConfig) -> None:
     """Serve the pipeline `cfg.pipeline` until the process is stopped."""
     if cfg.threads < 1:
         raise InputError(f"threads: must be at least 1, found {cfg.threads}")
+    try:
+        check_address(cfg.address)
+    except InputError as error:
+        raise InputError(f"address={cfg.address}: {error}") from error
     torch.set_num_threads(cfg.threads)
     pipeline = MPDiffuserPipeline.from_pretrained(Path(cfg.pipeline))
     server = Server(Service(pipeline, pipeline.sampler_config(settings(cfg.sampler)), cfg.robots), cfg.address)

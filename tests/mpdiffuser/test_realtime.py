@@ -176,6 +176,32 @@ def test_late_ticks_are_counted_and_not_caught_up(pipeline: MPDiffuserPipeline, 
     assert [tick.late_ms for tick in runner.log] == pytest.approx([0, 0, 0, 13, 88, 0], abs=1e-6)
 
 
+def test_a_refused_observation_leaves_the_tick_to_be_done(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 10.0)
+    runner, _ = by_hand(pipeline)
+    with pytest.raises(InputError):
+        runner.tick(np.zeros(D + 1, np.float32))
+    assert runner._next_time == 10.0 and not runner.log
+    runner.tick(observations(1)[0])
+    assert runner._next_time == pytest.approx(10.02) and len(runner.log) == 1
+
+
+def test_a_plan_that_fails_takes_time_too(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    with Runner(pipeline, config=CONFIG, deadline_ms=1.0) as runner, pytest.warns(UserWarning, match="planning failed"):
+        runner.start(observations(1)[0])
+
+        def fails(*arguments: Any, **options: Any) -> None:
+            time.sleep(0.002)
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(MPDiffuserPipeline, "__call__", fails)
+        for each in observations(20):
+            runner.tick(each)
+            runner.wait()
+    found = runner.summary()
+    assert found["failed_plans"] == found["missed_deadlines"] == found["plans"] > 0 and found["plan_ms_median"] > 1
+
+
 def test_a_real_run(pipeline: MPDiffuserPipeline) -> None:
     """The thread, the clock, and a deadline: as many ticks as asked, plans that follow each other, no failure."""
     seen, executed = iter(observations(100)), []
@@ -242,14 +268,16 @@ def test_goals(make_pipeline, randomize) -> None:
 def test_what_is_refused(make_pipeline, pipeline: MPDiffuserPipeline) -> None:
     for options, message in (
         ({"hz": 25}, "hz: must be 50, the rate of the pipeline's data, found 25"),
-        ({"hz": 0}, "hz: must be above 0, found 0"),
+        ({"hz": 0}, "hz: must be a finite number above 0, found 0"),
         ({"rate": 0.0}, "rate: must be above 0, found 0.0"),
         ({"limits": ([-3, -1], [2, 1])}, r"limits: must be within the bounds \(-2.0, -1.0\)"),
         ({"limits": ([0], [1])}, r"limits: must be finite numbers \(2, 2\), found"),
         ({"limits": ([np.nan, 0], [1, 1])}, "limits: must be finite numbers"),
         ({"limits": ([0.5, 0], [0, 1])}, "limits: must be within the bounds"),
         ({"rate": [1, 2, 3]}, r"rate: must be finite numbers \(2,\), found \[1, 2, 3\]"),
-        ({"hz": "50"}, "hz: must be above 0, found 50"),
+        ({"hz": "50"}, "hz: must be a finite number above 0, found 50"),
+        ({"rate": [[1, 2], [3]]}, r"rate: must be finite numbers \(2,\), found"),
+        ({"limits": ()}, r"limits: must be finite numbers \(2, 2\), found"),
     ):
         with pytest.raises(InputError, match=message):
             Runner(pipeline, **options)
@@ -261,5 +289,8 @@ def test_what_is_refused(make_pipeline, pipeline: MPDiffuserPipeline) -> None:
     closed.close()
     with pytest.raises(InputError, match="start an episode first"):
         closed.tick(observations(1)[0])
+    with pytest.raises(InputError, match="runner: closed; make a new one"):
+        closed.start(observations(1)[0])
+    assert Runner(pipeline, np.float32(50), limits=np.array([[-0.5, -0.5], [0.5, 0.5]])).period == 0.02
     assert Runner(pipeline, config=SamplerConfig(deadline_ms=7.0)).deadline_ms == 7.0
     assert math.isnan(Runner(pipeline).summary()["plan_ms_median"])

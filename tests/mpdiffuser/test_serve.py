@@ -186,6 +186,15 @@ def test_bad_requests_are_told(pipeline: MPDiffuserPipeline, parts: list[bytes],
     assert json.loads(found[b"good"][0]) == {"action": [2]} and len(found[b"good"][1]) == 8
 
 
+def test_a_refused_start_ends_no_episode(pipeline: MPDiffuserPipeline) -> None:
+    service = Service(pipeline, CONFIG, most=1)
+    service.start(b"a", 0)
+    spoilt = [NUMBERS[0], np.float32(np.nan).tobytes()]
+    parts = request({"start": True, "observations": {"frames": FRAMES, "joints": JOINTS}}, *spoilt)
+    found = answered(service, {b"b": parts})
+    assert b"not finite" in found[b"b"][0] and list(service.robots) == [b"a"]
+
+
 def test_goals_and_failed_plans(make_pipeline, randomize, monkeypatch) -> None:
     record = Record({"observations": Observation(PROPRIOCEPTION, (3,))}, Actions.unit(2))
     sizes = {"latent_dim": 3, "action_dim": 2, "horizon": 8, "width": 8, "multipliers": (1, 2), "embedding": 16}
@@ -235,8 +244,14 @@ def test_what_is_refused(pipeline: MPDiffuserPipeline, make_pipeline, server: Se
         Service(make_pipeline())
     with pytest.raises(InputError, match="robots: must be at least 1, found 0"):
         Service(pipeline, CONFIG, 0)
-    with pytest.raises(InputError, match="address: cannot listen at tcp://nowhere"):
-        Server(server.service, "tcp://nowhere")
+    for address, words in (
+        ("tcp://nowhere", "found 'nowhere'"),
+        ("tcp://127.0.0.1:99999", "0..65535, found '99999'"),
+        ("foo", "must be like tcp://127.0.0.1:5555"),
+        ("tcp://no.such.host.invalid:5555", "cannot listen at tcp://no.such"),
+    ):
+        with pytest.raises(InputError, match=f"address: cannot listen at {address}: .*{words}|{words}"):
+            Server(server.service, address)
     monkeypatch.setitem(sys.modules, "zmq", None)
     with pytest.raises(InputError, match=r"pip install 'mpdiffuser\[serve\]'"):
         Server(server.service, "tcp://127.0.0.1:0")
@@ -255,3 +270,7 @@ def test_the_command(pipeline: MPDiffuserPipeline, tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["serve", f"pipeline={tmp_path / 'pipeline'}", "address=tcp://127.0.0.1:0"])
     serve.main()
     assert f"serving {tmp_path / 'pipeline'} at tcp://127.0.0.1:" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["serve", "pipeline=nowhere", "address=tcp://127.0.0.1:99999"])
+    with pytest.raises(SystemExit):
+        serve.main()
+    assert "address=tcp://127.0.0.1:99999: a port is a number in 0..65535" in capsys.readouterr().err
