@@ -6,8 +6,6 @@ and the returns in closed loop. The folder keeps all runs, so a command that was
 docs/encoders.md.
 """
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,11 +15,11 @@ import numpy as np
 
 from evaluation.statistics import standard_error
 from experiments import pages
-from experiments.measuring import file_name, measure_once
-from experiments.seven_tasks import EPISODES, ROOT
+from experiments.measuring import file_name, measure_once, trained
+from experiments.seven_tasks import EPISODES, collected
 from experiments.study import copy_models
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.files import read_json, write_whole
+from mpdiffuser.files import write_whole
 from vision.encoder import PixelEncoder
 from vision.probe import report
 
@@ -40,7 +38,6 @@ ENCODERS: dict[str, tuple[str, ...]] = {
 METHODS = ("planner", "mpdiffuser", "expert")
 FIRST = next(iter(ENCODERS))
 CONTROL = ("ranker", "forward", "planner", "dynamics")  # models that encoders with the same true states share
-STAGES = ("features", "representation", "latents")  # of an encoder's training
 
 
 def run_folder(folder: Path, task: str, encoder: str, seed: int) -> Path:
@@ -53,20 +50,16 @@ def measure(task: str, seed: int, encoder: str, folder: Path, options: Sequence[
     output = run_folder(folder, task, encoder, seed)
     size = next((each.split("=")[1] for each in ENCODERS[encoder] if each.startswith("task.size=")), "64")
     data_root = folder / f"data-{size}"  # a dataset's name does not have its size
-    chosen = [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}", f"data_root={data_root}", f"seed={seed}"]
-    chosen += [f"output_dir={output}", "trackers=[]", f"evaluation.methods=[{','.join(METHODS)}]"]
+    chosen = [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}", f"seed={seed}"]
+    chosen += [f"evaluation.methods=[{','.join(METHODS)}]"]
     if encoder != FIRST and not any(each.startswith(("true_states=", "task.size=")) for each in ENCODERS[encoder]):
         copy_models(run_folder(folder, task, FIRST, seed), output, CONTROL)
-    if not (output / "metrics.json").exists():
-        command = [sys.executable, str(ROOT / "train_vision.py"), *chosen, *ENCODERS[encoder], *options]
-        subprocess.run(command, check=True)
-    metrics = read_json(output / "metrics.json")
-    dataset = Episodes.load(next(data_root.glob(f"{task}-expert-ar*-{EPISODES[task]}ep-seed0")))
-    trained = PixelEncoder.from_pretrained(output / "pipeline" / "encoder", use_safetensors=True)
-    r2 = report(trained, dataset, data_root / "cache", 0.1, seed)["r2"]
+    metrics = trained("train_vision.py", output, [*chosen, *ENCODERS[encoder], *options], [f"data_root={data_root}"])
+    dataset = Episodes.load(collected(task, data_root))
+    encoder_model = PixelEncoder.from_pretrained(output / "pipeline" / "encoder", use_safetensors=True)
+    r2 = report(encoder_model, dataset, data_root / "cache", 0.1, seed)["r2"]
     returns = {method: metrics["methods"][method]["returns"] for method in METHODS}
-    seconds = sum(metrics["stages"].get(stage, 0) for stage in STAGES)
-    return {"r2": r2, "returns": returns, "minutes": seconds / 60}
+    return {"r2": r2, "returns": returns, "minutes": metrics["core_seconds"]["representation"] / 60}
 
 
 HEAD = """# Encoders compared
@@ -76,7 +69,7 @@ HEAD = """# Encoders compared
 `python train_vision.py task=TASK quality=expert episodes=100` with the options of each encoder. R2: of a perceptron
 from the latents to the joints' positions and velocities, on held-out episodes ([Latents](latents.md)). Returns: mean ±
 standard error over the episodes, for each training seed ({seeds}). With true states all encoders of 64 px have the same
-planner and dynamics model. Minutes: of the encoder's training, features of the frames included.
+planner and dynamics model. Minutes: core-minutes of the encoder's training steps, without the features of the frames.
 
 """
 COLUMNS = ("task", "encoder", "options", "R2 of positions, velocities", "planner only", "MPDiffuser", "minutes")

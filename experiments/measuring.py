@@ -6,6 +6,8 @@ A command that was cut off resumes: it reuses each result that is in its file.
 import datetime
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from mpdiffuser.controller import Policy
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole
 from mpdiffuser.pipeline import MPDiffuserPipeline
+
+ROOT = Path(__file__).parent.parent
 
 
 @functools.cache
@@ -92,6 +96,40 @@ def check_identity(found: Mapping[str, Any], identity: Mapping[str, Any], where:
 def stamped(identity: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """A result with its identity and today's date."""
     return {"identity": dict(identity), "date": str(datetime.date.today()), **result}
+
+
+def core_seconds(run: Path) -> dict[str, float]:
+    """Processor time of the training thread for each model, from the logs; without validation."""
+    result: dict[str, float] = {}
+    for log in sorted(run.rglob("log.jsonl")):
+        model, last = log.parent.relative_to(run).parts[0], 0
+        for line in map(json.loads, log.read_text().splitlines()):
+            if "core_s" in line:
+                result[model] = result.get(model, 0.0) + line["core_s"] * (line["step"] - last)
+                last = line["step"]
+    return result
+
+
+def trained(command: str, output: Path, options: Sequence[str], places: Sequence[str]) -> dict[str, Any]:
+    """The metrics of a run with its `core_seconds`, once measured. A run that was cut off resumes.
+
+    Args:
+        command: "train_vision.py" or "train_state.py".
+        output: the run's folder; the result is in its file measured.json.
+        options: of the command.
+        places: options that are folders of data, which the result does not depend on.
+
+    Raises:
+        InputError: if the file holds a result of other options.
+    """
+
+    def measure() -> dict[str, Any]:
+        given = [f"output_dir={output}", "trackers=[]", *places, *options]
+        subprocess.run([sys.executable, str(ROOT / command), *given], check=True)
+        return {**read_json(output / "metrics.json"), "core_seconds": core_seconds(output)}
+
+    identity = {"command": command, "options": list(options)}
+    return measure_once(output / "measured.json", identity, measure)
 
 
 def file_name(name: str) -> str:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from evaluation.compare import compare, prepare
 from evaluation.statistics import standard_error
 from experiments import pages
-from experiments.measuring import check_identity, stamped
+from experiments.measuring import check_identity, core_seconds, stamped
 from mpdiffuser.config import load
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole
@@ -62,18 +62,6 @@ def configuration(task: str, method: str, output: Path, options: Sequence[str], 
     cfg = load("state", [*common, *lengths, *options])
     prepare(cfg, None, output)
     return cfg
-
-
-def core_seconds(run: Path) -> dict[str, float]:
-    """Processor time of the training thread for each model, from the logs; without validation."""
-    result: dict[str, float] = {}
-    for log in sorted(run.rglob("log.jsonl")):
-        model, last = log.parent.relative_to(run).parts[0], 0
-        for line in map(json.loads, log.read_text().splitlines()):
-            if "core_s" in line:
-                result[model] = result.get(model, 0.0) + line["core_s"] * (line["step"] - last)
-                last = line["step"]
-    return result
 
 
 def step_seconds(task: str, method: str, folder: Path, options: Sequence[str]) -> dict[str, float]:

@@ -5,8 +5,6 @@ runs, so a command that was cut off resumes. Writes docs/seven_tasks.md, and for
 planner only and MPDiffuser imagine at one moment, and what really came.
 """
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,9 @@ import numpy as np
 
 from evaluation.statistics import standard_error
 from experiments import pages
-from mpdiffuser.files import read_json, write_whole
+from experiments.measuring import trained
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import write_whole
 
 EPISODES = {
     "cartpole_swingup": 100,
@@ -31,22 +31,33 @@ METHODS = {"pixels": ("cloning", "planner", "mpdiffuser", "expert"), "states": (
 # train_vision.py's, since random actions replace single ones of the expert: a one-step advantage tells them
 ADVANTAGE = ("advantage.gae_lambda=0", "advantage.bound=4")
 MOMENT = 0.3  # of the film, in shares of its length
-ROOT = Path(__file__).parent.parent
 
 
 def run(task: str, kind: str, seed: int, folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Train and evaluate on a task, from "pixels" or "states", unless it is done, and return its metrics."""
+    """Train and evaluate on a task, from "pixels" or "states", unless it is done, and return its metrics.
+
+    Raises:
+        InputError: from states, unless the folder has the dataset of the run from pixels; or as `trained`.
+    """
     data_root, output = folder / "data", folder / f"{task}-{kind}-{seed}"
-    chosen = [f"seed={seed}", f"output_dir={output}", "trackers=[]", f"evaluation.methods=[{','.join(METHODS[kind])}]"]
+    chosen = [f"seed={seed}", f"evaluation.methods=[{','.join(METHODS[kind])}]", *options]
     if kind == "pixels":
-        chosen += [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}", f"data_root={data_root}"]
-    else:  # the dataset that the run from pixels collected
-        dataset = next(data_root.glob(f"{task}-expert-ar*-{EPISODES[task]}ep-seed0"))
-        chosen += [f"dataset={dataset}", *ADVANTAGE]
-    if not (output / "metrics.json").exists():
-        command = {"pixels": "train_vision.py", "states": "train_state.py"}[kind]
-        subprocess.run([sys.executable, str(ROOT / command), *chosen, *options], check=True)
-    return read_json(output / "metrics.json")
+        chosen += [f"task={task}", "quality=expert", f"episodes={EPISODES[task]}"]
+        return trained("train_vision.py", output, chosen, [f"data_root={data_root}"])
+    return trained("train_state.py", output, [*ADVANTAGE, *chosen], [f"dataset={collected(task, data_root)}"])
+
+
+def collected(task: str, data_root: Path) -> Path:
+    """The dataset that the run from pixels collected.
+
+    Raises:
+        InputError: unless there is exactly one.
+    """
+    pattern = f"{task}-expert-ar*-{EPISODES[task]}ep-seed0"
+    found = list(data_root.glob(pattern))
+    if len(found) != 1:
+        raise InputError(f"{data_root}: must have one dataset {pattern}, found {len(found)}; --set must not change it")
+    return found[0]
 
 
 def picture(video: Path, file: Path) -> None:
@@ -64,8 +75,8 @@ HEAD = """# Seven tasks from an expert's data
 `python train_vision.py task=TASK quality=expert episodes=N`, and `train_state.py` on the true states of the same
 dataset, with the same options. A quarter of the data's episodes is undisturbed; in the others random actions replace
 the expert's at some decisions. Returns of {episodes} episodes: mean ± standard error of each training seed ({seeds}),
-and in brackets the share of the expert's return. Minutes: of the training from pixels, dataset given, on one of two
-shared cores.
+and in brackets the share of the expert's return. Minutes: core-minutes of all training steps from pixels, without
+validation and without the features of the frames.
 
 """
 SHOWN = ("cloning", "planner only", "MPDiffuser")
@@ -80,8 +91,8 @@ def cell(found: Sequence[dict[str, Any]], method: str, expert: float | None = No
 
 
 def minutes(metrics: dict[str, Any]) -> float:
-    """Time of a training, without collecting and evaluating."""
-    return sum(value for stage, value in metrics["stages"].items() if stage not in ("collect", "evaluate")) / 60
+    """Core-minutes of the training of all models."""
+    return sum(metrics["core_seconds"].values()) / 60
 
 
 def page(results: dict[str, dict[str, list[dict[str, Any]]]], seeds: Sequence[int]) -> str:

@@ -5,8 +5,6 @@ them in exactly these frames. The agents must be trained first: `python -m envs.
 vd4rl`, and cheetah_run. The folder keeps all runs, so a command that was cut off resumes. Writes docs/vd4rl.md.
 """
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,8 @@ from envs.datasets.making import make_dataset
 from envs.datasets.vd4rl import KINDS
 from evaluation.statistics import standard_error
 from experiments import end_to_end, pages
-from experiments.measuring import measure_once
-from experiments.seven_tasks import ROOT, minutes
+from experiments.measuring import measure_once, trained
+from experiments.seven_tasks import minutes
 from mpdiffuser.files import read_json, write_whole
 
 TASKS = ("walker_walk", "cheetah_run")
@@ -43,11 +41,9 @@ def measure(task: str, kind: str, seed: int, folder: Path, options: Sequence[str
     data, output = folder / "data" / f"{task}-{kind}", folder / f"{task}-{kind}-{seed}"
     if not data.exists():
         make_dataset(f"vd4rl/{task}-{kind}", data)
-    if not (output / "metrics.json").exists():
-        chosen = [f"dataset={data}", f"data_root={data.parent}", f"seed={seed}", f"output_dir={output}", "trackers=[]"]
-        chosen += [f"evaluation.methods=[{','.join(METHODS)}]", *options]
-        subprocess.run([sys.executable, str(ROOT / "train_vision.py"), *chosen], check=True)
-    return {**read_json(output / "metrics.json"), "about": read_json(data / "about.json")}
+    chosen = [f"seed={seed}", f"evaluation.methods=[{','.join(METHODS)}]", *options]
+    found = trained("train_vision.py", output, chosen, [f"dataset={data}", f"data_root={data.parent}"])
+    return {**found, "about": read_json(data / "about.json")}
 
 
 def measure_end_to_end(task: str, kind: str, seed: int, folder: Path, found: dict[str, Any], steps: int) -> None:
@@ -67,8 +63,8 @@ the agents are trained here, so the data are not V-D4RL's own. Trained from the 
 options of `train_vision.py`; all methods of a row have the same latents. Score: a tenth of the return. {episodes}
 episodes in the frames of the data: mean ± standard error, for each training seed ({seeds}). End to end: TD3+BC whose
 encoder is a small convolutional network, trained by the loss of Q on frames with random shifts, as DrQ+BC; trained on
-some sets only. Published: the best score that a method reached on V-D4RL's own files. Minutes: of the training of all
-methods but the last, on one of two shared cores.
+some sets only. Published: the best score that a method reached on V-D4RL's own files. Minutes: core-minutes of all
+training steps of all methods but the last, without validation and without the features of the frames.
 
 """
 COLUMNS = ("dataset", "agents", *METHODS.values(), "end to end", "published", "minutes")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
+import pytest
 
 from evaluation.video import Film, write_video
 from experiments import seven_tasks
+from mpdiffuser.errors import InputError
 
 
 def metrics(**returns: list[float]) -> dict:
@@ -14,7 +16,7 @@ def metrics(**returns: list[float]) -> dict:
     return {
         "methods": methods,
         "seeds": [0, 1],
-        "stages": {"collect": 600, "encoder": 60, "planner": 90, "evaluate": 5},
+        "core_seconds": {"representation": 60, "planner": 90},
     }
 
 
@@ -34,3 +36,11 @@ def test_the_picture_is_a_moment_of_the_film(tmp_path: Path) -> None:
     seven_tasks.picture(tmp_path / "video.mp4", tmp_path / "picture.png")
     image = imageio.imread(tmp_path / "picture.png")
     assert abs(int(image[150, 100, 0]) - 60) < 8  # the fourth of ten frames
+
+
+def test_the_dataset_of_the_states_is_that_of_the_pixels(tmp_path: Path) -> None:
+    name = "walker_walk-expert-ar2-100ep-seed0"
+    with pytest.raises(InputError, match=r"must have one dataset walker_walk-expert-ar.*found 0"):
+        seven_tasks.collected("walker_walk", tmp_path)
+    (tmp_path / name).mkdir()
+    assert seven_tasks.collected("walker_walk", tmp_path) == tmp_path / name

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from envs.datasets.making import MAKERS
 from envs.datasets.vd4rl import VD4RL
 from experiments import end_to_end, vd4rl
+from mpdiffuser.errors import InputError
+from mpdiffuser.files import read_json
 
 
 def test_a_run_and_its_row(tmp_path: Path, monkeypatch, capfd) -> None:
@@ -26,13 +29,15 @@ def test_a_run_and_its_row(tmp_path: Path, monkeypatch, capfd) -> None:
     capfd.readouterr()
     vd4rl.main([*arguments, "--set", *options])  # all is there
     assert "step" not in capfd.readouterr().err
+    assert float(cells[-1]) >= 0 and read_json(folder / "walker_walk-random-0" / "measured.json")["core_seconds"]
+    with pytest.raises(InputError, match=r"measured.json: made with other settings; choose another --folder"):
+        vd4rl.main([*arguments, "--set", *options, "horizon=8"])
 
 
 def test_the_scores_are_a_tenth_of_the_return() -> None:
     methods = {name: {"returns": [100.0, 200.0]} for name in vd4rl.METHODS}
     agents = {"medium": {"return_mean": 412.0}, "expert": {"return_mean": 951.2}}
-    stages = {"encoder": 60.0, "evaluate": 9.0}
-    found = {"methods": methods, "seeds": [0, 1], "stages": stages, "about": {"agents": agents}}
+    found = {"methods": methods, "seeds": [0, 1], "core_seconds": {"planner": 60.0}, "about": {"agents": agents}}
     text = vd4rl.page({("cheetah_run", "medium_expert"): [found, found]}, [0, 1])
     line = text.splitlines()[-1]
     cells = ["cheetah_run-medium_expert", "41.2, 95.1", *["15.0 ± 5.0, 15.0 ± 5.0"] * 5, "", "62.7", "1, 1"]
