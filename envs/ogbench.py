@@ -74,6 +74,11 @@ class _Pairs(gymnasium.Wrapper):
         self._draws = getattr(env.unwrapped, "_teleport_info", None) is not None  # whether a step is random
         self.decision_seconds = float(inner.control_timestep() if hasattr(inner, "control_timestep") else inner.dt)
 
+    @property
+    def render_mode(self) -> str:
+        """The package's cubes, scenes and puzzles draw without saying so."""
+        return self.env.render_mode or "rgb_array"
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         seed = int(self._random.randint(2**31)) if seed is None else seed
         self._random = np.random.RandomState(seed)

@@ -181,7 +181,7 @@ def picture_targets(features: Rows, picture_dim: int, count: int, batch: int = 4
         features: (M, C F + p), the measured values last.
         picture_dim: C F.
         count: number of main components, at most C F. Those beyond the number of rows are 0.
-        batch: number of rows that are read at once. The components are fitted to as many.
+        batch: number of rows that are read at once. The components are fitted to up to twice as many.
     """
     sample = features[:: max(1, len(features) // batch)]
     mean, spread = sample.mean(0), sample.std(0)

@@ -123,12 +123,14 @@ def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:
         options: of `envs.datasets.vd4rl.VD4RL.write`.
 
     Raises:
-        InputError: for another name or option, or if what it needs is not installed.
+        InputError: for another name or option, a path that exists, or if what it needs is not installed.
     """
     if name not in MAKERS:
         raise InputError(f"{name}: cannot be made here; these can: {', '.join(MAKERS)}")
     if seed < 0:
         raise InputError(f"--seed: must be 0 or more, found {seed}")
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another path or remove it")
     maker = MAKERS[name]
     if isinstance(maker, VD4RL):
         maker.write(path, seed, **options)

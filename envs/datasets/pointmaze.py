@@ -5,6 +5,7 @@ it has reached one, with `stitch` the only goal is four cells away. The file has
 second one, FILE-val.npz, has a tenth as many episodes. The same seed gives the same rows. Needs OGBench's package.
 """
 
+import contextlib
 import tempfile
 from collections import deque
 from dataclasses import dataclass
@@ -107,8 +108,9 @@ class PointMazeData:
             tempfile.TemporaryFile(dir=path.parent).close()  # before the work
             parts = ((second, range(count, count + max(1, count // 10))), (path, range(count)))
             made = [(file, self.arrays(env, seed, numbers)) for file, numbers in parts]
-            for file, arrays in made:
-                with replacing(file) as handle:
+            with contextlib.ExitStack() as both:  # both files appear at the end
+                for file, arrays in made:
+                    handle = both.enter_context(replacing(file))
                     np.savez_compressed(handle, allow_pickle=False, **arrays, **{MADE_BY: np.array(about)})  # type: ignore[arg-type]
         env.close()
 

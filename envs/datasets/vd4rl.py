@@ -20,7 +20,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +32,7 @@ from envs import experts, gl  # noqa: F401  before mujoco is imported
 from envs.datasets.readers.vd4rl import ABOUT
 from envs.doctor import versions
 from envs.experts import AGENTS, PolicyNetwork, task_options
+from envs.experts.train import RECIPES
 from envs.simulator import DMControlEnv
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
@@ -40,6 +41,7 @@ from mpdiffuser.machine import available_cores
 
 KINDS = ("random", "medium_replay", "medium", "medium_expert", "expert")
 SIZE = 64  # pixels a side
+LENGTHS = ("decisions", "kept")  # settings of a training that its first rows do not depend on
 DECISIVE = ("mujoco", "dm_control")  # packages whose version may change the data, beside numpy
 DIFFERENCES = (
     "the agents are trained here, by stable-baselines3's SAC with V-D4RL's sizes, learning rate and batch",
@@ -116,7 +118,7 @@ class VD4RL:
         """Facts of the training in a folder.
 
         Raises:
-            InputError: unless it is a training of the task, with enough rows.
+            InputError: unless it is a training of the task by V-D4RL's settings, with enough rows.
         """
         if not (run / experts.ABOUT).is_file():
             raise InputError(f"--run: {run} holds no training; python -m envs.experts.train {self.task} --recipe vd4rl")
@@ -126,6 +128,12 @@ class VD4RL:
                 f"--run: {run} must be a training of {self.task} with action repeat {repeat}, found "
                 f"{facts.get('task')} with {facts.get('action_repeat')}"
             )
+        expected = asdict(RECIPES["vd4rl"][self.task])
+        settings = facts.get("settings") or {}
+        differ = [key for key, value in expected.items() if key not in LENGTHS and settings.get(key) != value]
+        if differ:
+            found = ", ".join(f"{key}={settings.get(key)}" for key in differ)
+            raise InputError(f"--run: {run} must be a training by --recipe vd4rl, found other settings: {found}")
         _replayed(run, self.episodes - 1)
         return {name: facts.get(name) for name in ("task", "seed", "settings", "versions")}
 
@@ -194,13 +202,17 @@ def _replayed(run: Path, number: int) -> Rows:
         parts = [dict(np.load(file, allow_pickle=False)) for file in sorted(run.glob("*.npz"))]
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise InputError(f"{run}: a file of its rows is damaged ({error}); train again") from error
-    starts = np.concatenate([*(np.flatnonzero(part["first"]) for part in parts), []])
-    if len(starts) <= number:
+    columns = {
+        key: np.concatenate([*(part[key] for part in parts)]) if parts else np.zeros(0)
+        for key in ("first", "physics", "action", "reward")
+    }
+    lengths = np.diff([*np.flatnonzero(columns["first"]), len(columns["first"])])
+    whole = int((lengths == lengths[:1]).cumprod().sum())  # the last one may have been cut off
+    if whole <= number:
         raise InputError(
-            f"{run}: holds the first {len(starts)} episodes of a training, needed are {number + 1}; go on with it: "
+            f"{run}: holds the first {whole} whole episodes of a training, needed are {number + 1}; go on with it: "
             "python -m envs.experts.train with --recipe vd4rl"
         )
-    columns = {key: np.concatenate([part[key] for part in parts]) for key in ("first", "physics", "action", "reward")}
     episode = np.cumsum(columns["first"]) == number + 1
     return columns["physics"][episode], columns["action"][episode], columns["reward"][episode]
 

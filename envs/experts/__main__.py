@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=len(SEEDS), help="for each policy (default: %(default)s)")
     parser.add_argument("--mppi", type=int, default=0, help="episodes of MPPI for each task (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.episodes < 1 or options.mppi < 0:
+        parser.error(f"--episodes must be at least 1 and --mppi at least 0, found {options.episodes}, {options.mppi}")
     head = ["task", "random", "checkpoints", "expert"] + (["MPPI"] if options.mppi else [])
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for task in options.tasks or tasks():

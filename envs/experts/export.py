@@ -70,11 +70,13 @@ def export(task: str, folder: Path, target: Path) -> list[PolicyNetwork]:
     checkpoints = load_checkpoints(folder)
     expert = measure(task, choose_expert(task, checkpoints))
     levels = choose_levels(task, checkpoints, expert.info["return_mean"])
+    files = {f"checkpoint_{level}.safetensors": policy for level, policy in enumerate(levels, 1)}
+    files["expert.safetensors"] = expert
+    for name, policy in files.items():
+        policy.save(target / name)
     for old in target.glob("*.safetensors"):
-        old.unlink()
-    for level, policy in enumerate(levels, 1):
-        policy.save(target / f"checkpoint_{level}.safetensors")
-    expert.save(target / "expert.safetensors")
+        if old.name not in files:
+            old.unlink()
     return [*levels, expert]
 
 

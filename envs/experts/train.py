@@ -218,16 +218,19 @@ def load_state(model: Any, file: Path) -> None:
     """Go on from a file of `save_state`.
 
     Raises:
-        InputError: if the file is damaged.
+        InputError: if the file is damaged, or has more rows than the buffer of `model`.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()  # torch does not check the sums
-    except zipfile.BadZipFile:
-        damaged = file.name
-    if damaged:
+        state = None if damaged else torch.load(file, weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError):
+        state = None
+    if state is None:
         raise InputError(f"{file}: damaged; remove the folder and train again")
-    state = torch.load(file, weights_only=True)
+    count, most = state["decisions"], model.replay_buffer.buffer_size
+    if len(state["buffer"]["rewards"]) > most:
+        raise InputError(f"{file}: holds {count:,} decisions; give --decisions of at least as many, found {most:,}")
     model.set_parameters(state["parameters"])
     model.log_ent_coef.data.copy_(state["log_ent_coef"])
     model._n_updates, model.num_timesteps = state["updates"], state["decisions"]

@@ -157,13 +157,17 @@ def attempts(read: Callable[[Any], None], things: Sequence[Any]) -> Iterator[str
         if not child:
             gc.freeze()  # as `kills.begin`
             os.close(readable)
-            _read_all(read, left, writable)
+            try:
+                _read_all(read, left, writable)
+            finally:
+                os._exit(1)
         os.close(writable)
         with os.fdopen(readable, "rb") as pipe:
             outcomes = [json.loads(line) for line in pipe.read().splitlines()]
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if len(outcomes) < len(left):
-            outcomes.append(f"ended by signal {-status}: a hang or too much memory")
+            end = f"by signal {-status}" if status < 0 else f"with status {status}"
+            outcomes.append(f"ended {end}: a hang or too much memory")
         left = left[len(outcomes) :]
         yield from outcomes
 

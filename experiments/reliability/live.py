@@ -8,16 +8,12 @@ import json
 import threading
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from experiments.reliability.soak import drift, observations
-from experiments.untrained import small_pipeline
-from mpdiffuser.errors import InputError
-from mpdiffuser.pipeline import MPDiffuserPipeline
+from experiments.reliability.soak import EVERY, WARM_UP, drift, observations, opened
 from mpdiffuser.realtime import Runner
 from mpdiffuser.record import Record
 from mpdiffuser.serve import Server, Service
@@ -28,16 +24,7 @@ ODD, FAR = 0.01, 1e6  # share of the observations that are not finite or far awa
 FAILS, SLOW, SLOW_SECONDS = 0.01, 0.01, 0.3  # shares of the plans that fail or take long
 RESTARTS = 0.002  # share of the ticks and requests that begin a new episode
 DIES, WRONG = 0.002, 0.005  # shares of the requests that a client does not wait for, or that are none
-EVERY = 10.0  # seconds between two measurements
 PATIENCE_MS = 60_000  # a request that is not answered by then is lost
-
-
-def opened(folder: str | None) -> tuple[MPDiffuserPipeline, Record]:
-    """Return the pipeline of a folder, or a small untrained one, and its record."""
-    pipeline = MPDiffuserPipeline.from_pretrained(Path(folder)) if folder else small_pipeline()
-    if pipeline.record is None:
-        raise InputError(f"{folder}: info.record is missing: its observations are not known")
-    return pipeline, pipeline.record
 
 
 def spoilt(record: Record, random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -62,7 +49,7 @@ def soak_runner(minutes: float, folder: str | None = None, every: float = EVERY,
     warnings.simplefilter("ignore")
     totals: dict[str, int] = {"episodes": 0}
     samples: list[tuple[int, int]] = []
-    process, began = psutil.Process(), time.perf_counter()
+    process, began, due = psutil.Process(), time.perf_counter(), 60 * minutes * WARM_UP
     with Runner(pipeline, hz=hz, rate=RATE, seed=seed) as runner:
         last = None
         while (passed := time.perf_counter() - began) < 60 * minutes:
@@ -74,8 +61,9 @@ def soak_runner(minutes: float, folder: str | None = None, every: float = EVERY,
             action = runner.tick(spoilt(record, random))
             _check(action, runner, last)
             last = action
-            if passed > every * (len(samples) + 1):
+            if passed > due:
                 samples.append((process.memory_info().rss, process.num_fds()))
+                due = passed + every
             runner.wait()
         _add(totals, runner, True)
     return {"minutes": minutes, **totals, **drift(samples)}
@@ -131,13 +119,14 @@ def soak_server(
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
     samples: list[tuple[int, int]] = []
-    process, began = psutil.Process(), time.perf_counter()
+    process, began, due = psutil.Process(), time.perf_counter(), 60 * minutes * WARM_UP
     for thread in threads:
         thread.start()
     while (passed := time.perf_counter() - began) < 60 * minutes and not faults:
         server.serve_once(100)
-        if passed > every * (len(samples) + 1):
+        if passed > due:
             samples.append((process.memory_info().rss, process.num_fds()))
+            due = passed + every
     stop.set()
     while any(thread.is_alive() for thread in threads):
         server.serve_once(100)
@@ -145,10 +134,7 @@ def soak_server(
     if faults:
         raise RuntimeError("; ".join(faults))
     counts = {name: sum(each.get(name, 0) for each in totals) for name in ("requests", "answers", "errors", "deaths")}
-    lost = counts["requests"] - counts["answers"] - counts["errors"] - counts["deaths"]
-    if lost:
-        raise RuntimeError(f"{lost} requests were not answered: {counts}")
-    return {"minutes": minutes, "clients": clients, **counts, "lost": lost, **drift(samples)}
+    return {"minutes": minutes, "clients": clients, **counts, **drift(samples)}
 
 
 def _ask(

@@ -24,6 +24,7 @@ from mpdiffuser.record import PICTURE, Record
 MANY = 1000  # environments of the one large batch
 BATCHES = (1, 4, 16, 64)
 EVERY = 10.0  # seconds between two measurements
+GROWTH, SLACK, DESCRIPTORS = 1.05, 20e6, 8  # memory of the second half may be 5 % and 20 MB above that of the first
 WARM_UP = 0.2  # share of the time before the first measurement: pools and caches fill
 
 
@@ -56,6 +57,14 @@ def many(controller: Controller, record: Record) -> dict[str, float]:
     return {"environments": MANY, "seconds": round(time.perf_counter() - began, 2), "peak_mb": round(grown / 1e6)}
 
 
+def opened(folder: str | None) -> tuple[MPDiffuserPipeline, Record]:
+    """Return the pipeline of a folder, or a small untrained one, and its record."""
+    pipeline = MPDiffuserPipeline.from_pretrained(Path(folder)) if folder else small_pipeline()
+    if pipeline.record is None:
+        raise InputError(f"{folder}: info.record is missing: its observations are not known")
+    return pipeline, pipeline.record
+
+
 def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: int = 0) -> dict[str, Any]:
     """Run a controller for `minutes`.
 
@@ -66,10 +75,7 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
     Returns:
         Counts, and the medians of memory, descriptors and time in the first and the second half.
     """
-    pipeline = MPDiffuserPipeline.from_pretrained(Path(folder)) if folder else small_pipeline()
-    record = pipeline.record
-    if record is None:
-        raise InputError(f"{folder}: info.record is missing: its observations are not known")
+    pipeline, record = opened(folder)
     config = pipeline.sampler_defaults
     controller = Controller(pipeline, replace(config, warm_start=config.levels // 2))
     random, process = np.random.default_rng(seed), psutil.Process()
@@ -77,7 +83,7 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
     samples: list[tuple[int, int, float]] = []
     large = many(controller, record)
     warnings.simplefilter("ignore")
-    began = time.perf_counter()
+    began, due = time.perf_counter(), 60 * minutes * WARM_UP
     while (passed := time.perf_counter() - began) < 60 * minutes:
         batch = int(random.choice(BATCHES))
         controller.reset(random.integers(2**31, size=batch).tolist())
@@ -87,8 +93,9 @@ def soak(minutes: float, folder: str | None = None, every: float = EVERY, seed: 
             totals["decisions"] += 1
             totals["environment decisions"] += batch
         totals["fallbacks"] += controller.fallbacks
-        if passed > 60 * minutes * WARM_UP and passed > every * (len(samples) + 1):
+        if passed > due:
             samples.append((process.memory_info().rss, process.num_fds(), _decision_ms(controller, record)))
+            due = passed + every
     return {"minutes": minutes, **totals, "large batch": large, "threads": torch.get_num_threads(), **drift(samples)}
 
 
@@ -106,7 +113,11 @@ def _decision_ms(controller: Controller, record: Record, repeats: int = 20) -> f
 
 
 def drift(samples: Sequence[tuple[float, ...]]) -> dict[str, Any]:
-    """Medians of memory, descriptors and time in the first and in the second half of the samples."""
+    """Medians of memory, descriptors and time in the first and in the second half of the samples.
+
+    Raises:
+        RuntimeError: if memory or the number of descriptors grows.
+    """
     if len(samples) < 4:
         return {"samples": len(samples)}
     halves = np.array(samples[: len(samples) // 2]), np.array(samples[len(samples) // 2 :])
@@ -116,4 +127,6 @@ def drift(samples: Sequence[tuple[float, ...]]) -> dict[str, Any]:
         "memory_mb": [round(first[0] / 1e6, 1), round(second[0] / 1e6, 1)],
         "descriptors": [int(first[1]), int(second[1])],
     }
+    if second[0] > GROWTH * first[0] + SLACK or second[1] > first[1] + DESCRIPTORS:
+        raise RuntimeError(f"memory or descriptors grow: {found}")
     return found if len(first) < 3 else found | {"decision_ms": [round(first[2], 2), round(second[2], 2)]}

@@ -53,6 +53,15 @@ def test_an_arm_does_what_the_package_does() -> None:
     theirs.close()
 
 
+def test_a_film_of_an_arm() -> None:
+    """The package draws its cubes, but does not say so in its render_mode."""
+    env = make({"kind": "ogbench", "env_id": "cube-single-v0"})
+    env.reset(seed=0)
+    picture = env.render()
+    assert picture is not None and picture.shape == (200, 200, 3) and picture.std() > 10
+    env.close()
+
+
 def test_pictures() -> None:
     env = make_ogbench("visual-cube-single-v0", "frames")
     seen, info = env.reset(seed=1)

@@ -14,7 +14,13 @@ TASK = "hopper-medium-v2"
 
 def a_cell(mean: float) -> dict[str, Any]:
     score = {"mean": mean, "standard_error": 1.0, "iqm_interval": [mean - 2, mean + 2]}
-    return {"machine": {"cpu": "CPU"}, "stand_in": False, "behaviour": 50.0, "score": score}
+    return {
+        "machine": {"cpu": "CPU"},
+        "stand_in": False,
+        "behaviour": 50.0,
+        "score": score,
+        "core_minutes": {"planner": 5.0},
+    }
 
 
 def test_the_page_has_a_column_for_each_time_and_gaps_for_what_was_not_trained(tmp_path: Path) -> None:

@@ -43,5 +43,8 @@ def test_the_same_seed_gives_the_same_episodes(tmp_path: Path, monkeypatch, caps
 def test_what_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"go2/run: cannot be made here; these can: go2/walk, go2/disturbed"):
         make_dataset("go2/run", tmp_path / "data")
+    (tmp_path / "mine.npz").write_text("mine")
+    with pytest.raises(InputError, match=r"mine\.npz: exists already; choose another path or remove it"):
+        make_dataset("ogbench/pointmaze-medium-navigate-v0", tmp_path / "mine.npz")
     with pytest.raises(InputError, match="go2/walk: --rendering is for V-D4RL"):
         make_dataset("go2/walk", tmp_path / "data", rendering="full")

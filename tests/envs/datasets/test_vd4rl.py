@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from envs.datasets.__main__ import main
 from envs.datasets.opening import open_dataset
 from envs.datasets.vd4rl import VD4RL
 from envs.experts import PolicyNetwork
+from envs.experts.train import RECIPES
 from envs.simulator import DMControlEnv
 from mpdiffuser.errors import InputError
 
@@ -81,7 +83,7 @@ def test_a_dataset_that_was_cut_off_goes_on_with_the_same_bytes(tmp_path: Path, 
 
 def test_a_replay_has_the_episodes_of_the_training(tmp_path: Path, agents: Path):
     env, random = DMControlEnv("walker_walk", action_repeat=2), np.random.default_rng(0)
-    lengths, columns = (4, 6, 3), {key: [] for key in ("physics", "action", "reward", "first")}  # type: ignore[var-annotated]
+    lengths, columns = (5, 5, 5, 2), {key: [] for key in ("physics", "action", "reward", "first")}  # type: ignore[var-annotated]
     for length in lengths:
         _, info = env.reset(seed=length)
         rows = [(info["physics"], np.zeros(ACTIONS, np.float32), 0.0, True)]
@@ -95,19 +97,23 @@ def test_a_replay_has_the_episodes_of_the_training(tmp_path: Path, agents: Path)
     run.mkdir()
     with pytest.raises(InputError, match=r"run holds no training"):
         VD4RL("walker_walk", "medium_replay", 3, agents).write(tmp_path / "data", 0, run=run)
-    facts = {"task": "walker_walk", "action_repeat": 2, "seed": 0, "settings": {"kept": 13}, "versions": {}}
+    facts = {"task": "walker_walk", "action_repeat": 2, "seed": 0, "settings": {}, "versions": {}}
     (run / "about.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"run must be a training by --recipe vd4rl, found .*interval=None"):
+        VD4RL("walker_walk", "medium_replay", 3, agents).write(tmp_path / "data", 0, run=run)
+    settings = {**asdict(RECIPES["vd4rl"]["walker_walk"]), "kept": 17}
+    (run / "about.json").write_text(json.dumps({**facts, "settings": settings}))
     for name, part in (("00000020", slice(0, 7)), ("00000040", slice(7, None))):  # an episode lies in two parts
         np.savez(run / f"{name}.npz", **{key: np.array(column)[part] for key, column in columns.items()})
     VD4RL("walker_walk", "medium_replay", 3, agents).write(tmp_path / "data", 0, run=run)
     found = [np.load(file) for file in sorted((tmp_path / "data").glob("*.npz"))]
-    assert tuple(len(episode["image"]) for episode in found) == lengths
+    assert tuple(len(episode["image"]) for episode in found) == lengths[:3]
     for key in ("action", "reward"):
         joined = np.concatenate([episode[key] for episode in found])
-        np.testing.assert_array_equal(joined, np.array(columns[key], np.float32))
-    env.set_physics(columns["physics"][5])
+        np.testing.assert_array_equal(joined, np.array(columns[key], np.float32)[:15])
+    env.set_physics(columns["physics"][6])
     np.testing.assert_array_equal(found[1]["image"][1], env.render())
-    with pytest.raises(InputError, match=r"run: holds the first 3 episodes of a training, needed are 4"):
+    with pytest.raises(InputError, match=r"run: holds the first 3 whole episodes of a training, needed are 4"):
         VD4RL("walker_walk", "medium_replay", 4, agents).write(tmp_path / "more", 0, run=run)
     with pytest.raises(InputError, match=r"must be a training of cheetah_run with action repeat 2, found walker_walk"):
         VD4RL("cheetah_run", "medium_replay", 3, agents).write(tmp_path / "more", 0, run=run)

@@ -32,6 +32,7 @@ def test_the_levels_are_near_the_fractions_of_the_experts_return_and_apart(tmp_p
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "old.safetensors").write_text("")
     export.export("pendulum_swingup", run, tmp_path / "policies")
+    assert not (tmp_path / "policies" / "old.safetensors").exists()
     found = {file.stem: PolicyNetwork.load(file).info["decisions"] for file in tmp_path.glob("policies/*")}
     assert found == {"checkpoint_1": 2, "checkpoint_2": 4, "checkpoint_3": 5, "checkpoint_4": 6, "expert": 7}
 

@@ -89,6 +89,8 @@ def test_a_training_can_be_prolonged(tmp_path: Path, few_episodes, capsys):
     assert train.main([*arguments, "--decisions", "40"]) == 0
     assert "goes on after 20 decisions" in capsys.readouterr().out
     assert len(list((tmp_path / "run").glob("*.safetensors"))) == 2
+    assert train.main([*arguments, "--decisions", "20"]) == 2
+    assert "state.pt: holds 40 decisions; give --decisions of at least as many, found 20" in capsys.readouterr().err
     state = tmp_path / "run" / "state.pt"
     whole = state.read_bytes()
     middle = len(whole) // 2
