@@ -75,7 +75,7 @@ class _Pairs(gymnasium.Wrapper):
         self.decision_seconds = float(inner.control_timestep() if hasattr(inner, "control_timestep") else inner.dt)
 
     @property
-    def render_mode(self) -> str:
+    def render_mode(self) -> str:  # type: ignore[override]
         """The package's cubes, scenes and puzzles draw without saying so."""
         return self.env.render_mode or "rgb_array"
 

@@ -67,8 +67,8 @@ def page(curves: Curves) -> str:
     label = STAND_IN if any(one["stand_in"] for one in found) else ""
     text = HEAD.format(written_by=pages.written_by("curves", measured_on=cpus), label=label)
     for task in tasks_of(curves):
-        found = {name: of_task(curves, task, name) for name in COMPARED}
-        rows = [[name, *(score(each.get(m, [])) for m in curves)] for name, each in found.items() if each]
+        points = {name: of_task(curves, task, name) for name in COMPARED}
+        rows = [[name, *(score(each.get(m, [])) for m in curves)] for name, each in points.items() if each]
         columns = ["method", *(f"{minutes:g}" for minutes in curves)]
         text += f"## {task}\n\nbehaviour: {behaviour(curves, task):.1f}\n\n{pages.table(columns, rows)}\n"
     return text.rstrip("\n") + "\n"
