@@ -199,7 +199,8 @@ def test_a_plan_that_fails_takes_time_too(pipeline: MPDiffuserPipeline, monkeypa
             runner.tick(each)
             runner.wait()
     found = runner.summary()
-    assert found["failed_plans"] == found["missed_deadlines"] == found["plans"] > 0 and found["plan_ms_median"] > 1
+    assert found["missed_deadlines"] == found["plans"] > 0 and found["plan_ms_median"] > 1
+    assert found["failed_plans"] - found["plans"] in (0, 1)  # the last one may have failed after the last tick
 
 
 def test_a_real_run(pipeline: MPDiffuserPipeline) -> None:
