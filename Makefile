@@ -26,8 +26,8 @@ robot: install data/go2-walk data/go2-disturbed
 data/go2-%: | $(VENV)/go2
 	$(BIN)/python -m envs.datasets make go2/$* $@
 
-# two processes, a test file each: most tests compute on one core
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# two processes, a test file each, in their order, since the files with the fewest tests are the longest
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: install $(VENV)/go2 lint docs
 	$(PYTEST)
