@@ -226,10 +226,10 @@ def check_address(address: str) -> None:
     """Raise InputError for an address of a form that ZeroMQ does not know, or with a port that does not exist."""
     transport, separator, rest = address.partition("://")
     if not separator or transport not in ("tcp", "ipc", "inproc") or not rest:
-        raise InputError("must be like tcp://127.0.0.1:5555 or ipc:///tmp/policy")
+        raise InputError(f"address: must be like tcp://127.0.0.1:5555 or ipc:///tmp/policy, found {address}")
     port = rest.rpartition(":")[2]
     if transport == "tcp" and port != "*" and not (port.isdecimal() and int(port) < 2**16):
-        raise InputError(f"a port is a number in 0..65535, found {port!r}")
+        raise InputError(f"address: must end in a port, 0..65535, found {address}")
 
 
 class Server:
@@ -244,6 +244,7 @@ class Server:
     """
 
     def __init__(self, service: Service, address: str) -> None:
+        check_address(address)
         try:
             import zmq
         except ModuleNotFoundError as error:
@@ -253,9 +254,8 @@ class Server:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
         try:
-            check_address(address)
             self.socket.bind(address)
-        except (zmq.ZMQError, InputError) as error:
+        except zmq.ZMQError as error:
             self.socket.close()
             raise InputError(f"address: cannot listen at {address}: {error}") from error
         self.address: str = self.socket.getsockopt(zmq.LAST_ENDPOINT).decode()
@@ -292,10 +292,7 @@ def main(cfg: DictConfig) -> None:
     """Serve the pipeline `cfg.pipeline` until the process is stopped."""
     if cfg.threads < 1:
         raise InputError(f"threads: must be at least 1, found {cfg.threads}")
-    try:
-        check_address(cfg.address)
-    except InputError as error:
-        raise InputError(f"address={cfg.address}: {error}") from error
+    check_address(cfg.address)  # loading and compiling take seconds
     torch.set_num_threads(cfg.threads)
     pipeline = MPDiffuserPipeline.from_pretrained(Path(cfg.pipeline))
     server = Server(Service(pipeline, pipeline.sampler_config(settings(cfg.sampler)), cfg.robots), cfg.address)

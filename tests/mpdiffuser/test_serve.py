@@ -1,6 +1,7 @@
 """The server, asked by the client of examples/: the controller's actions, batches, and bad requests."""
 
 import json
+import re
 import runpy
 import sys
 import threading
@@ -245,12 +246,12 @@ def test_what_is_refused(pipeline: MPDiffuserPipeline, make_pipeline, server: Se
     with pytest.raises(InputError, match="robots: must be at least 1, found 0"):
         Service(pipeline, CONFIG, 0)
     for address, words in (
-        ("tcp://nowhere", "found 'nowhere'"),
-        ("tcp://127.0.0.1:99999", "0..65535, found '99999'"),
-        ("foo", "must be like tcp://127.0.0.1:5555"),
-        ("tcp://no.such.host.invalid:5555", "cannot listen at tcp://no.such"),
+        ("tcp://nowhere", "address: must end in a port, 0..65535, found tcp://nowhere"),
+        ("tcp://127.0.0.1:99999", "address: must end in a port, 0..65535, found tcp://127.0.0.1:99999"),
+        ("foo", "address: must be like tcp://127.0.0.1:5555 or ipc:///tmp/policy, found foo"),
+        ("ipc:///no/such/folder/policy", "address: cannot listen at ipc:///no/such/folder/policy: No such file"),
     ):
-        with pytest.raises(InputError, match=f"address: cannot listen at {address}: .*{words}|{words}"):
+        with pytest.raises(InputError, match=re.escape(words)):
             Server(server.service, address)
     monkeypatch.setitem(sys.modules, "zmq", None)
     with pytest.raises(InputError, match=r"pip install 'mpdiffuser\[serve\]'"):
@@ -273,4 +274,4 @@ def test_the_command(pipeline: MPDiffuserPipeline, tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["serve", "pipeline=nowhere", "address=tcp://127.0.0.1:99999"])
     with pytest.raises(SystemExit):
         serve.main()
-    assert "address=tcp://127.0.0.1:99999: a port is a number in 0..65535" in capsys.readouterr().err
+    assert "address: must end in a port, 0..65535, found tcp://127.0.0.1:99999" in capsys.readouterr().err
