@@ -191,7 +191,7 @@ class Runner:
         self._last: dict[str, np.ndarray] | None = None
         self._action: np.ndarray | None = None
         self._said: set[str] = set()
-        self.closed = False
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -201,7 +201,7 @@ class Runner:
 
     def close(self) -> None:
         """End the planning thread, after the plan that it draws. The runner cannot be used any more."""
-        self._next_time, self.closed = None, True
+        self._next_time, self._closed = None, True
         self.controller.pool.shutdown(cancel_futures=True)
 
     def start(self, observation: Observations, goal: Observations | None = None) -> None:
@@ -214,7 +214,7 @@ class Runner:
         Raises:
             InputError: for an observation or a goal that is not finite, after `close`, or as `Controller.act`.
         """
-        if self.closed:
+        if self._closed:
             raise InputError("runner: closed; make a new one")
         self._next_time = None
         self.controller.reset([self.seed])
