@@ -222,12 +222,11 @@ def load_state(model: Any, file: Path) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()  # torch does not check the sums
-        state = None if damaged else torch.load(file, weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError):
-        state = None
-    if state is None:
-        raise InputError(f"{file}: damaged; remove the folder and train again")
+            if damaged := archive.testzip():  # torch does not check the sums
+                raise zipfile.BadZipFile(damaged)
+        state = torch.load(file, weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError) as error:
+        raise InputError(f"{file}: damaged; remove the folder and train again") from error
     count, most = state["decisions"], model.replay_buffer.buffer_size
     if len(state["buffer"]["rewards"]) > most:
         raise InputError(f"{file}: holds {count:,} decisions; give --decisions of at least as many, found {most:,}")
