@@ -7,6 +7,7 @@ vd4rl`, and cheetah_run. The folder keeps all runs, so a command that was cut of
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,17 @@ PUBLISHED = {
 }
 
 
-def measure(task: str, kind: str, seed: int, folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Metrics of a run, and what is known of its dataset."""
-    data, output = folder / "data" / f"{task}-{kind}", folder / f"{task}-{kind}-{seed}"
+def dataset(task: str, kind: str, folder: Path) -> Path:
+    """The folder of a dataset, which is made unless it is there."""
+    data = folder / "data" / f"{task}-{kind}"
     if not data.exists():
         make_dataset(f"vd4rl/{task}-{kind}", data)
+    return data
+
+
+def measure(task: str, kind: str, seed: int, folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Metrics of a run, and what is known of its dataset."""
+    data, output = dataset(task, kind, folder), folder / f"{task}-{kind}-{seed}"
     chosen = [f"seed={seed}", f"evaluation.methods=[{','.join(METHODS)}]", *options]
     found = trained("train_vision.py", output, chosen, [f"dataset={data}", f"data_root={data.parent}"])
     return {**found, "about": read_json(data / "about.json")}
@@ -48,7 +55,7 @@ def measure(task: str, kind: str, seed: int, folder: Path, options: Sequence[str
 
 def measure_end_to_end(task: str, kind: str, seed: int, folder: Path, found: dict[str, Any], steps: int) -> None:
     """Add the metrics of the end-to-end policy to the result of `measure`."""
-    name, data = f"{task}-{kind}-{seed}-{END_TO_END}", folder / "data" / f"{task}-{kind}"
+    name, data = f"{task}-{kind}-{seed}-{END_TO_END}", dataset(task, kind, folder)
     identity = {"data": read_json(data / "about.json")["checksums"], "seeds": found["seeds"], "steps": steps}
     measured = partial(end_to_end.measure, data, data.parent, seed, folder / name, found["seeds"], steps=steps)
     found["methods"][END_TO_END] = measure_once(folder / f"{name}.json", identity, measured)
@@ -102,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--end-to-end-steps", type=int, default=end_to_end.TRAINING["steps"], help="of its training")
     pages.run_options(parser, "vd4rl", "train_vision.py", [0])
     args = parser.parse_args(arguments)
+    for task, kind in product(args.tasks, args.kinds):  # first, since an agent may be missing
+        dataset(task, kind, args.folder)
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in args.tasks:
         for kind in args.kinds:
