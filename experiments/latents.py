@@ -56,9 +56,9 @@ HEAD = """# What the latents keep of the true state
 {written_by}. R2 of a perceptron from the latents
 to the joints' positions (angles as sine and cosine) and velocities, on held-out episodes of the data that the encoder
 was trained on for {steps} steps: to estimate the true states, or without true states ([How it
-learns](train.md#how-it-learns-from-mixed-data)). {done} of {all} parts are done. Last
-column: positions by ridge regression from frozen features of one frame, 2,400 frames of random actions, not measured by
-this command; one frame tells almost nothing of the velocities.
+learns](train.md#how-it-learns-from-mixed-data)). {done} of {all} parts are done. Last column: positions by ridge
+regression from frozen features of one frame, 2,400 frames of random actions, not measured by this command; one frame
+tells almost nothing of the velocities.
 
 """
 R2 = ("positions", "velocities")
