@@ -18,13 +18,14 @@ LOWEST = {
     "reacher_easy": 950,
     "point_mass_easy": 850,
     "ball_in_cup_catch": 900,
+    "cheetah_run": 750,
 }
 FILES = sorted(FOLDER.glob("*/*.safetensors"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_file_is_small_safe_and_says_where_it_comes_from(path):
-    assert path.stat().st_size < 200_000
+    assert path.stat().st_size < 600_000
     with safe_open(path, framework="numpy") as file:  # a format without code
         assert all(np.isfinite(file.get_tensor(key)).all() for key in file.keys())  # noqa: SIM118
     info = PolicyNetwork.load(path).info
