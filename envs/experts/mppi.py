@@ -53,6 +53,8 @@ SETTINGS = {
     "ball_in_cup_catch": Settings(40, 8, 64, 0.5, replan=1),
     "walker_walk": Settings(30, 6, 40, 0.4),
     "cheetah_run": Settings(60, 12, 160, 0.6, replan=3, iterations=2),
+    "quadruped_walk": Settings(30, 6, 48, 0.4),
+    "quadruped_run": Settings(30, 6, 48, 0.4),
 }
 
 

@@ -81,6 +81,24 @@ def cheetah_run(model: mujoco.MjModel, states: States) -> np.ndarray:
     return tolerance(speed, (10.0, np.inf), margin=10.0, value_at_margin=0, sigmoid="linear")
 
 
+def quadruped(model: mujoco.MjModel, states: States, speed: float) -> np.ndarray:
+    """Of moving forwards in the torso's frame at `speed` m/s or faster, with the torso upright."""
+    root = model.joint("root").qposadr[0]
+    quaternion = states.positions[..., root + 3 : root + 7]
+    w2, x2, y2, z2 = np.moveaxis(quaternion**2, -1, 0)
+    upright = (w2 + z2) / (w2 + x2 + y2 + z2)  # (1 + cosine) / 2 of the torso's angle to the vertical
+    forwards = states.sensors[..., model.sensor("velocimeter").adr[0]]
+    return upright * tolerance(forwards, (speed, np.inf), margin=speed, value_at_margin=0.5, sigmoid="linear")
+
+
+def quadruped_walk(model: mujoco.MjModel, states: States) -> np.ndarray:
+    return quadruped(model, states, 0.5)
+
+
+def quadruped_run(model: mujoco.MjModel, states: States) -> np.ndarray:
+    return quadruped(model, states, 5.0)
+
+
 REWARDS: dict[str, Reward] = {
     function.__name__: function
     for function in (
@@ -91,6 +109,8 @@ REWARDS: dict[str, Reward] = {
         ball_in_cup_catch,
         walker_walk,
         cheetah_run,
+        quadruped_walk,
+        quadruped_run,
     )
 }
 
