@@ -31,11 +31,12 @@ def test_the_page() -> None:
 
 
 def test_the_picture_is_a_moment_of_the_film(tmp_path: Path) -> None:
-    frames = np.broadcast_to(np.arange(0, 200, 20, dtype=np.uint8)[:, None, None, None], (10, 16, 16, 3))
+    brightness = np.arange(0, 2000, 10).clip(max=250).astype(np.uint8)
+    frames = np.broadcast_to(brightness[:, None, None, None], (200, 16, 16, 3))
     write_video(tmp_path / "video.mp4", [Film(frames)], 10)
     seven_tasks.picture(tmp_path / "video.mp4", tmp_path / "picture.png")
     image = imageio.imread(tmp_path / "picture.png")
-    assert abs(int(image[150, 100, 0]) - 60) < 8  # the fourth of ten frames
+    assert abs(int(image[150, 100, 0]) - 100) < 8  # the eleventh of 200 frames
 
 
 def test_the_dataset_of_the_states_is_that_of_the_pixels(tmp_path: Path) -> None:
