@@ -82,7 +82,7 @@ def cheetah_run(model: mujoco.MjModel, states: States) -> np.ndarray:
 
 
 def quadruped(model: mujoco.MjModel, states: States, speed: float) -> np.ndarray:
-    """Of moving forwards in the torso's frame at `speed` m/s or faster, with the torso upright."""
+    """Reward (...) of moving forwards in the torso's frame at `speed` m/s or faster, with the torso upright."""
     root = model.joint("root").qposadr[0]
     quaternion = states.positions[..., root + 3 : root + 7]
     w2, x2, y2, z2 = np.moveaxis(quaternion**2, -1, 0)
