@@ -82,7 +82,7 @@ def collect(
         except InputError:
             if not path.exists() and not claimed(unfinished):  # otherwise another process was faster
                 raise
-    _check_reuse(path, info)
+    _check_reuse(path, info, env.action_repeat)
     return path
 
 
@@ -160,7 +160,7 @@ def _environment(environment: Mapping[str, Any], quality: str) -> DMControlEnv:
     return env
 
 
-def _check_reuse(path: Path, info: dict[str, Any]) -> None:
+def _check_reuse(path: Path, info: dict[str, Any], action_repeat: int) -> None:
     try:
         found = Episodes.load(path)
     except InputError as error:
@@ -175,7 +175,15 @@ def _check_reuse(path: Path, info: dict[str, Any]) -> None:
         raise InputError(
             f"{path}: exists with other settings: {'; '.join(differ)}; remove it, or choose another seed or data_root"
         )
+    _, policies = plan_policies(info["task"], info["quality"], info["episodes"], action_repeat, info["seed"])
+    if found.info.get("policy_info") != _policy_info(policies):
+        raise InputError(f"{path}: exists, of other policies than today's; remove it, or choose another data_root")
     print(f"{path}: exists already, reused ({len(found)} episodes, mean return {found.returns.mean():.1f})")
+
+
+def _policy_info(policies: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of a policy -> what is known of it; nothing of "random"."""
+    return {name: policy.info if policy else {} for name, policy in policies.items()}
 
 
 def _flat(info: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +250,7 @@ def _write(path: Path, info: dict[str, Any], env: DMControlEnv, processes: int |
             "handovers": [actor.handover for actor in actors],
             "disturbances": rates,
             "episode_seeds": seeds.tolist(),
-            "policy_info": {name: policy.info if policy else {} for name, policy in policies.items()},
+            "policy_info": _policy_info(policies),
             "decision_seconds": env.decision_seconds,
             "joints": env.joints(),
             "versions": versions(),

@@ -177,6 +177,16 @@ def test_a_dataset_with_other_disturbances_is_not_reused(mixed, monkeypatch):
         again(mixed)
 
 
+def test_a_dataset_of_other_policies_is_not_reused(mixed, monkeypatch):
+    """The expert of a task was trained again, say."""
+    expert = experts.load_policy("cartpole_swingup")
+    expert.info["decisions"] += 1
+    policies = [*experts.ladder("cartpole_swingup")[:-1], expert]
+    monkeypatch.setattr("envs.collect.ladder", lambda task: policies)
+    with pytest.raises(InputError, match=r"exists, of other policies than today's; remove it"):
+        again(mixed)
+
+
 def test_a_whole_dataset_is_reused(mixed, capsys):
     before = (mixed / "meta.json").stat().st_mtime_ns
     assert again(mixed) == mixed
