@@ -20,6 +20,15 @@ def get_state(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def set_state(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
+    """Go to a state (p,) of `get_state`."""
+    full, warm_start = np.split(state, [mujoco.mj_stateSize(model, STATE_KINDS[0])])
+    data.ctrl[:] = 0
+    mujoco.mj_setState(model, data, full, STATE_KINDS[0])
+    mujoco.mj_forward(model, data)
+    mujoco.mj_setState(model, data, warm_start, STATE_KINDS[1])  # mj_forward has changed it
+
+
 def checked_action(action: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return an action as float64.
 

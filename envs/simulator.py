@@ -15,7 +15,7 @@ import mujoco  # isort: skip
 from dm_control import suite  # isort: skip
 
 from envs.observations import Observation, stack
-from envs.physics import STATE_KINDS, ActionScaling, get_state
+from envs.physics import STATE_KINDS, ActionScaling, get_state, set_state
 from envs.rendering import MODES, Renderer, check_camera, check_size
 from mpdiffuser.errors import InputError
 
@@ -220,18 +220,14 @@ class DMControlEnv(gymnasium.Env):
         The step count follows the state's time, so the time limit keeps its meaning.
         """
         state = np.asarray(state, np.float64)
-        sizes = [mujoco.mj_stateSize(self.model, kind) for kind in STATE_KINDS]
+        sizes = [sum(mujoco.mj_stateSize(self.model, kind) for kind in STATE_KINDS)]
         sizes += [np.size(array[rows]) for array, rows in self._model_state()]
         if state.shape != (sum(sizes),) or not np.isfinite(state).all():
             raise InputError(f"physics of {self.task}: {sum(sizes)} finite numbers needed, found shape {state.shape}")
-        full, warm_start, *rest = np.split(state, np.cumsum(sizes)[:-1])
+        general, *rest = np.split(state, np.cumsum(sizes)[:-1])
         for (array, rows), values in zip(self._model_state(), rest, strict=True):
             array[rows] = values.reshape(np.shape(array[rows]))
-        self.data.ctrl[:] = 0
-        mujoco.mj_setState(self.model, self.data, full, STATE_KINDS[0])
-        mujoco.mj_forward(self.model, self.data)
-        # mj_forward has changed the solver's warm start
-        mujoco.mj_setState(self.model, self.data, warm_start, STATE_KINDS[1])
+        set_state(self.model, self.data, general)
         self._steps = round(self.data.time / self._env.control_timestep())
 
     def peek(self, actions: np.ndarray) -> Observation:

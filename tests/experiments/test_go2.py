@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_cells_are_over_all_episodes_of_all_seeds() -> None:
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(making, "STEPS", 30)
-    monkeypatch.setattr(go2, "PLAYED", 120)
+    for name, value in (("PLAYED", 120), ("PLAYERS", 2), ("FILMED", 40)):
+        monkeypatch.setattr(go2, name, value)
     monkeypatch.setattr(go2, "WISHES", (Wish(0.5), Wish(1.0, 0.5)))
     monkeypatch.setattr(go2, "BODIES", {"payload of 3 kg": {"payload": 3.0}})
     monkeypatch.setitem(making.MAKERS, "go2/walk", Walks(10, CLEAN))
@@ -43,7 +45,8 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     options += [f"{model}.{option}" for model in ("planner", "dynamics") for option in ("width=8", "multipliers=[1,2]")]
     options += [f"train.{model}.steps=3" for model in ("cloning", "ranker", "planner", "dynamics", "forward")]
     arguments = ["--seeds", "0", "--episodes", "2", "--steps", "4", "--real-time", "0.4"]
-    arguments += ["--folder", str(tmp_path / "runs"), "--page", str(tmp_path / "go2.md"), "--set", *options]
+    arguments += ["--folder", str(tmp_path / "runs"), "--page", str(tmp_path / "go2.md")]
+    arguments += ["--film", str(tmp_path / "go2.webp"), "--set", *options]
     go2.main(arguments)
     lines = (tmp_path / "go2.md").read_text().splitlines()
     assert sum(line.startswith("| 0.5 m/s | ") for line in lines) == 5
@@ -52,6 +55,9 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
         [cell.strip() for cell in line.split("|")] for line in lines if " as they are " in line or " slowed " in line
     )
     assert own[2] == slow[2] == "20" and float(slow[6]) >= 50 > float(own[6])
+    film = np.stack([*imageio.imiter(tmp_path / "go2.webp")])  # (T, h, w, 3): three panels side by side
+    assert len(film) == 10 and film.shape[2] > 2 * film.shape[1]
+    assert all(np.ptp(film[:, :, left : left + 100].astype(int), axis=0).max() > 20 for left in (20, 164, 308))
     capsys.readouterr()
     go2.main(arguments)  # reuses the results
     assert "step" not in capsys.readouterr().err
