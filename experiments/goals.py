@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "sampler": {**SAMPLER, **(about.sampler or {})},
                     }
                     measured = partial(measure, study, row, goal, scale, seeds, args.steps)
-                    cell = f"{name} {scale:g} {args.first_seed}".replace("/", "_")
+                    cell = f"{name} {scale:g} {args.first_seed}"
                     found = study.result(row, cell, identity, measured)
                     results.setdefault((name, scale, row), []).append(found)
                     print(f"{seed} | {name} | {scale:g} | {row}: {np.mean(found['distance']):.2f}", flush=True)

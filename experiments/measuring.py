@@ -134,4 +134,4 @@ def trained(command: str, output: Path, options: Sequence[str], places: Sequence
 
 def file_name(name: str) -> str:
     """The name of a setting as that of a file."""
-    return f"{name.replace(' ', '_').replace(',', '').replace('=', '')}.json"
+    return f"{name.replace(' ', '_').replace('/', '_').replace(',', '').replace('=', '')}.json"

@@ -7,7 +7,8 @@
     python -m envs.datasets make ID PATH       make a dataset with its simulator: go2/walk, go2/disturbed,
                                                d4rl/maze2d-umaze-v1 and the other maze2d tasks (PATH ends in .hdf5),
                                                ogbench/pointmaze-medium-navigate-v0 and others (PATH ends in .npz),
-                                               vd4rl/walker_walk-medium_expert and others of V-D4RL
+                                               vd4rl/walker_walk-medium_expert and others of V-D4RL,
+                                               mppi/quadruped_walk and others of dm_control, by sampling MPC
 
 ID is a task (d4rl/hopper-medium-v2, dsrl/OfflineCarRun-v0, ogbench/cube-single-play-v0), a Minari dataset
 (minari/D4RL/door/human-v2), or a path: of a folder of Episodes, Minari, V-D4RL or LeRobot, or of HDF5 or npz files

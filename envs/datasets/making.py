@@ -14,9 +14,11 @@ import numpy as np
 
 from envs.datasets import maze2d, pointmaze
 from envs.datasets.maze2d import Maze2DData
+from envs.datasets.mppi import MPPIData
 from envs.datasets.pointmaze import PointMazeData
 from envs.datasets.vd4rl import KINDS, VD4RL
 from envs.experts import VD4RL_TASKS
+from envs.experts.mppi import SETTINGS
 from envs.go2 import DECISION_SECONDS, JOINTS, LARGEST, NAMES, REACH, Go2, files
 from envs.robots import Disturbance, Robots, episodes_of
 from mpdiffuser.console import progress
@@ -106,11 +108,12 @@ class Walks:
         episodes_of(found, info, record).save(path)
 
 
-MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData] = {
+MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData | MPPIData] = {
     "go2/walk": Walks(100, CLEAN),
     "go2/disturbed": Walks(200, DISTURBED),
 }
 MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in VD4RL_TASKS for kind in KINDS}
+MAKERS |= {f"mppi/{task}": MPPIData(task) for task in SETTINGS}
 MAKERS |= maze2d.MAKERS
 MAKERS |= pointmaze.MAKERS
 

@@ -15,20 +15,16 @@ and their returns, what differs from the public data, and the checksum of each f
 
 import hashlib
 import json
-import os
-import threading
-import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from envs import experts, gl  # noqa: F401  before mujoco is imported
+from envs.datasets.pool import pool
 from envs.datasets.readers.vd4rl import ABOUT
 from envs.doctor import versions
 from envs.experts import AGENTS, PolicyNetwork, task_options
@@ -37,7 +33,6 @@ from envs.simulator import DMControlEnv
 from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import claim, publish, read_json, release, replacing, write_whole, writing
-from mpdiffuser.machine import available_cores
 
 KINDS = ("random", "medium_replay", "medium", "medium_expert", "expert")
 SIZE = 64  # pixels a side
@@ -99,12 +94,11 @@ class VD4RL:
             files = [unfinished / f"{self.task}-{self.kind}-{number:03d}-501.npz" for number in range(self.episodes)]
             left = [number for number, file in enumerate(files) if not file.exists()]
             write = partial(_write_episode, self, seed, rendering, replay)
-            workers, watch = min(available_cores(), len(left) or 1), (_end_with_parent, (os.getpid(),))
             with (
-                ProcessPoolExecutor(workers, get_context("spawn"), *watch) as pool,
+                pool(len(left)) as workers,
                 progress(total=self.episodes, desc=path.name, initial=self.episodes - len(left), unit="episode") as bar,
             ):
-                for _ in pool.map(write, left, [files[number] for number in left]):
+                for _ in workers.map(write, left, [files[number] for number in left]):
                     bar.update(1)
             about["checksums"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
             write_whole(unfinished / ABOUT, json.dumps(about, indent=1))
@@ -179,17 +173,6 @@ def _start_or_resume(folder: Path, about: dict[str, Any]) -> None:
     elif any(folder.glob("*.npz")):
         raise InputError(f"{folder}: holds other files; remove it, or choose another path")
     write_whole(folder / ABOUT, json.dumps(about))
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent has ended, also if that was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _replayed(run: Path, number: int) -> Rows:

@@ -87,7 +87,6 @@ SETTINGS = {
     "ball_in_cup_catch": Settings(13_000),
     "walker_walk": LOCOMOTION,
     "cheetah_run": LOCOMOTION,
-    "quadruped_walk": LOCOMOTION,
 }
 # V-D4RL's agents (Lu et al. 2023): 3 x 256 units, Adam 1e-4, 10,000 random control steps first
 VD4RL = Settings(1_000_000, 25_000, 5_000, learning_rate=1e-4, layers=3, actor=256, critic=256)

@@ -86,7 +86,7 @@ def test_whole_numbers_are_numbers() -> None:
 def test_a_task_without_a_file_is_dm_controls(tmp_path: Path) -> None:
     task = load("vision", ["task=fish_swim", "task.action_repeat=2"]).task
     assert dict(task) == {"name": "fish_swim", "action_repeat": 2, "size": 64, "camera": 0}
-    assert load("collect", ["task=quadruped_run"]).task.action_repeat == 4
+    assert load("collect", ["task=fish_swim"]).task.action_repeat == 4
     assert load("collect", ["task=dm_control/walker_walk"]).task.action_repeat == 4
     assert load("collect", ["task=walker_walk"]).task.action_repeat == 2  # of its own file
     mine = own(tmp_path, MINE, "task/fish_swim.yaml")
