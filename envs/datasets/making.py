@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.datasets import maze2d, pointmaze
+from envs.datasets import manipulation, maze2d, pointmaze
+from envs.datasets.manipulation import ManipulationData
 from envs.datasets.maze2d import Maze2DData
 from envs.datasets.mppi import MPPIData
 from envs.datasets.pointmaze import PointMazeData
@@ -108,7 +109,7 @@ class Walks:
         episodes_of(found, info, record).save(path)
 
 
-MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData | MPPIData] = {
+MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData | MPPIData | ManipulationData] = {
     "go2/walk": Walks(100, CLEAN),
     "go2/disturbed": Walks(200, DISTURBED),
 }
@@ -116,6 +117,7 @@ MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in VD4RL_TASKS for
 MAKERS |= {f"mppi/{task}": MPPIData(task) for task in SETTINGS}
 MAKERS |= maze2d.MAKERS
 MAKERS |= pointmaze.MAKERS
+MAKERS |= manipulation.MAKERS
 
 
 def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:

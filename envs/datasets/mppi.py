@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from envs.collect import DISTURBANCES, DISTURBED, Actor
-from envs.datasets.pool import pool
+from envs.datasets.episode_files import pool
 from envs.doctor import versions
 from envs.experts import task_options
 from envs.experts.mppi import MPPI

@@ -62,7 +62,7 @@ class OfflineTask:
     @property
     def can_be_made(self) -> bool:
         """Whether `python -m envs.datasets make` makes the data again."""
-        return self.name.startswith(("maze2d-", "pointmaze-"))
+        return self.name.startswith(("maze2d-", "pointmaze-", *(f"{arm}-" for arm in OGBENCH_ARM)))
 
     @property
     def evaluated_in(self) -> str | None:

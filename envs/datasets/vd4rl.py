@@ -24,15 +24,14 @@ from typing import Any
 import numpy as np
 
 from envs import experts, gl  # noqa: F401  before mujoco is imported
-from envs.datasets.pool import pool
+from envs.datasets.episode_files import make_files
 from envs.datasets.readers.vd4rl import ABOUT
 from envs.doctor import versions
 from envs.experts import AGENTS, PolicyNetwork, task_options
 from envs.experts.train import RECIPES
 from envs.simulator import DMControlEnv
-from mpdiffuser.console import progress
 from mpdiffuser.errors import InputError
-from mpdiffuser.files import claim, publish, read_json, release, replacing, write_whole, writing
+from mpdiffuser.files import publish, read_json, release, replacing, write_whole, writing
 
 KINDS = ("random", "medium_replay", "medium", "medium_expert", "expert")
 SIZE = 64  # pixels a side
@@ -90,16 +89,9 @@ class VD4RL:
         }
         unfinished = path.with_name(path.name + ".partial")
         with writing(path):
-            _start_or_resume(unfinished, about)
-            files = [unfinished / f"{self.task}-{self.kind}-{number:03d}-501.npz" for number in range(self.episodes)]
-            left = [number for number, file in enumerate(files) if not file.exists()]
+            names = [f"{self.task}-{self.kind}-{number:03d}-501.npz" for number in range(self.episodes)]
             write = partial(_write_episode, self, seed, rendering, replay)
-            with (
-                pool(len(left)) as workers,
-                progress(total=self.episodes, desc=path.name, initial=self.episodes - len(left), unit="episode") as bar,
-            ):
-                for _ in workers.map(write, left, [files[number] for number in left]):
-                    bar.update(1)
+            files = make_files(unfinished, about, names, write, path.name)
             about["checksums"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
             write_whole(unfinished / ABOUT, json.dumps(about, indent=1))
             release(unfinished)
@@ -159,20 +151,6 @@ class VD4RL:
                 f"python -m envs.experts.train {self.task} --recipe vd4rl"
             )
         return PolicyNetwork.load(file)
-
-
-def _start_or_resume(folder: Path, about: dict[str, Any]) -> None:
-    claim(folder, "wait for it, or choose another path")
-    if (folder / ABOUT).exists():
-        found = read_json(folder / ABOUT)
-        differ = [key for key, value in json.loads(json.dumps(about)).items() if found.get(key) != value]
-        if differ:
-            raise InputError(
-                f"{folder}: holds a part of another dataset ({', '.join(differ)}); remove it, or choose another path"
-            )
-    elif any(folder.glob("*.npz")):
-        raise InputError(f"{folder}: holds other files; remove it, or choose another path")
-    write_whole(folder / ABOUT, json.dumps(about))
 
 
 def _replayed(run: Path, number: int) -> Rows:
