@@ -191,7 +191,7 @@ class Runner:
         self._last: dict[str, np.ndarray] | None = None
         self._action: np.ndarray | None = None
         self._said: set[str] = set()
-        self._closed = False
+        self._warm, self._closed = False, False
 
     def __enter__(self) -> Self:
         return self
@@ -229,6 +229,11 @@ class Runner:
         elif self.controller.pipeline.takes_goals:
             raise InputError("goal: the planner was trained with goals; give start(observation, goal=...)")
         self.controller.act(seen, goal=goal)
+        if not self._warm:  # this plan compiled the networks, so its time does not tell how long the next ones take
+            self._warm = True
+            self.controller.reset([self.seed])
+            self.controller.times.clear()
+            self.controller.act(seen, goal=goal)
         self.controller.history.reset()  # the first tick has this observation again, or a newer one
         self.controller.executed = 0
         self._next_time = time.perf_counter()

@@ -203,6 +203,25 @@ def test_a_plan_that_fails_takes_time_too(pipeline: MPDiffuserPipeline, monkeypa
     assert found["failed_plans"] - found["plans"] in (0, 1)  # the last one may have failed after the last tick
 
 
+def test_the_time_to_compile_is_no_time_of_a_plan(pipeline: MPDiffuserPipeline, monkeypatch) -> None:
+    """The next plans would hold the actions of so long a time: the robot would not feel what happens meanwhile."""
+    call, drawn = MPDiffuserPipeline.__call__, []
+
+    def compiles(self: MPDiffuserPipeline, *arguments: Any, **options: Any) -> Any:
+        plan = call(self, *arguments, **options)
+        plan.plan_ms = 5.0 if drawn else 4000.0
+        drawn.append(plan)
+        return plan
+
+    monkeypatch.setattr(MPDiffuserPipeline, "__call__", compiles)
+    with Runner(pipeline, hz=50, config=CONFIG) as runner:
+        runner.start(observations(1)[0])
+        assert (runner.controller.delay, len(drawn)) == (1, 2)
+        np.testing.assert_array_equal(drawn[0].actions, drawn[1].actions)
+        runner.start(observations(1)[0])
+        assert len(drawn) == 3
+
+
 def test_a_real_run(pipeline: MPDiffuserPipeline) -> None:
     """The thread, the clock, and a deadline: as many ticks as asked, plans that follow each other, no failure."""
     seen, executed = iter(observations(100)), []
@@ -227,7 +246,7 @@ def test_an_episode_begins_after_the_plan_of_the_last_one(pipeline: MPDiffuserPi
 
 
 def test_an_error_in_the_thread_is_raised_once(pipeline: MPDiffuserPipeline) -> None:
-    shapes = iter([(1, 2, H), (1,)])  # of the rewards that the objective gives: right, wrong, then right
+    shapes = iter([(1, 2, H)] * 2 + [(1,)])  # of the rewards that the objective gives: right, wrong, then right
 
     def objective(latents: Any, actions: Any) -> Any:
         shape = next(shapes, None)
