@@ -290,8 +290,10 @@ def page(wishes: Mapping[tuple[str, str], Any], bodies: Mapping[str, Any], times
         for name, found in times.items():
             parts = found["parts"]
             worst = max(part["plan_ms_p99"] for part in parts)
-            rows.append([name, *(sum(part[key] for part in parts) for key in sums), f"{worst:.1f}", found["falls"]])
-        text += pages.table(("plans", *sums, "p99 of a plan, ms", "falls"), rows)
+            latest = max(part["late_ms_max"] for part in parts)
+            counts = [sum(part[key] for part in parts) for key in sums]
+            rows.append([name, *counts, f"{latest:.0f}", f"{worst:.1f}", found["falls"]])
+        text += pages.table(("plans", *sums, "latest, ms", "p99 of a plan, ms", "falls"), rows)
     return text
 
 
@@ -329,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     times = {}
     for name, ticks in (("as they are", 0), (f"slowed to {SLOW} ticks", SLOW)) if args.real_time else ():
         measured = partial(in_real_time, studies[0], args.real_time, ticks)
-        times[name] = studies[0].result(name, "real time", {"seconds": args.real_time}, measured)
+        identity = {"seconds": args.real_time, "ticks a plan": ticks}
+        times[name] = studies[0].result(name, "real time", identity, measured)
     head = HEAD.format(
         written_by=pages.written_by("go2"),
         candidates=ASKED["candidates"],

@@ -70,6 +70,7 @@ def summarized(ticks: Iterable[Tick], period: float, deadline_ms: float) -> dict
         "plans": len(plans),
         "missed_deadlines": int((plans > deadline_ms).sum()) if deadline_ms else 0,
         "late_ms_p99": of(late, 99),
+        "late_ms_max": of(late, 100),
         "plan_ms_median": of(plans, 50),
         "plan_ms_p99": of(plans, 99),
         "plan_age_max": max((tick.age for tick in ticks), default=0),

@@ -173,6 +173,7 @@ def test_late_ticks_are_counted_and_not_caught_up(pipeline: MPDiffuserPipeline, 
     assert begun == pytest.approx([0, 0.02, 0.04, 0.073, 0.168, 0.18])
     found = runner.summary()
     assert (found["ticks"], found["late"], found["skipped"]) == (6, 2, 4)
+    assert found["late_ms_max"] == pytest.approx(88)
     assert [tick.late_ms for tick in runner.log] == pytest.approx([0, 0, 0, 13, 88, 0], abs=1e-6)
 
 
