@@ -9,7 +9,6 @@ The file has OGBench's layout. A second one, FILE-val.npz, has a tenth as many e
 rows. Needs OGBench's package.
 """
 
-import contextlib
 import importlib
 import itertools
 import shutil
@@ -22,9 +21,9 @@ import gymnasium
 import numpy as np
 
 from envs.datasets.episode_files import make_files
-from envs.datasets.tasks import MADE_BY, OGBENCH_ARM, made_by
+from envs.datasets.pointmaze import validation_file, write_files
+from envs.datasets.tasks import OGBENCH_ARM, made_by
 from envs.ogbench import import_package
-from mpdiffuser.errors import InputError
 from mpdiffuser.files import release, replacing, writing
 
 KINDS = ("play", "noisy")
@@ -61,11 +60,7 @@ class ManipulationData:
         Raises:
             InputError: for a path that does not end in .npz, exists, or cannot be written, or without the package.
         """
-        if path.suffix != ".npz":
-            raise InputError(f"{path}: must end in .npz, since it is a file in OGBench's layout")
-        second = path.with_name(f"{path.stem}-val.npz")
-        if second.exists():
-            raise InputError(f"{second}: exists already; choose another name or remove it")
+        second = validation_file(path)
         import_package()
         count = self.episodes or EPISODES[self.task]
         numbers = range(count + max(1, count // 10))  # the last ones are those of the second file
@@ -76,11 +71,8 @@ class ManipulationData:
             identity = {"task": self.task, "kind": self.kind, "count": count, "rows": self.rows, "made_by": about}
             names = [f"{number:05d}.npz" for number in numbers]
             files = make_files(unfinished, identity, names, partial(_write_episode, self, seed), path.stem)
-            with contextlib.ExitStack() as both:  # both files appear at the end
-                for file, part in ((second, files[count:]), (path, files[:count])):
-                    handle = both.enter_context(replacing(file))
-                    arrays = _joined(part)
-                    np.savez_compressed(handle, allow_pickle=False, **arrays, **{MADE_BY: np.array(about)})  # type: ignore[arg-type]
+            parts = ((second, files[count:]), (path, files[:count]))
+            write_files(((file, _joined(part)) for file, part in parts), about)
             release(unfinished)
             shutil.rmtree(unfinished)
 

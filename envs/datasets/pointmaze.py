@@ -8,6 +8,7 @@ second one, FILE-val.npz, has a tenth as many episodes. The same seed gives the 
 import contextlib
 import tempfile
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,28 @@ class Maze:
         return found
 
 
+def validation_file(path: Path) -> Path:
+    """Return the second file of OGBench's data, beside the first.
+
+    Raises:
+        InputError: for a path that does not end in .npz, or if the second file exists.
+    """
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: must end in .npz, since it is a file in OGBench's layout")
+    second = path.with_name(f"{path.stem}-val.npz")
+    if second.exists():
+        raise InputError(f"{second}: exists already; choose another name or remove it")
+    return second
+
+
+def write_files(made: Iterable[tuple[Path, Mapping[str, np.ndarray]]], about: str) -> None:
+    """Write files and their arrays; all files appear at the end. about: of `made_by`."""
+    with contextlib.ExitStack() as together:
+        for file, arrays in made:
+            handle = together.enter_context(replacing(file))
+            np.savez_compressed(handle, allow_pickle=False, **arrays, **{MADE_BY: np.array(about)})  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class PointMazeData:
     """The data of a task.
@@ -95,11 +118,7 @@ class PointMazeData:
         Raises:
             InputError: for a path that does not end in .npz, exists, or cannot be written, or without the package.
         """
-        if path.suffix != ".npz":
-            raise InputError(f"{path}: must end in .npz, since it is a file in OGBench's layout")
-        second = path.with_name(f"{path.stem}-val.npz")
-        if second.exists():
-            raise InputError(f"{second}: exists already; choose another name or remove it")
+        second = validation_file(path)
         env = make_ogbench(f"pointmaze-{self.maze}-v0").env
         count = self.episodes or KINDS[self.kind][0]
         about = made_by(seed, DIFFERENCES)
@@ -108,10 +127,7 @@ class PointMazeData:
             tempfile.TemporaryFile(dir=path.parent).close()  # before the work
             parts = ((second, range(count, count + max(1, count // 10))), (path, range(count)))
             made = [(file, self.arrays(env, seed, numbers)) for file, numbers in parts]
-            with contextlib.ExitStack() as both:  # both files appear at the end
-                for file, arrays in made:
-                    handle = both.enter_context(replacing(file))
-                    np.savez_compressed(handle, allow_pickle=False, **arrays, **{MADE_BY: np.array(about)})  # type: ignore[arg-type]
+            write_files(made, about)
         env.close()
 
     def arrays(self, env: gymnasium.Env, seed: int, numbers: range) -> dict[str, np.ndarray]:

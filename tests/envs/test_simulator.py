@@ -39,7 +39,7 @@ def same(one, other):
 
 
 def test_task_configs_name_their_task():
-    assert len(TASKS) == 9
+    assert len(TASKS) == 10
     for task in TASKS:
         config = OmegaConf.load(CONFIGS / f"{task}.yaml")
         assert config.name == task and 1000 % config.action_repeat == 0
