@@ -31,12 +31,12 @@ EPISODES = dict.fromkeys(OGBENCH_ARM, 1000) | {"cube-triple": 3000, "cube-quadru
 EPISODES |= {"puzzle-4x5": 3000, "puzzle-4x6": 5000}
 ROWS = 1001  # of an episode
 PLANS = {"noise": 0.1, "noise_smoothing": 0.5}  # of the oracles of play
-LEAST = 0.4  # of the oracles of noisy: shorter ways are lengthened to it
-NOISE, SHARES = 0.1, (1, 1, 1, 3, 10)  # of noisy: largest standard deviation, and its share in each action
-RANDOM = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}  # share of random actions in noisy
-STACKED = {"cube-single": (0.0, 0.0), "cube-double": (0.0, 0.25), "cube-triple": (0.05, 0.35)}
-STACKED |= {"cube-quadruple": (0.1, 0.5)}  # range of an episode's chance that a cube is put on another
-OTHERWISE = (0.5, 0.5)  # that range of scene; puzzles have no cubes
+MIN_NORM = 0.4  # of the oracles of noisy: shorter ways are lengthened to it
+# of noisy: the largest standard deviation of the actions' noise, and its multiple for each entry of an action
+NOISE, MULTIPLES = 0.1, np.array([1, 1, 1, 3, 10])
+RANDOM_SHARE = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}  # of the actions in noisy
+# range of an episode's chance that a cube is put on another; tasks with one cube or none have no stacks
+STACKING = {"cube-double": (0.0, 0.25), "cube-triple": (0.05, 0.35), "cube-quadruple": (0.1, 0.5), "scene": (0.5, 0.5)}
 CUBE = slice(14, 17)  # the cube's place in scene's qpos
 DIFFERENCES = ("all that is random is drawn by other generators of random numbers",)
 
@@ -78,28 +78,26 @@ class ManipulationData:
 
     def episode(self, seed: int, number: int) -> dict[str, np.ndarray]:
         """Return the arrays of an episode, (rows, ...)."""
-        for attempt in itertools.count():
-            found = self._attempt(np.random.default_rng([seed, number, attempt]))
-            if self.task != "scene" or in_sight(found["qpos"][:, CUBE]):
-                return found
-        raise AssertionError
+        attempts = (self._attempt(np.random.default_rng([seed, number, k])) for k in itertools.count())
+        return next(each for each in attempts if self.task != "scene" or in_sight(each["qpos"][:, CUBE]))
 
     def _attempt(self, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the arrays of an episode, (rows, ...), which may not be good enough."""
         env, robot = _environment(self.task, self.rows), self.task.partition("-")[0]
         np.random.seed(random.integers(2**32))  # the oracles draw from numpy's global generator
         seen, info = env.reset(seed=int(random.integers(2**31)))
         oracles = _oracles(env, robot, self.kind)
-        stacked = random.uniform(*STACKED.get(self.task, OTHERWISE))
-        noise = random.uniform(0, NOISE) * np.array(SHARES)
+        stacking = random.uniform(*STACKING.get(self.task, (0.0, 0.0)))
+        noise = random.uniform(0, NOISE) * MULTIPLES
         oracle = oracles[info["privileged/target_task"]]
         oracle.reset(seen, info)
         rows: list[dict[str, Any]] = []
         for row in range(self.rows):
-            if self.kind == "noisy" and random.random() < RANDOM[robot]:
-                action = random.uniform(-1, 1, len(SHARES))
+            if self.kind == "noisy" and random.random() < RANDOM_SHARE[robot]:
+                action = random.uniform(-1, 1, len(MULTIPLES))
             else:
                 action = np.array(oracle.select_action(seen, info))
-                action = action + (noise * random.normal(size=len(SHARES)) if self.kind == "noisy" else 0)
+                action = action + (noise * random.normal(size=len(MULTIPLES)) if self.kind == "noisy" else 0)
             action = action.clip(-1, 1)
             following, _, _, _, info = env.step(action)
             rows.append({"observations": seen, "actions": action, "terminals": row == self.rows - 1})
@@ -107,7 +105,7 @@ class ManipulationData:
             if "prev_button_states" in info:
                 rows[-1]["button_states"] = info["prev_button_states"]
             if oracle.done:
-                target_seen, target = env.unwrapped.set_new_target(p_stack=stacked)  # type: ignore[attr-defined]
+                target_seen, target = env.unwrapped.set_new_target(p_stack=stacking)  # type: ignore[attr-defined]
                 oracle = oracles[target["privileged/target_task"]]
                 oracle.reset(target_seen, target)
             seen = following
@@ -136,7 +134,7 @@ def _environment(task: str, rows: int) -> gymnasium.Env:
 
 def _oracles(env: gymnasium.Env, robot: str, kind: str) -> dict[str, Any]:
     """Return the package's oracles by the targets that they reach."""
-    module, options = ("plan", PLANS) if kind == "play" else ("markov", {"min_norm": LEAST})
+    module, options = ("plan", PLANS) if kind == "play" else ("markov", {"min_norm": MIN_NORM})
     targets = {"cube": ("cube",), "puzzle": ("button",), "scene": ("cube", "button", "drawer", "window")}[robot]
     found = {}
     for target in targets:

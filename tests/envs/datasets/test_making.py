@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.datasets import making
+from envs.datasets import OFFLINE_TASKS, making
 from envs.datasets.__main__ import main
 from envs.datasets.making import DISTURBED, Walker, Walks, make_dataset
 from envs.go2 import FORWARDS, TURNING
@@ -48,3 +48,8 @@ def test_what_cannot_be_made(tmp_path: Path) -> None:
         make_dataset("ogbench/pointmaze-medium-navigate-v0", tmp_path / "mine.npz")
     with pytest.raises(InputError, match="go2/walk: --rendering is for V-D4RL"):
         make_dataset("go2/walk", tmp_path / "data", rendering="full")
+
+
+def test_tasks_say_whether_they_can_be_made() -> None:
+    tasks = OFFLINE_TASKS.values()
+    assert {task.id for task in tasks if task.can_be_made} == {task.id for task in tasks} & making.MAKERS.keys()
