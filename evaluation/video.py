@@ -148,14 +148,14 @@ def pictures(films: Sequence[Film]) -> Iterator[np.ndarray]:
         yield _joined([film.draw(t) for film in films], aside)
 
 
-def _joined(pictures: Sequence[Image.Image], aside: bool) -> np.ndarray:
-    """Return pictures side by side, or below each other, as one with even height and width."""
-    sizes = np.array([picture.size for picture in pictures])
+def _joined(panels: Sequence[Image.Image], aside: bool) -> np.ndarray:
+    """Return panels side by side, or below each other, as one picture (height, width, 3) uint8 of even sizes."""
+    sizes = np.array([panel.size for panel in panels])
     along = 0 if aside else 1
     size = sizes.max(0)
     size[along] = sizes[:, along].sum()
     image, corner = Image.new("RGB", tuple((size + size % 2).tolist()), BACKGROUND), [0, 0]
-    for picture in pictures:
-        image.paste(picture, (corner[0], corner[1]))
-        corner[along] += picture.size[along]
+    for panel in panels:
+        image.paste(panel, (corner[0], corner[1]))
+        corner[along] += panel.size[along]
     return np.asarray(image)

@@ -214,7 +214,7 @@ def write_film(study: Study, file: Path, seed: int = FIRST_SEED) -> None:
     for title, (path, body) in scenes.items():
         policy = asked_of(study, path, wish)
         policy.reset([seed])
-        films.append(filmed(title, lambda seen: policy.act(seen[None])[0], body, seed))  # noqa: B023
+        films.append(filmed(title, policy.act, body, seed))
     with Runner(slowed(folder, SLOW), hz=1 / DECISION_SECONDS) as runner:
         runner.start(Go2().reset(seed=seed)[0])
 

@@ -27,6 +27,7 @@ def test_a_result_is_measured_once(tmp_path: Path) -> None:
 
 def test_names() -> None:
     assert file_name("p = 0.25, 8 levels") == "p__0.25_8_levels.json"
+    assert file_name("fused 0.5 m/s") == "fused_0.5_m_s.json"  # no folder
     assert describe({"task": "cartpole", "quality": "mixed"}) == "cartpole (mixed)"
     stand_in = {"task": "hopper", "file": "h.hdf5", "suite": "d4rl", "stand_in": True}
     assert describe(stand_in) == "hopper (h.hdf5, a stand-in, not d4rl's data)"
