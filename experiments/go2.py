@@ -258,8 +258,8 @@ HEAD = """# A Go2 at 50 Hz
 Unitree's Go2 in MuJoCo ([Data](data.md)). The planner learns from 100 episodes at commanded speeds of 0.75 to 1.5 m/s,
 all windows alike, and is told no target; the dynamics model of `more data` also sees 200 episodes with noise and
 pushes. At run time the robot is asked for a speed and a turn by an objective, which ranks {candidates} candidates and
-moves the plans (`objective_scale={scale}`). {episodes} episodes of {steps} decisions for each training seed ({seeds}),
-seeds from {first} up. Speeds and turning rates: mean ± standard error over the second halves of all episodes.
+moves the plans (`objective_scale={scale:g}`, found on seeds 5000 to 5004). {episodes} episodes of {steps:,} decisions
+for each training seed ({seeds}), seeds from {first} up. Speeds and turning rates: mean ± standard error over the second halves of all episodes.
 
 """
 
