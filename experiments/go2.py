@@ -259,7 +259,8 @@ Unitree's Go2 in MuJoCo ([Data](data.md)). The planner learns from 100 episodes 
 all windows alike, and is told no target; the dynamics model of `more data` also sees 200 episodes with noise and
 pushes. At run time the robot is asked for a speed and a turn by an objective, which ranks {candidates} candidates and
 moves the plans (`objective_scale={scale:g}`, found on seeds 5000 to 5004). {episodes} episodes of {steps:,} decisions
-for each training seed ({seeds}), seeds from {first} up. Speeds and turning rates: mean ± standard error over the second halves of all episodes.
+for each training seed ({seeds}), seeds from {first} up. Speeds and turning rates: mean ± standard error over the second
+halves of all episodes.
 
 """
 
