@@ -90,21 +90,33 @@ def step_counts(task: str, method: str, minutes: float, folder: Path, options: S
     }
 
 
-def measure(task: str, method: str, seed: int, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """A cell: train the models in `folder`, and evaluate the method. All core-minutes share the timing of a step."""
+def measure(
+    task: str,
+    method: str,
+    seed: int,
+    minutes: float,
+    folder: Path,
+    options: Sequence[str],
+    acting: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A cell: train the models in `folder`, and evaluate the method. All core-minutes share the timing of a step.
+
+    Args:
+        acting: options of the evaluation alone. Cells that differ in them share the trained models.
+    """
     owner = OWNER.get(method, method)
     steps = step_counts(task, owner, minutes, folder, options)
-    runs = {name: folder / "runs" / f"{minutes:g}" / task / f"{name}-{seed}" for name in (owner, method)}
-    configurations = {
-        name: configuration(task, name, run, [f"seed={seed}", *options], steps) for name, run in runs.items()
-    }
-    episodes = dataset(configurations[owner])
-    train(configurations[owner], episodes, start(configurations[owner]), Clock())
-    metrics = compare(configurations[method], runs[owner] / "pipeline", runs[method])
+    runs = folder / "runs" / f"{minutes:g}" / task
+    run, output = runs / f"{owner}-{seed}", runs / "-".join([method, str(seed), *acting]).replace("/", "_")
+    common = [f"seed={seed}", *options]
+    training = configuration(task, owner, run, common, steps)
+    episodes = dataset(training)
+    train(training, episodes, start(training), Clock())
+    metrics = compare(configuration(task, method, output, [*common, *acting], steps), run / "pipeline", output)
     found = metrics["methods"][method]
     low, high = found["score"]["low"], found["score"]["high"]
     behaviour = 100 * (float(episodes.returns.mean()) - low) / (high - low)
-    seconds = core_seconds(runs[owner])
+    seconds = core_seconds(run)
     spent = {model: round(seconds[model] / 60, 2) for model in SHARES[method]}
     own = {model: steps[model] for model in SHARES[method]}
     facts = {key: metrics[key] for key in ("stand_in", "data", "machine", "seeds")}

@@ -29,6 +29,8 @@ from mpdiffuser.commands import entry_point, program
 from mpdiffuser.errors import InputError
 from mpdiffuser.memory import enough_memory
 
+MADE_WITH = ("rendering", "episodes", "run")  # options of `make`
+
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="pixels a side to which pictures of a LeRobotDataset are resized")
     parser.add_argument("--seed", type=int, default=0, help="of a dataset that is made")
     parser.add_argument("--rendering", choices=("fast", "full"), help="of V-D4RL's frames that are made; default: fast")
+    parser.add_argument("--episodes", type=int, help="number of episodes of mppi/TASK; default: 100")
     parser.add_argument("--run", type=Path, help="folder of the agents' training, for V-D4RL's medium_replay")
     options = parser.parse_args(arguments)
     if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "make":
         from envs.datasets.making import make_dataset  # a simulator and torch, which take seconds to import
 
-        chosen = {name: value for name in ("rendering", "run") if (value := getattr(options, name)) is not None}
+        chosen = {name: value for name in MADE_WITH if (value := getattr(options, name)) is not None}
         make_dataset(options.id, options.path, options.seed, **chosen)
         print("\n".join(describe(open_dataset(options.path))))
         return

@@ -6,7 +6,7 @@ The same seed gives the same episodes.
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,12 @@ MAKERS |= pointmaze.MAKERS
 MAKERS |= manipulation.MAKERS
 
 
-def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:
+def make_dataset(name: str, path: Path, seed: int = 0, episodes: int | None = None, **options: Any) -> None:
     """Make a dataset and write it to a new path.
 
     Args:
         name: of `MAKERS`. path: of the folder or file, which must not exist. seed: of the episodes.
+        episodes: number of episodes, for those of sampling MPC; None: 100.
         options: of `envs.datasets.vd4rl.VD4RL.write`.
 
     Raises:
@@ -137,6 +138,12 @@ def make_dataset(name: str, path: Path, seed: int = 0, **options: Any) -> None:
     if path.exists():
         raise InputError(f"{path}: exists already; choose another path or remove it")
     maker = MAKERS[name]
+    if episodes is not None:
+        if not isinstance(maker, MPPIData):
+            raise InputError(f"{name}: --episodes is for the datasets of sampling MPC only, mppi/TASK")
+        if episodes < 1:
+            raise InputError(f"--episodes: must be at least 1, found {episodes}")
+        maker = replace(maker, episodes=episodes)
     if isinstance(maker, VD4RL):
         maker.write(path, seed, **options)
     elif options:

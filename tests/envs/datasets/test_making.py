@@ -48,6 +48,10 @@ def test_what_cannot_be_made(tmp_path: Path) -> None:
         make_dataset("ogbench/pointmaze-medium-navigate-v0", tmp_path / "mine.npz")
     with pytest.raises(InputError, match="go2/walk: --rendering is for V-D4RL"):
         make_dataset("go2/walk", tmp_path / "data", rendering="full")
+    with pytest.raises(InputError, match="go2/walk: --episodes is for the datasets of sampling MPC only, mppi/TASK"):
+        make_dataset("go2/walk", tmp_path / "data", episodes=5)
+    with pytest.raises(InputError, match="--episodes: must be at least 1, found 0"):
+        make_dataset("mppi/quadruped_walk", tmp_path / "data", episodes=0)
 
 
 def test_tasks_say_whether_they_can_be_made() -> None:

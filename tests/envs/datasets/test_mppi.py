@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import envs
+from envs.datasets.__main__ import main
 from envs.datasets.making import MAKERS
 from envs.datasets.mppi import MPPIData
 from mpdiffuser.episodes import Episodes
@@ -57,6 +58,12 @@ def test_what_was_cut_off_goes_on(tmp_path: Path, monkeypatch) -> None:
     assert Episodes.load(tmp_path / "data").checksum() == Episodes.load(tmp_path / "whole").checksum()
     with pytest.raises(InputError, match="exists already"):
         DATA.write(tmp_path / "data", 0)
+
+
+def test_the_command_takes_the_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MAKERS, "mppi/cartpole_swingup", DATA)
+    assert main(["make", "mppi/cartpole_swingup", str(tmp_path / "data"), "--episodes", "2"]) == 0
+    assert Episodes.load(tmp_path / "data").lengths.tolist() == [8, 8]
 
 
 def test_all_tasks_of_mppi_can_be_made() -> None:

@@ -1,0 +1,174 @@
+"""Settings of the baselines, chosen by one rule: python -m experiments.trials --help
+
+Each method has four settings. All are trained on the same two files for the same core-minutes, with a training seed and
+episodes that no table uses. The setting with the highest mean score over the files is chosen. It becomes the method's
+default, and all tables use it. The folder --results keeps all results, so a command that was cut off resumes. Writes
+docs/trials.md. For example:
+
+    python -m experiments.trials --data-dir ../shared/data
+    python -m experiments.trials --data-dir ../shared/data --methods td3_bc iql
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import pages
+from experiments.measuring import file_name, measure_once
+from experiments.offline_table import STAND_IN, TASKS, measure, score
+from mpdiffuser.files import write_whole
+
+FILES = ("hopper-medium-replay-v2", "halfcheetah-medium-expert-v2")
+SEED, FIRST_SEED = 100, 5000  # of the training, and of the first episode
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options that differ from the paper's or from ours: of the training, and of acting alone."""
+
+    training: tuple[str, ...] = ()
+    acting: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The options, or `first` without any."""
+        return " ".join([*self.training, *self.acting]) or "first"
+
+
+def of_training(*options: str) -> Setting:
+    return Setting(training=options)
+
+
+def of_acting(*options: str) -> Setting:
+    return Setting(acting=options)
+
+
+# the first setting of each is in its paper, or for cloning our own
+SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "cloning": (
+        Setting(),
+        of_training("train.cloning.learning_rate=3e-4"),
+        of_training("train.cloning.keep=last"),
+        of_training("train.cloning.weight_decay=0.1"),
+    ),
+    "td3_bc": (
+        Setting(),
+        of_training("baselines.td3_bc.alpha=1.0"),
+        of_training("baselines.td3_bc.alpha=5.0"),
+        of_training("train.td3_bc.learning_rate=1e-3"),
+    ),
+    "rebrac": (
+        Setting(),
+        of_training("baselines.rebrac.actor_penalty=0.01"),
+        of_training("baselines.rebrac.actor_penalty=0.1"),
+        of_training("train.rebrac.learning_rate=1e-3"),
+    ),
+    "iql": (
+        Setting(),
+        of_training("baselines.iql.expectile=0.9"),
+        of_training("baselines.iql.inverse_temperature=10.0"),
+        of_training("train.iql.learning_rate=1e-3"),
+    ),
+    "diffusion_policy": (
+        Setting(),
+        of_acting("baselines.diffusion_policy.chunk=1"),
+        of_acting("baselines.diffusion_policy.temperature=0.5"),
+        of_acting("baselines.diffusion_policy.chunk=1", "baselines.diffusion_policy.temperature=0.5"),
+    ),
+    "diffuser": (
+        Setting(),
+        of_acting("baselines.diffuser.guidance=0.3"),
+        of_acting("baselines.diffuser.guidance=3.0"),
+        of_acting("baselines.diffuser.temperature=0.5"),
+    ),
+    "decision_diffuser": (
+        Setting(),
+        of_acting("baselines.decision_diffuser.guidance=2.4"),
+        of_acting("baselines.decision_diffuser.target=0.7"),
+        of_acting("baselines.decision_diffuser.temperature=0.35"),
+    ),
+}
+Results = dict[str, dict[str, list[dict[str, Any]]]]  # by method and setting: one result for each file
+
+HEAD = """# Trials of the baselines' settings
+
+{written_by}
+
+{label}The rule is the same for all methods: {count} settings each, {minutes:g} core-minutes of training, the files
+below, training seed {seed}, 20 episodes from seed {first} on. No table uses this training seed or these episodes. The
+setting with the highest mean over the files is chosen (bold), and is the method's default in all tables. MPDiffuser's
+own settings were also chosen on hopper and halfcheetah, with many more trials ([ablations](decisions.md)). The first
+setting of a method is that of its paper, for cloning our own. Normalised score: mean ± standard error over episodes,
+and in brackets the 95 % interval of the interquartile mean.
+
+"""
+
+
+def mean_score(found: Sequence[dict[str, Any]]) -> float:
+    """The mean over the files."""
+    return float(np.mean([one["score"]["mean"] for one in found]))
+
+
+def chosen(found: dict[str, list[dict[str, Any]]]) -> str:
+    """The name of the setting with the highest mean score over the files."""
+    return max(found, key=lambda name: mean_score(found[name]))
+
+
+def page(results: Results, files: Sequence[str], minutes: float) -> str:
+    """docs/trials.md: a table with a row for each setting."""
+    every = [one for settings in results.values() for found in settings.values() for one in found]
+    cpus = " and ".join(sorted({one["machine"]["cpu"] for one in every}))
+    head = HEAD.format(
+        written_by=pages.written_by("trials --data-dir FOLDER", measured_on=cpus),
+        label=STAND_IN if any(one["stand_in"] for one in every) else "",
+        count=max(len(settings) for settings in results.values()),
+        minutes=minutes,
+        seed=SEED,
+        first=FIRST_SEED,
+    )
+    rows = []
+    for method, settings in results.items():
+        best = chosen(settings)
+        for name, found in settings.items():
+            mean = f"{mean_score(found):.1f}"
+            rows.append([method, name, *(score([one]) for one in found), f"**{mean}**" if name == best else mean])
+    return head + pages.table(["method", "setting", *files, "mean"], rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--data-dir", help="where the files lie; the suite's own folder by default")
+    parser.add_argument("--files", nargs="*", default=list(FILES), choices=TASKS, metavar="TASK")
+    parser.add_argument("--methods", nargs="*", default=list(SETTINGS), choices=list(SETTINGS), metavar="METHOD")
+    parser.add_argument("--core-minutes", type=float, default=6.0, help="of training, for each setting")
+    parser.add_argument("--folder", type=Path, default=Path("results/trials"), help="of the runs")
+    parser.add_argument("--results", type=Path, default=pages.DOCS / "trials", help="folder of the results")
+    parser.add_argument("--page", type=Path, default=pages.DOCS / "trials.md")
+    parser.add_argument("--set", nargs="*", default=[], help="options of train_state.py, such as horizon=32")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    own = [f"evaluation.first_seed={FIRST_SEED}", *pages.training_options(args)]
+    results: Results = {}
+    for method in args.methods:
+        for setting in SETTINGS[method]:
+            for task in args.files:
+                folder = args.folder / file_name(" ".join(setting.training) or "first").removesuffix(".json")
+                options = [*own, *setting.training]
+                identity = {"core_minutes": args.core_minutes, "setting": setting.name, "options": list(args.set)}
+                found = measure_once(
+                    args.results / f"{task}-{method}-{file_name(setting.name)}",
+                    identity,
+                    lambda: measure(task, method, SEED, args.core_minutes, folder, options, setting.acting),  # noqa: B023
+                    "--results",
+                )
+                results.setdefault(method, {}).setdefault(setting.name, []).append(found)
+                print(f"{task:28} {method:18} {setting.name}: {score([found])}", flush=True)
+    write_whole(args.page, page(results, args.files, args.core_minutes))
+
+
+if __name__ == "__main__":
+    main()

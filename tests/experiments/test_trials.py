@@ -1,0 +1,58 @@
+"""The baselines' trials: which setting is chosen, the page, and a tiny run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import offline_table, trials
+from experiments.trials import SETTINGS, chosen, page
+from mpdiffuser.config import load
+from mpdiffuser.files import read_json
+
+TASK = "hopper-medium-v2"
+
+
+def a_result(mean: float) -> dict[str, Any]:
+    score = {"mean": mean, "standard_error": 1.0, "iqm_interval": [mean - 2, mean + 2]}
+    return {"machine": {"cpu": "CPU"}, "stand_in": True, "score": score}
+
+
+def test_the_setting_with_the_highest_mean_over_the_files_is_chosen() -> None:
+    found = {"first": [a_result(50), a_result(10)], "alpha=5": [a_result(40), a_result(30)]}
+    assert chosen(found) == "alpha=5"
+    text = page({"td3_bc": found}, ["hopper", "halfcheetah"], 6.0)
+    assert "| method | setting | hopper | halfcheetah | mean |" in text and "2 settings each, 6 core-minutes" in text
+    assert "| td3_bc | first | 50.0 ± 1.0 [48.0, 52.0] | 10.0 ± 1.0 [8.0, 12.0] | 30.0 |" in text
+    assert "| td3_bc | alpha=5 | 40.0 ± 1.0 [38.0, 42.0] | 30.0 ± 1.0 [28.0, 32.0] | **35.0** |" in text
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_each_method_has_four_settings_which_its_options_allow(method: str) -> None:
+    assert len({setting.name for setting in SETTINGS[method]}) == 4
+    for setting in SETTINGS[method]:
+        load("state", [f"task=d4rl/{TASK}", f"method={method}", *setting.training, *setting.acting])
+        training = [option for option in setting.acting if option.startswith("train.")]
+        assert not training, "a model depends on these: they belong in `training`"
+
+
+@pytest.mark.slow
+def test_settings_of_acting_share_a_training(
+    hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline_table, "TRIAL", 20)
+    results = tmp_path / "trials"
+    arguments = ["--data-dir", str(hopper_data), "--files", TASK, "--methods", "diffusion_policy", "td3_bc"]
+    arguments += ["--core-minutes", "0.005", "--folder", str(tmp_path / "runs"), "--results", str(results)]
+    arguments += ["--page", str(tmp_path / "trials.md"), "--set", "evaluation.episodes=2", "planner.width=8"]
+    trials.main(arguments)
+    assert len(list((tmp_path / "runs").rglob("action_planner"))) == 2  # of the training and of the run that is timed
+    assert len(list((tmp_path / "runs").rglob("td3_bc/log.jsonl"))) == 4 * 2
+    first, chunk = (
+        read_json(results / f"{TASK}-diffusion_policy-{name}.json")
+        for name in ("first", "baselines.diffusion_policy.chunk1")
+    )
+    assert first["seeds"] == [5000, 5001] and first["returns"] != chunk["returns"]
+    before = (tmp_path / "trials.md").read_text()
+    trials.main(arguments)
+    assert (tmp_path / "trials.md").read_text() == before
