@@ -164,16 +164,22 @@ class Controller(Policy):
         self.planned_now = False
         if self.plan is None or now:
             self._follow(self._job(rows, 0)(), 0)
-        elif self.coming is None and self.executed >= self.chunk:
-            self.coming = self._begun(self._job(rows, self.delay)), 0
+        else:
+            self._take_arrived()  # first: the next plan can then begin at this decision
+            if self.coming is None and self.executed >= self.chunk:
+                self.coming = self._begun(self._job(rows, self.delay)), 0
+                self._take_arrived()
+        self.executed += 1
+        return self._within_bounds(self._planned(self.executed - 1))
+
+    def _take_arrived(self) -> None:
+        """Follow the plan that is drawn, if it is there."""
         if self.coming is not None:
             take, age = self.coming
             self.coming = take, age + 1
             if self._arrived(age):
                 self.coming = None  # also if it raises
                 self._follow(take(), age)
-        self.executed += 1
-        return self._within_bounds(self._planned(self.executed - 1))
 
     def _planned(self, step: int) -> torch.Tensor:
         """Return the actions (B, m) of a step of the plan."""
