@@ -24,10 +24,8 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import MANIFEST, check_manifest, claim, publish, read_json, write_manifest, write_whole, writing
-from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.preparation import unit_actions, within
-from mpdiffuser.safe_loading import load_model
 from mpdiffuser.trainer import TrainConfig, Trainer
 from mpdiffuser.windows import Windows, split
 from vision.data import encode_frames
@@ -123,10 +121,10 @@ def adapt(cfg: DictConfig) -> Path:
     """
     folder = Path(cfg.pipeline)
     pipeline = MPDiffuserPipeline.from_pretrained(folder)
-    if pipeline.planner is None or pipeline.record is None:
-        raise InputError(f"pipeline: {folder}: has no planner or no record; train one with method=mpdiffuser")
-    dims = {"latent_dim": pipeline.latents.config["dim"], "action_dim": pipeline.actions.config["dim"]}
-    forward = load_model(folder / "forward", ForwardModel, dims).requires_grad_(False)
+    if pipeline.planner is None or pipeline.record is None or pipeline.forward is None:
+        raise InputError(
+            f"pipeline: {folder}: has no planner, no forward model or no record; train one with method=planner"
+        )
     output = Path(cfg.output_dir or folder.absolute().parent.with_name(f"{folder.absolute().parent.name}-adapted"))
     episodes = play(cfg, pipeline)
     data = episodes.checksum(*pipeline.record.observations, "actions")
@@ -136,7 +134,7 @@ def adapt(cfg: DictConfig) -> Path:
     claim(output, "wait for it, or choose another output_dir=")
     check_origin(output / "adaptation.json", origin)
     train, held_out = split(encoded(pipeline, episodes), cfg.validation, cfg.seed)
-    change, found = choose(forward, Steps.of(train), Steps.of(held_out))
+    change, found = choose(pipeline.forward.requires_grad_(False), Steps.of(train), Steps.of(held_out))
     mean, std = (each.detach().numpy() for each in (pipeline.actions.mean, pipeline.actions.std))
     told = warnings(change, saturation(change, mean, std), pipeline.record.actions.names)
     found |= {"map": change.to_json(), "warnings": told} | origin

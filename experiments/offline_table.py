@@ -42,7 +42,7 @@ SHARES: dict[str, dict[str, float]] = {
     "decision_diffuser": {"state_planner": 0.8, "inverse": 0.2},
     "d_mpc": {"action_planner": 0.45, "clean_dynamics": 0.45, "critic": 0.1},
     "sample_and_rank": {"state_planner": 0.7, "inverse": 0.2, "critic": 0.1},
-    "planner": {"planner": 0.7, "ranker": 0.15},
+    "planner": {"planner": 0.7, "forward": 0.01, "ranker": 0.15},
     "mpdiffuser": {"planner": 0.7, "dynamics": 0.14, "forward": 0.01, "ranker": 0.15},
 }
 OWNER = {"planner": "mpdiffuser"}  # a method without models of its own -> the method whose models it uses

@@ -72,8 +72,8 @@ class Controller(Policy):
     """Model-predictive control with a pipeline.
 
     With `delay` in the settings, a plan arrives that many decisions after its observation, as it does if planning takes
-    time. Meanwhile the last plan is carried out. Its actions of these decisions are known, and the new plan holds them
-    (real-time chunking: Black, Galliker and Levine 2025). The first plan of an episode is there at once.
+    time. Meanwhile the last plan is carried out. Its actions of these decisions are known, so the forward model
+    predicts the latent in which the new plan will begin (Smith 1957). The first plan of an episode is there at once.
 
     A plan fails if every candidate has non-finite numbers, or if planning raises an exception. The environment then
     continues its last plan, and executes the safe action after the end of that plan. `fallbacks` counts these plans.
@@ -86,8 +86,8 @@ class Controller(Policy):
         objective: ranks plans instead of the ranker (see `Objective`).
 
     Raises:
-        InputError: if the pipeline has no planner, the chunk does not fit the horizon, or the safe action does not
-            have the actions' dimension.
+        InputError: if the pipeline has no planner, chunk or delay do not fit the horizon, there is no forward model for
+            a delay, or the safe action does not have the actions' dimension.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class Controller(Policy):
             raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
         config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
+        if config.delay and pipeline.forward is None:
+            raise InputError("sampler.delay: the pipeline has no forward model; train it with method=planner")
         self.safe = torch.from_numpy(pipeline.safe_action(config)).to(pipeline.device)
         self.pipeline = pipeline
         self.sampler = pipeline.sampler(config)
@@ -116,10 +118,12 @@ class Controller(Policy):
             self.budget.reset(len(seeds))
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self.plan: Plan | None = None
-        self.coming: tuple[Callable[[], Plan], int] | None = None  # a plan that is drawn, and its age in decisions
+        # a plan that is drawn, its age in decisions, and the age at which it begins
+        self.coming: tuple[Callable[[], Plan], int, int] | None = None
         self.goal: torch.Tensor | None = None
         self.latents: torch.Tensor | None = None
-        self.executed = 0  # decisions since the observation of the plan
+        self.executed = 0  # decisions of the plan
+        self.lag = 0  # decisions from the observation of the plan to its begin
         self.fallbacks = 0
 
     @property
@@ -148,38 +152,42 @@ class Controller(Policy):
             InputError: if the shape or dtype differs from the training data, if B is not the number of seeds, or
                 without a goal if the planner was trained with goals.
         """
-        count = len(self.generators)
-        observations, single = read_observations(observations, count, self.pipeline.record)
+        single = self._see(observations, goal)
+        rows = np.arange(len(self.generators)) if active is None else np.flatnonzero(active)
+        actions = self._next(rows, goal is not None)
+        self.history.record_actions(actions)
+        return actions[0] if single else actions
+
+    def _see(self, observations: Observations, goal: Observations | None) -> bool:
+        """Note the newest observations (B, ...), and the goal if there is a new one; return whether B is left out."""
+        observations, single = read_observations(observations, len(self.generators), self.pipeline.record)
         self.latents = self.history(observations)
         if goal is not None:
             self.goal = self._latent_of(goal)
         if self.pipeline.takes_goals and self.goal is None:
             raise InputError("goal: the planner was trained with goals; give act(observations, goal=...)")
-        actions = self._next(np.arange(count) if active is None else np.flatnonzero(active), goal is not None)
-        self.history.record_actions(actions)
-        return actions[0] if single else actions
+        return single
 
     def _next(self, rows: np.ndarray, now: bool) -> np.ndarray:
         """Return the next actions (B, m). New plans are for `rows`; `now`: one is needed at once."""
         self.planned_now = False
         if self.plan is None or now:
-            self._follow(self._job(rows, 0)(), 0)
-        else:
-            self._take_arrived()  # first: the next plan can then begin at this decision
-            if self.coming is None and self.executed >= self.chunk:
-                self.coming = self._begun(self._job(rows, self.delay)), 0
-                self._take_arrived()
+            self._follow(self._job(rows, 0)())
+        self._take_arrived()
+        if self.coming is None and self.executed + self.delay >= self.chunk:
+            self.coming = self._begun(self._job(rows, self.delay)), 0, self.delay
+            self._take_arrived()
         self.executed += 1
         return self._within_bounds(self._planned(self.executed - 1))
 
     def _take_arrived(self) -> None:
-        """Follow the plan that is drawn, if it is there."""
+        """Follow the plan that is drawn, if it is there and begins now or earlier."""
         if self.coming is not None:
-            take, age = self.coming
-            self.coming = take, age + 1
-            if self._arrived(age):
+            take, age, lag = self.coming
+            self.coming = take, age + 1, lag
+            if age >= lag and self._arrived():
                 self.coming = None  # also if it raises
-                self._follow(take(), age)
+                self._follow(take(), age - lag, lag)
 
     def _planned(self, step: int) -> torch.Tensor:
         """Return the actions (B, m) of a step of the plan."""
@@ -191,13 +199,13 @@ class Controller(Policy):
         plan = job()
         return lambda: plan
 
-    def _arrived(self, age: int) -> bool:
-        """Whether the plan that is drawn is there, `age` decisions after its observation."""
-        return age >= self.delay
+    def _arrived(self) -> bool:
+        """Whether the plan that is drawn is there."""
+        return True
 
-    def _follow(self, plan: Plan, age: int) -> None:
-        """Carry out a plan, `age` decisions after its observation."""
-        self.plan, self.coming, self.executed, self.planned_now = plan, None, age, True
+    def _follow(self, plan: Plan, executed: int = 0, lag: int = 0) -> None:
+        """Carry out a plan from step `executed` on, which began `lag` decisions after its observation."""
+        self.plan, self.coming, self.executed, self.lag, self.planned_now = plan, None, executed, lag, True
 
     @torch.inference_mode()
     def aim(self, goal: Observations) -> None:
@@ -243,7 +251,7 @@ class Controller(Policy):
         return {"fallbacks": self.fallbacks, "levels": config.steps, "engine": config.engine}
 
     def _job(self, rows: np.ndarray, delay: int) -> Callable[[], Plan]:
-        """Return what draws new plans for `rows`, which hold the next `delay` actions of the last plan.
+        """Return what draws new plans for `rows`, which begin after the next `delay` actions of the last plan.
 
         The plans of the other rows stay. A plan does not depend on the other rows, and the executed plans are always
         finite. All that changes while it is drawn is read now.
@@ -251,12 +259,12 @@ class Controller(Policy):
         assert self.latents is not None
         index = torch.from_numpy(rows).to(self.latents.device)
         latents, last, generators = self.latents[index], self.plan, [self.generators[row] for row in rows]
-        rest = [part[index] for part in self._rest_of_plan(self.latents)]
-        whole = len(rows) == len(self.latents)
-        more = self._arguments(index) | ({"committed": self._held(rest[1][:, :delay])} if delay else {})
+        held = self._held(self._rest_of_plan(self.latents, 0)[1][index, :delay])
+        rest = [part[index] for part in self._rest_of_plan(self.latents, delay)]
+        whole, more = len(rows) == len(self.latents), self._arguments(index, delay)
 
         def draw() -> Plan:
-            plan = self._sound(latents, generators, more, rest)
+            plan = self._sound(self.pipeline.ahead(latents, held), generators, more, rest)
             if last is None or whole:
                 return plan
             joined = {name: getattr(last, name).clone() for name in ("latents", "actions", "scores", "weights")}
@@ -267,7 +275,7 @@ class Controller(Policy):
         return draw
 
     def _held(self, actions: torch.Tensor) -> torch.Tensor:
-        """Return what will be executed of the last plan's next actions (B, K, m), while a plan is drawn."""
+        """Return what will be executed for the last plan's next actions (B, K, m), while a plan is drawn."""
         return actions
 
     @torch.inference_mode()
@@ -282,7 +290,7 @@ class Controller(Policy):
         began = time.perf_counter()
         try:
             if not self.calibrated:  # once, with the batch size of this controller
-                plain = self._alone and not set(more) - {"goal", "committed"}
+                plain = self._alone and not set(more) - {"goal"}
                 config = self.pipeline.within_deadline(self.sampler.config, latents, graph=plain)
                 self.sampler = self.pipeline.sampler(config)
                 self.calibrated = True
@@ -303,37 +311,39 @@ class Controller(Policy):
         self.fallbacks += int(bad.sum())
         return plan
 
-    def _arguments(self, index: torch.Tensor) -> dict[str, Any]:
-        """Return what new plans of the rows `index` depend on, beside their latents."""
+    def _arguments(self, index: torch.Tensor, delay: int) -> dict[str, Any]:
+        """Return what new plans of the rows `index`, which begin in `delay` decisions, depend on beside latents."""
         more: dict[str, Any] = {} if self.objective is None else {"objective": self.objective}
         if self.budget is not None:
             whole = self.budget.allowance(index.device)
             more["allowance"] = Allowance(*(getattr(whole, field.name)[index] for field in fields(whole)))
-        last = self._shifted()
+        last = self._shifted(delay)
         if last is not None:
             more["last"] = (last[0][index], last[1][index])
         if self.goal is not None:
             more["goal"] = self.goal[index]
         return more
 
-    def _rest_of_plan(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rest of the last plan, (B, H, d) and (B, H, m), padded with its last latent and the safe action.
+    def _rest_of_plan(self, latents: torch.Tensor, delay: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last plan from `delay` decisions from now on, (B, H, d) and (B, H, m).
 
+        It is padded with its last latent and the safe action.
         Without a plan, all rows have the present latents (B, d) and the safe action.
         """
         horizon = self.pipeline.planner.config["horizon"]
         safe = self.safe.expand(len(latents), horizon, -1)
         if self.plan is None:
             return torch.nan_to_num(latents)[:, None].repeat(1, horizon, 1), safe.clone()
-        states, actions, done = self.plan.executed_latents, self.plan.executed_actions, min(self.executed, horizon)
+        states, actions = self.plan.executed_latents, self.plan.executed_actions
+        done = min(self.executed + delay, horizon)
         padded = torch.cat([states[:, done:], states[:, -1:].expand(-1, done, -1)], 1)
         return padded, torch.cat([actions[:, done:], safe[:, :done]], 1)
 
-    def _shifted(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the last plan without the executed steps, padded with its last row; None without a warm start."""
+    def _shifted(self, delay: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the last plan from `delay` decisions from now on, padded with its last row; None: no warm start."""
         if self.plan is None or not self.sampler.config.warm_start:
             return None
-        done = min(self.executed, self.plan.actions.shape[2])
+        done = min(self.executed + delay, self.plan.actions.shape[2])
         shift = lambda x: torch.cat([x[:, done:], x[:, -1:].expand(-1, done, -1)], 1)  # noqa: E731
         return shift(self.plan.executed_latents), shift(self.plan.executed_actions)
 

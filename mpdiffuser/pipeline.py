@@ -21,6 +21,7 @@ from mpdiffuser.engines import FASTEST, Prepared, resolved
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_manifest
 from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.networks import Networks
@@ -33,7 +34,7 @@ from mpdiffuser.schedule import NoiseSchedule
 
 
 class MPDiffuserPipeline(DiffusionPipeline):
-    """Encoder, normalisers, planner, dynamics model, ranker, schedule, and a decoder that shows plans as pictures.
+    """Encoder, normalisers, planner, dynamics and forward models, ranker, schedule, and a decoder that shows plans.
 
     Args:
         encoder: maps observations to latents. It has `history`, `sees_pixels`, `features(observations)` and
@@ -44,6 +45,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
         planner, dynamics, ranker: the models; None in a folder that has only a baseline. Data without rewards have no
             ranker.
         schedule: the noise schedule of the diffusion models.
+        forward: model of one step, for plans that arrive late (`ahead`) and for a changed robot
+            (`mpdiffuser.adaptation`); None: there is none.
         decoder: maps latents to frames; None: no decoder.
         sampler_defaults: fields of `SamplerConfig`. A controller without settings uses these.
         info: facts of the training data (task, environment, record, ...); JSON.
@@ -52,7 +55,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
 
     sampler_class: ClassVar[type[Sampler]] = Sampler
     # a folder with only a baseline has none of these
-    _optional_components = ["condition", "planner", "dynamics", "ranker", "decoder"]  # noqa: RUF012  diffusers adds it to a list
+    _optional_components = ["condition", "planner", "dynamics", "ranker", "forward", "decoder"]  # noqa: RUF012  diffusers adds it to a list
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         dynamics: Dynamics | None,
         ranker: Ranker | None,
         schedule: NoiseSchedule,
+        forward: ForwardModel | None = None,
         decoder: ModelMixin | None = None,
         sampler_defaults: dict[str, Any] | None = None,
         info: dict[str, Any] | None = None,
@@ -79,6 +83,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
             dynamics=dynamics,
             ranker=ranker,
             schedule=schedule,
+            forward=forward,
             decoder=decoder,
         )
         defaults = asdict(SamplerConfig(**sampler_defaults or {}))
@@ -202,6 +207,14 @@ class MPDiffuserPipeline(DiffusionPipeline):
         target = [self.ranker.expectile(latents, level, cost_to_go)]
         return self.condition.normalize(torch.stack(target if cost_to_go is None else [*target, cost_to_go], -1))
 
+    @torch.inference_mode()
+    def ahead(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Predict the latents (B, d) after actions (B, K, m) in the data's units, from decoded latents (B, d)."""
+        unit = self.action_scale.to_unit(actions)
+        for k in range(actions.shape[1]):
+            latents = self.forward(latents, unit[:, k])
+        return latents
+
     def affordable(self, latents: torch.Tensor, allowance: Allowance | None) -> torch.Tensor | None:
         """Return the target cost_to_go (B,) at latents (B, d); None if the data have no costs.
 
@@ -284,7 +297,6 @@ class MPDiffuserPipeline(DiffusionPipeline):
         last: tuple[torch.Tensor, torch.Tensor] | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
-        held: torch.Tensor | None = None,
         allowance: Allowance | None = None,
         objective: Objective | None = None,
         graph: bool = True,
@@ -304,7 +316,6 @@ class MPDiffuserPipeline(DiffusionPipeline):
             goal: a latent to reach, (B, d). A planner that was trained with goals (`takes_goals`) is told it. With
                 any other planner it is the last latent of the plans. None: plans have no goal.
             committed: the first K actions of the plans, (B, K, m) in the data's units; None: they are free.
-            held: which of them are known, (B, K) bool; None: all.
             allowance: the remaining budget of each row. Only candidates within it have weight; if no candidate is,
                 the cheapest has all the weight.
             objective: ranks the candidates instead of the ranker. The best score has all the weight.
@@ -316,10 +327,10 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         began = time.perf_counter()
         config, n = sampler.config, sampler.config.candidates
-        plain = graph and last is None and held is None and allowance is None and objective is None
+        plain = graph and last is None and committed is None and allowance is None and objective is None
         if plain and not callable(noise) and len(latents) == 1 and self.fits_graph(sampler):
             engine = self.networks.plan_engine(config, goal is not None)
-            return engine(latents, self._drawn(noise, config, engine.draws), goal, committed)
+            return engine(latents, self._drawn(noise, config, engine.draws), goal)
 
         def opposite() -> torch.Tensor:
             halves = noise() if callable(noise) else self._drawn(noise, config)[:, 0].to(latents.device)
@@ -333,17 +344,14 @@ class MPDiffuserPipeline(DiffusionPipeline):
         start = repeated(None if warm is None else torch.cat([normal(warm[0]), normal_actions(warm[1])], -1))
         cost_to_go = repeated(self.affordable(latents, allowance))
         goal = repeated(None if goal is None else normal(goal))
-        if committed is not None and held is None:
-            held = torch.ones(committed.shape[:2], dtype=torch.bool, device=latents.device)
-        count = None if held is None else held.sum(1).repeat_interleave(n)
-        condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal, count)
+        condition = self._condition(latents.repeat_interleave(n, 0), config, cost_to_go, goal)
         gradient = None
         if objective is not None and config.objective_scale:
             gradient = partial(self._objective_gradient, objective, config.objective_scale)
         committed = repeated(None if committed is None else normal_actions(committed))
         held_goal = None if self.takes_goals else goal
         present = normal(latents).repeat_interleave(n, 0)
-        x = sampler(present, condition, opposite, start, held_goal, committed, repeated(held), gradient)
+        x = sampler(present, condition, opposite, start, held_goal, committed, gradient)
         plan = self._ranked(x, n, cost_to_go, allowance, objective, config.rank_temperature)
         plan.plan_ms = 1e3 * (time.perf_counter() - began)
         return plan
@@ -372,7 +380,6 @@ class MPDiffuserPipeline(DiffusionPipeline):
         config: SamplerConfig,
         cost_to_go: torch.Tensor | None,
         goal: torch.Tensor | None,
-        held: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return the planner's condition (B N, c) at latents (B N, d) (see `Planner.condition`).
 
@@ -381,14 +388,13 @@ class MPDiffuserPipeline(DiffusionPipeline):
             config: has the levels of the N targets.
             cost_to_go: (B N,), if the data have costs.
             goal: (B N, d), normalised.
-            held: number of first actions that are known, (B N,); None: none.
         """
         n = config.candidates
         levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=latents.device)
         targets = self.target(latents, levels.clamp(0, 1).repeat(len(latents) // n), cost_to_go)
         if self.takes_goals and goal is None:
             raise InputError("goal: the planner was trained with goals; give one")
-        return self.planner.condition(targets, goal if self.takes_goals else None, held)
+        return self.planner.condition(targets, goal if self.takes_goals else None)
 
     def _ranked(
         self,

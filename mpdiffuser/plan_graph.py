@@ -41,7 +41,7 @@ class PlanGraph(torch.nn.Module):
             if model is not None:
                 model.repeats = 1 if config.target_spread else config.candidates
         # registered, so that a tracer finds the weights
-        parts = {**pipeline.components, **pipeline.other_models()}
+        parts = {**pipeline.components, **pipeline.other_models(), "forward": None}  # which no plan needs
         self.models = torch.nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, torch.nn.Module)})
         draws = 1 + sum(move.noise_std > 0 for move in self.sampler.moves)
         draws *= 1 + (config.composition == "sequential")
@@ -51,8 +51,6 @@ class PlanGraph(torch.nn.Module):
         self,
         latents: torch.Tensor,
         noise: torch.Tensor,
-        committed: torch.Tensor | None = None,
-        held: torch.Tensor | None = None,
         goal: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the fields of a `Plan`: latents, actions, scores, weights.
@@ -60,10 +58,10 @@ class PlanGraph(torch.nn.Module):
         Args:
             latents: (B, d), decoded.
             noise: standard normal numbers, (B, *noise_shape).
-            committed, held, goal: as in the pipeline's call.
+            goal: as in the pipeline's call.
         """
         draws = iter(noise.unbind(1))
-        plan = self.pipeline(latents, self.sampler, lambda: next(draws), goal=goal, committed=committed, held=held)
+        plan = self.pipeline(latents, self.sampler, lambda: next(draws), goal=goal)
         return plan.latents, plan.actions, plan.scores, plan.weights
 
 
@@ -80,32 +78,20 @@ class PlanEngine:
 
     def __init__(self, pipeline: "MPDiffuserPipeline", config: SamplerConfig, goal: bool) -> None:
         plans = PlanGraph(pipeline, config)
-        d, m, horizon = pipeline.latents.config["dim"], pipeline.actions.config["dim"], plans.noise_shape[2]
+        d = pipeline.latents.config["dim"]
         self.draws = plans.noise_shape[0]
-        self.free = torch.zeros(1, horizon, m), torch.zeros(1, horizon, dtype=torch.bool)
-        names = ("latents", "noise", "committed", "held", *["goal"] * goal)
-        values = torch.zeros(1, d), torch.zeros(1, *plans.noise_shape), *self.free, torch.zeros(1, d)
+        names = ("latents", "noise", *["goal"] * goal)
+        values = torch.zeros(1, d), torch.zeros(1, *plans.noise_shape), torch.zeros(1, d)
         outputs = ("plan_latents", "actions", "scores", "weights")
         self.sound = all(weight.isfinite().all() for weight in plans.parameters())
         self.run = loaded(graph(plans, dict(zip(names, values)), outputs, any_batch=False), config.engine)
 
-    def __call__(
-        self,
-        latents: torch.Tensor,
-        noise: torch.Tensor,
-        goal: torch.Tensor | None = None,
-        committed: torch.Tensor | None = None,
-    ) -> Plan:
+    def __call__(self, latents: torch.Tensor, noise: torch.Tensor, goal: torch.Tensor | None = None) -> Plan:
         """Return the plan of latents (1, d) with noise (1, draws, K, H, d + m); the rest as in the pipeline's call."""
         began = time.perf_counter()
-        actions, held = self.free
-        if committed is not None:
-            count = committed.shape[1]
-            actions, held = actions.clone(), held.clone()
-            actions[:, :count], held[:, :count] = committed, True
-        known = [latents, actions, *([] if goal is None else [goal])]
-        states, plan_actions, scores, weights = self.run(latents, noise, actions, held, *known[2:])
+        known = [latents] if goal is None else [latents, goal]
+        states, actions, scores, weights = self.run(latents, noise, *known[1:])
         # a runtime's clamp hides what is not finite, and eager torch does not
         if not (self.sound and all((part.abs() < LARGEST).all() for part in known)):
             states.fill_(torch.nan)
-        return Plan(states, plan_actions, scores, weights, 1e3 * (time.perf_counter() - began))
+        return Plan(states, actions, scores, weights, 1e3 * (time.perf_counter() - began))

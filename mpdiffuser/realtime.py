@@ -83,8 +83,10 @@ class _InThread(Controller):
     def __init__(self, *arguments: Any, period: float, **options: Any) -> None:
         self.future: Future[Plan] | None = None
         super().__init__(*arguments, **options)
+        if self.pipeline.forward is None:
+            raise InputError("pipeline: has no forward model, which a runner needs; train it with method=planner")
         self.period, self.exhausted = period, False
-        self.most_delay = (self.pipeline.planner.config["horizon"] - self.chunk) // 2
+        self.most_delay = self.pipeline.planner.config["horizon"] - 1
         self.times: list[float] = []
         threads = torch.get_num_threads()  # torch keeps this number for each thread
         self.pool = ThreadPoolExecutor(1, "planning", lambda: torch.set_num_threads(threads))
@@ -97,6 +99,13 @@ class _InThread(Controller):
             self.future = None
         super().reset(seeds)
 
+    @torch.inference_mode()
+    def begin(self, observation: Observations, goal: Observations | None) -> None:
+        """Draw the first plan of an episode at once. The observation will come again."""
+        self._see(observation, goal)
+        self._follow(self._job(np.arange(1), 0)())
+        self.history.reset()
+
     def _held(self, actions: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.limited(actions[0].cpu().numpy())[None]).to(actions.device)
 
@@ -104,12 +113,12 @@ class _InThread(Controller):
         self.future = self.pool.submit(job)
         return self.future.result
 
-    def _arrived(self, age: int) -> bool:
+    def _arrived(self) -> bool:
         assert self.future is not None
         return self.future.done()
 
-    def _follow(self, plan: Plan, age: int) -> None:
-        super()._follow(plan, age)
+    def _follow(self, plan: Plan, executed: int = 0, lag: int = 0) -> None:
+        super()._follow(plan, executed, lag)
         self.times = [*self.times, plan.plan_ms][-REMEMBERED:]
         self.delay = min(max(math.ceil(max(self.times) / 1e3 / self.period), 1), self.most_delay)
 
@@ -122,8 +131,8 @@ class _InThread(Controller):
 class Runner:
     """Controls one robot at a fixed rate. `tick` returns at once: it never waits for a plan.
 
-    Plans are drawn in a thread, from the newest observation. While one is drawn, the last one is carried out, and the
-    new one holds the actions that will have been executed by then (see `Controller`). Where the last plan has run out,
+    Plans are drawn in a thread. While one is drawn, the last one is carried out. The new one begins in the state that
+    is predicted for the time at which it will be there (see `Controller`). Where the last plan has run out,
     the safe action is taken. The first plan is drawn by `start`, before the robot moves.
 
     An observation that is not finite is replaced by the last one. One that is far outside of the data is set to the
@@ -152,7 +161,8 @@ class Runner:
         log: the last million ticks.
 
     Raises:
-        InputError: for another rate than that of the data, limits that are not allowed, and as `Controller`.
+        InputError: for another rate than that of the data, limits that are not allowed, a pipeline without a forward
+            model, and as `Controller`.
     """
 
     def __init__(
@@ -229,14 +239,12 @@ class Runner:
                 raise InputError("goal: must be finite")
         elif self.controller.pipeline.takes_goals:
             raise InputError("goal: the planner was trained with goals; give start(observation, goal=...)")
-        self.controller.act(seen, goal=goal)
+        self.controller.begin(seen, goal)
         if not self._warm:  # this plan compiled the networks, so its time does not tell how long the next ones take
             self._warm = True
             self.controller.reset([self.seed])
             self.controller.times.clear()
-            self.controller.act(seen, goal=goal)
-        self.controller.history.reset()  # the first tick has this observation again, or a newer one
-        self.controller.executed = 0
+            self.controller.begin(seen, goal)
         self._next_time = time.perf_counter()
 
     def tick(self, observation: Observations) -> np.ndarray:
@@ -257,7 +265,8 @@ class Runner:
         controller = self.controller
         plan_ms = controller.plan.plan_ms if controller.planned_now and controller.plan else None
         limited = bool((action != wanted).any())
-        self.log.append(Tick(1e3 * late, controller.executed - 1, plan_ms, controller.exhausted, odd, limited))
+        age = controller.lag + controller.executed - 1
+        self.log.append(Tick(1e3 * late, age, plan_ms, controller.exhausted, odd, limited))
         return action
 
     def executed(self, action: np.ndarray) -> None:

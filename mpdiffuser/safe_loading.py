@@ -38,14 +38,16 @@ ALLOWED: dict[str, set[tuple[str, str]]] = {
     "planner": {("mpdiffuser.models.denoisers", "Planner")},
     "dynamics": {("mpdiffuser.models.denoisers", "Dynamics")},
     "ranker": {("mpdiffuser.models.ranker", "Ranker")},
+    "forward": {("mpdiffuser.models.forward", "ForwardModel")},
     "schedule": {SCHEDULE},
 }
-OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker")
-FORMAT_VERSION = 6  # version of the format of a pipeline folder
+OPTIONAL = ("decoder", "condition", "planner", "dynamics", "ranker", "forward")
+FORMAT_VERSION = 7  # version of the format of a pipeline folder
 SAME = (
-    "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim decoder.latent_dim "
-    "record.latent_dim",
-    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim record.action_dim",
+    "encoder.latent_dim latents.dim planner.latent_dim dynamics.latent_dim ranker.latent_dim forward.latent_dim "
+    "decoder.latent_dim record.latent_dim",
+    "encoder.action_dim actions.dim planner.action_dim dynamics.action_dim ranker.action_dim forward.action_dim "
+    "record.action_dim",
     "encoder.cameras record.cameras",
     "encoder.proprioception record.proprioception",
     "planner.horizon dynamics.horizon",

@@ -69,8 +69,8 @@ class SamplerConfig:
             (`mpdiffuser.engines`).
         deadline_ms: time for a plan in milliseconds; it limits the number of levels. 0: no limit, `steps` levels.
         chunk: number of actions of each plan that are executed before the next plan.
-        delay: number of decisions between an observation and the arrival of its plan, which holds the actions of these
-            decisions; 0: the plan is there at once.
+        delay: number of decisions between an observation and the arrival of its plan, which begins in the state that is
+            predicted for its arrival; 0: the plan is there at once.
         safe_action: (m,) in the data's units, executed if planning fails and the last plan has ended; empty: zeros.
 
     Raises:
@@ -142,7 +142,7 @@ class SamplerConfig:
                 raise InputError(f"sampler.{name}: must be {needed} in {where}, found {getattr(self, name)}")
 
     def check_fit(self, horizon: int, actions: Actions | None) -> None:
-        """Raise InputError unless the chunk fits plans of this horizon and the safe action is within the bounds.
+        """Raise InputError unless chunk and delay fit plans of this horizon and the safe action is within the bounds.
 
         Args:
             horizon: of the plans.
@@ -150,11 +150,8 @@ class SamplerConfig:
         """
         if not self.chunk < horizon:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {self.chunk}")
-        if not self.chunk + 2 * self.delay <= horizon:
-            raise InputError(
-                f"sampler.delay: must be at most {(horizon - self.chunk) // 2}, found {self.delay}; plans of {horizon} "
-                "decisions must last for chunk + 2 delay"
-            )
+        if not self.delay < horizon:
+            raise InputError(f"sampler.delay: must lie in 0..{horizon - 1} (below the horizon), found {self.delay}")
         if actions is not None and self.safe_action:
             safe, low, high = np.array(self.safe_action), np.array(actions.low), np.array(actions.high)
             if safe.shape != low.shape or actions.beyond(safe[None]).any():
@@ -211,7 +208,6 @@ class Sampler:
         start: torch.Tensor | None = None,
         goal: torch.Tensor | None = None,
         committed: torch.Tensor | None = None,
-        held: torch.Tensor | None = None,
         objective_gradient: Field | None = None,
     ) -> torch.Tensor:
         """Sample a trajectory for each present latent.
@@ -223,7 +219,6 @@ class Sampler:
             start: a clean trajectory (B, H, d + m), refined over the last `warm_start` levels; None: pure noise.
             goal: the last latent, (B, d), normalised; None: it is free.
             committed: the first actions, (B, K, m), normalised; None: they are free.
-            held: which of them are known, (B, K) bool; None: all.
             objective_gradient: gradient of J at clean x (B, H, d + m), like x. The sampled density is then weighted by
                 exp(J).
 
@@ -231,7 +226,7 @@ class Sampler:
             (B, H, d + m), normalised, within the data's range, with all fixed parts.
         """
         todo = self.moves if start is None else self.moves[len(self.moves) - self.config.warm_start :]
-        fix = partial(hold, present=present, goal=goal, committed=committed, held=held)
+        fix = partial(hold, present=present, goal=goal, committed=committed)
         first = self.temperature * noise()
         x = first if start is None else self._noised(start, todo[0].level, first)
         estimate = partial(self._estimate, condition=condition, objective_gradient=objective_gradient)

@@ -29,7 +29,8 @@ from mpdiffuser.trainer import MAY_CHANGE, Trainer
 from mpdiffuser.tuning import tune
 from mpdiffuser.windows import split, step_rows
 
-COMPONENTS = ("planner", "dynamics", "ranker")  # components of the pipeline; other models are beside them in the folder
+# components of the pipeline; other models are beside them in the folder
+COMPONENTS = ("planner", "dynamics", "ranker", "forward")
 ORIGIN = ("commit", "versions", "levels")  # entries of a pipeline's info that may differ between equal pipelines
 # Options that no model depends on. The first group selects the dataset; the identity has the dataset's checksum
 # instead; likewise for the data of dynamics models alone. No model depends on the decoder. All other options, including

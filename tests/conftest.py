@@ -100,6 +100,7 @@ def pipeline_of(
     """
     # here and below: most test files need none of these, and they take seconds
     from mpdiffuser.models.denoisers import Dynamics, Planner
+    from mpdiffuser.models.forward import ForwardModel
     from mpdiffuser.models.normalizer import Marginals, Normalizer
     from mpdiffuser.models.ranker import Ranker
     from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -124,6 +125,7 @@ def pipeline_of(
         "planner": randomized(Planner(**shape, condition_dim=targets.shape[1]), seed=seed + 1),
         "dynamics": randomized(Dynamics(**shape), seed=seed + 2),
         "ranker": ranker,
+        "forward": randomized(ForwardModel(latent_dim, action_dim, hidden=16), seed=seed + 3),
         "schedule": NoiseSchedule(levels),
     }
     info = {"task": "none", "data": "abc"} if info is None else dict(info)

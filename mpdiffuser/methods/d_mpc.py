@@ -33,7 +33,7 @@ class ProposalSampler(Sampler):
         """Sample the states of x (B, H, d + m) from noise at all levels, given the actions of x: like x."""
         actions = x[..., self.planner.config["latent_dim"] :]
         # all levels, also after a warm start, since the proposals have no states to start from
-        return super().resample_states(x, self.moves, noise, partial(fix, committed=actions, held=None))
+        return super().resample_states(x, self.moves, noise, partial(fix, committed=actions))
 
 
 def build_critic(data: TrainingData) -> Ranker:

@@ -26,7 +26,7 @@ class ActionSampler(Sampler):
 
 
 # the settings in the papers (Janner et al. 2022, Ajay et al. 2023, Chi et al. 2023)
-PUBLISHED = {"dropout": 0.25, "first_action_weight": 10.0, "level_draws": 1, "bounded": False, "held_actions": 0}
+PUBLISHED = {"dropout": 0.25, "first_action_weight": 10.0, "level_draws": 1, "bounded": False}
 
 
 def planner_arguments(data: TrainingData, **changes: object) -> dict:

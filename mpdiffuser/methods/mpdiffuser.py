@@ -1,10 +1,9 @@
 """MPDiffuser (Balim, Li and Du 2025): denoising alternates between a planner and a dynamics model at every level."""
 
 from mpdiffuser.methods.base import Planning, Recipe, TrainingData
-from mpdiffuser.methods.planner import PLANNER, RANKER
+from mpdiffuser.methods.planner import FORWARD, PLANNER, RANKER
 from mpdiffuser.models.denoisers import Dynamics
-from mpdiffuser.models.forward import ForwardModel
-from mpdiffuser.windows import Mixture, Windows, step_rows
+from mpdiffuser.windows import Mixture, Windows
 
 
 def dynamics_windows(data: TrainingData, part: int) -> Windows | Mixture:
@@ -26,25 +25,6 @@ DYNAMICS = Recipe(
     sections=("dynamics",),
     own_seed=False,
     dynamics_data=True,
-)
-
-
-def build_forward(data: TrainingData) -> ForwardModel:
-    """Build an untrained forward model with fitted normalisers."""
-    model, episodes, rows = ForwardModel(**data.dims), data.parts[0], step_rows(data.parts[0])
-    model.latents.fit(episodes["observations"])
-    model.changes.fit(episodes["observations"][rows + 1] - episodes["observations"][rows])
-    return model
-
-
-FORWARD = Recipe(
-    "forward",
-    ForwardModel,
-    build_forward,
-    {"steps": 4000, "batch_size": 256, "learning_rate": 1e-3},
-    TrainingData.dynamics_steps,
-    dynamics_data=True,
-    acts=False,  # it is for `mpdiffuser.adaptation`
 )
 
 

@@ -7,6 +7,7 @@ from scipy.optimize import brentq
 
 from mpdiffuser.methods.base import Fit, Planning, Recipe, Setup, TrainingData, joined_targets
 from mpdiffuser.models.denoisers import Planner
+from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.sampler import SamplerConfig
@@ -173,6 +174,25 @@ PLANNER = Recipe(
 )
 
 
+def build_forward(data: TrainingData) -> ForwardModel:
+    """Build an untrained forward model with fitted normalisers."""
+    model, episodes, rows = ForwardModel(**data.dims), data.parts[0], step_rows(data.parts[0])
+    model.latents.fit(episodes["observations"])
+    model.changes.fit(episodes["observations"][rows + 1] - episodes["observations"][rows])
+    return model
+
+
+FORWARD = Recipe(
+    "forward",
+    ForwardModel,
+    build_forward,
+    {"steps": 4000, "batch_size": 256, "learning_rate": 1e-3},
+    TrainingData.dynamics_steps,
+    dynamics_data=True,
+    acts=False,  # only where plans arrive late, and for `mpdiffuser.adaptation`
+)
+
+
 class PlannerOnly(Planning):
     """Samples plans with the planner only."""
 
@@ -181,7 +201,7 @@ class PlannerOnly(Planning):
     color = ("#c8641b", "#eb9a5c")
     summary = "MPDiffuser without the dynamics model."
     order = 90
-    models = (RANKER, PLANNER)
+    models = (RANKER, PLANNER, FORWARD)
 
     @classmethod
     def prepare(cls, setup: Setup) -> tuple[MPDiffuserPipeline, SamplerConfig]:

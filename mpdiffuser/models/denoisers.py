@@ -29,7 +29,6 @@ def hold(
     present: torch.Tensor,
     goal: torch.Tensor | None = None,
     committed: torch.Tensor | None = None,
-    held: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """In-painting: return a copy of x (B, H, d + m) with the known parts set.
 
@@ -38,16 +37,13 @@ def hold(
         present: z_0, (B, d).
         goal: the last latent z_{H-1}, (B, d); None: unknown.
         committed: the first actions u_0..u_{K-1}, (B, K, m); None: unknown.
-        held: which of them are known, (B, K) bool; None: all.
     """
     d = present.shape[-1]
     states, actions = torch.cat([present[:, None], x[:, 1:, :d]], 1), x[..., d:]
     if goal is not None:
         states = torch.cat([states[:, :-1], goal[:, None]], 1)
     if committed is not None:
-        count = committed.shape[1]
-        known = committed if held is None else committed.where(held[..., None], actions[:, :count])
-        actions = torch.cat([known, actions[:, count:]], 1)
+        actions = torch.cat([committed, actions[:, committed.shape[1] :]], 1)
     return torch.cat([states, actions], -1)
 
 
@@ -78,9 +74,6 @@ class Planner(Denoiser, Model):
         level_draws: number of random levels for each example; training uses the highest. More levels train the high
             noise levels more often, which decide the first action.
         bounded: whether estimated actions are within -1..1 by a tanh (`to_clean`).
-        held_actions: largest number of first actions that are known in training, in half of the examples; the planner
-            is told how many. Then plans continue the actions that are carried out while they are drawn (training-time
-            conditioning: Black et al. 2025). 0: they are never known.
 
     Attributes:
         actions: normaliser of the actions; fit or copy it before training.
@@ -104,7 +97,6 @@ class Planner(Denoiser, Model):
         first_action_weight: float = 50.0,
         level_draws: int = 2,
         bounded: bool = True,
-        held_actions: int = 0,
         goal_dim: int = 0,
         goal_entries: Sequence[int] = (),
     ) -> None:
@@ -113,13 +105,9 @@ class Planner(Denoiser, Model):
         check_prediction(prediction)
         if level_draws < 1:
             raise InputError(f"planner.level_draws: must be at least 1, found {level_draws}")
-        if not 0 <= held_actions < horizon:
-            raise InputError(
-                f"planner.held_actions: must lie in 0..{horizon - 1} (below the horizon), found {held_actions}"
-            )
         self.level = LevelEmbedding(embedding)
         told = len(goal_entries) or goal_dim
-        self.context = perceptron(latent_dim + condition_dim + told + 1 + bool(held_actions), embedding)
+        self.context = perceptron(latent_dim + condition_dim + told + 1, embedding)
         self.actions = Normalizer(action_dim)
         drawn = len(range(latent_dim + action_dim)[self.columns(latent_dim)])
         self.unet = TemporalUNet(drawn, drawn, width, multipliers, embedding)
@@ -150,28 +138,17 @@ class Planner(Denoiser, Model):
     ) -> torch.Tensor:
         """Levels (B,), z_0 (B, d), condition (B, c), keep (B,) -> modulation of all layers (B, F)."""
         keep = keep[:, None].to(present.dtype)
-        targets, share = condition, condition[:, :0]
-        if self.config["held_actions"]:
-            targets, share = condition[:, :-1], condition[:, -1:]  # this part is never dropped
-        known = torch.cat([present, self._told(targets) * keep, keep, share], -1)
+        known = torch.cat([present, self._told(condition) * keep, keep], -1)
         return self.unet.modulation(self.level(levels) + self.context(known))
 
-    def condition(
-        self, targets: torch.Tensor, goal: torch.Tensor | None = None, held: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def condition(self, targets: torch.Tensor, goal: torch.Tensor | None = None) -> torch.Tensor:
         """Return the condition (B, c).
 
         Args:
             targets: (B, c), normalised.
             goal: (B, d), normalised, for a planner that is told it.
-            held: the number of first actions that are known, (B,); None: none. It counts only with `held_actions`.
         """
-        parts = [targets] if goal is None else [targets, goal]
-        if self.config["held_actions"]:
-            none = torch.zeros(len(targets), device=targets.device)
-            share = (none if held is None else held) / self.config["held_actions"]
-            parts.append(share[:, None].to(targets.dtype))
-        return torch.cat(parts, -1)
+        return targets if goal is None else torch.cat([targets, goal], -1)
 
     def _told(self, condition: torch.Tensor) -> torch.Tensor:
         """Condition (B, c) -> without the goal's entries that do not count."""
@@ -209,47 +186,34 @@ class Planner(Denoiser, Model):
         """Return inputs of `forward`, a batch of 2."""
         return (
             *_example(self.config),
-            torch.zeros(2, self.config["condition_dim"] + self.config["goal_dim"] + bool(self.config["held_actions"])),
+            torch.zeros(2, self.config["condition_dim"] + self.config["goal_dim"]),
             torch.ones(2),
         )
 
     def draw(self, batch: int, schedule: NoiseSchedule, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,).
-
-        With `held_actions` also `held` (B,), the number of first actions that are known.
-        """
+        """Sample the random numbers of one training step: levels (B,), noise (B, H, d + m), keep (B,)."""
         c = self.config
         levels = torch.randint(schedule.config["num_levels"], (c["level_draws"], batch), generator=generator)
-        found = {
+        return {
             "levels": levels.amax(0),
             "noise": torch.randn(batch, c["horizon"], c["latent_dim"] + c["action_dim"], generator=generator),
             "keep": (torch.rand(batch, generator=generator) >= c["dropout"]).float(),
         }
-        if c["held_actions"]:
-            count = torch.randint(1, c["held_actions"] + 1, (batch,), generator=generator)
-            found["held"] = count * (torch.rand(batch, generator=generator) < 0.5)
-        return found
 
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
         """Return the denoising loss of a batch of `Windows`."""
         clean = torch.cat([batch["latents"], batch["actions"]], -1)
-        present, count = batch["latents"][:, 0], random.get("held")
-        none = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
-        first = none if count is None else count  # number of the first action that is estimated
-        known = torch.arange(clean.shape[1], device=clean.device) < first[:, None]
-        noisy = schedule.add_noise(clean, random["noise"], random["levels"])
-        noisy = hold(noisy, present, committed=batch["actions"], held=known)
-        condition = self.condition(batch["condition"], batch["goal"] if self.config["goal_dim"] else None, count)
+        noisy = hold(schedule.add_noise(clean, random["noise"], random["levels"]), batch["latents"][:, 0])
+        condition = self.condition(batch["condition"], batch["goal"] if self.config["goal_dim"] else None)
         output = self(noisy, random["levels"], condition, random["keep"])
         estimate = self.to_clean(output, noisy, random["levels"], schedule)
         scale = schedule.output_scale(self.config["prediction"], random["levels"], clean.dim())
         states = batch["mask"][..., None].expand_as(batch["latents"]).clone()
         actions = batch["action_mask"][..., None].expand_as(batch["actions"]).clone()
         states[:, 0] = 0  # z_0 is given, not predicted
-        actions[known] = 0
-        actions[torch.arange(len(actions)), first] *= self.config["first_action_weight"]
+        actions[:, 0] *= self.config["first_action_weight"]
         weight = torch.cat([states, actions], -1)
         drawn = self.columns(self.config["latent_dim"])
         return {"loss": weighted_error(scale * estimate[..., drawn], scale * clean[..., drawn], weight[..., drawn])}

@@ -1,7 +1,12 @@
-"""The forward model: the next latent of one step. It tells how a changed robot differs (`mpdiffuser.adaptation`)."""
+"""The forward model: the next latent of one step.
+
+It predicts where a plan will begin that arrives late (`Controller`), and how a changed robot differs
+(`mpdiffuser.adaptation`).
+"""
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in a component's module
 
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp

@@ -349,7 +349,7 @@ def test_a_controller_with_an_objective_of_ones_own(pipeline: MPDiffuserPipeline
 
 
 @pytest.mark.parametrize(("delay", "chunk"), [(1, 1), (2, 1), (2, 3)])
-def test_a_delayed_plan_holds_what_is_carried_out_meanwhile(
+def test_a_delayed_plan_begins_where_the_forward_model_expects_it(
     pipeline: MPDiffuserPipeline, delay: int, chunk: int
 ) -> None:
     config = SamplerConfig(steps=3, candidates=2, delay=delay, chunk=chunk)
@@ -367,11 +367,11 @@ def test_a_delayed_plan_holds_what_is_carried_out_meanwhile(
         assert len(upcoming) == H - (controller.executed - 1)
     assert len(plans) >= 3
     for plan, t in zip(plans[1:], followed[1:]):
-        observed = t - delay  # it is the plan of an earlier observation
-        np.testing.assert_allclose(plan.executed_latents[:, 0].numpy(), seen[observed], atol=1e-5)
-        for k in range(delay):  # and what was done since then is in it
-            np.testing.assert_allclose(plan.executed_actions[:, k].numpy(), carried[observed + k], atol=1e-5)
-        np.testing.assert_allclose(plan.executed_actions[:, delay].numpy(), carried[t], atol=1e-6)
+        expected = torch.from_numpy(seen[t - delay])  # it is the plan of an earlier observation
+        for action in carried[t - delay : t]:  # and of what was done since then
+            expected = pipeline.forward(expected, torch.from_numpy(action)).detach()
+        np.testing.assert_allclose(plan.executed_latents[:, 0].numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(plan.executed_actions[:, 0].numpy(), carried[t], atol=1e-6)
     gaps = np.diff(followed[1:])
     assert (gaps == max(chunk, delay)).all()  # the next one begins when the last one arrives
 
@@ -385,9 +385,13 @@ def test_a_goal_and_an_episode_begin_with_a_plan_at_once(pipeline: MPDiffuserPip
         controller.act(np.ones((1, D), np.float32))
         assert not controller.planned_now and controller.coming is not None
     controller.act(np.zeros((1, D), np.float32), goal=np.ones((1, D), np.float32))
-    assert controller.planned_now and controller.executed == 1 and controller.coming is None
-    with pytest.raises(InputError, match=r"sampler.delay: must be at most 3, found 4; plans of 8 decisions"):
-        Controller(pipeline, SamplerConfig(delay=4))
+    assert controller.planned_now and controller.executed == 1
+    assert controller.coming is not None and controller.coming[1] == 1  # a new one, from this observation
+    with pytest.raises(InputError, match=r"sampler.delay: must lie in 0..7 \(below the horizon\), found 8"):
+        Controller(pipeline, SamplerConfig(delay=8))
+    pipeline.register_modules(forward=None)
+    with pytest.raises(InputError, match=r"sampler\.delay: the pipeline has no forward model; train it with"):
+        Controller(pipeline, SamplerConfig(delay=1))
 
 
 def test_plan_errors_by_a_plain_loop(pipeline: MPDiffuserPipeline) -> None:

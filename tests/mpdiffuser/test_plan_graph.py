@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mpdiffuser.action_scale import ActionMap
-from mpdiffuser.models.denoisers import Dynamics, Planner, hold
+from mpdiffuser.models.denoisers import Dynamics, Planner
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Plan
 from mpdiffuser.plan_graph import PlanEngine
@@ -74,18 +74,16 @@ def test_actions_that_hear_the_dynamics_model(make_pipeline, randomize) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_goals_costs_and_held_actions(make_pipeline, goals, monkeypatch, engine: str) -> None:
+def test_goals_costs_and_given_actions(make_pipeline, goals, monkeypatch, engine: str) -> None:
     graphs = count_graphs(monkeypatch)
     assert_alike(make_pipeline(costs=True), CONFIG, engine)
     told, unaware = goals(), make_pipeline()
     goal, actions = torch.full((1, D), 0.5), torch.linspace(-0.8, 0.8, 3 * M).reshape(1, 3, M)
     assert_alike(told, CONFIG, engine, goal=goal)
     assert len(graphs) == 2
-    for count in (1, 3):  # the number of held actions needs no graph of its own
-        assert_alike(unaware, CONFIG, engine, committed=actions[:, :count])
-    assert len(graphs) == 3
-    held = plans(unaware, CONFIG, engine, committed=actions).actions[:, :, :3]
-    torch.testing.assert_close(held, actions[:, None].expand_as(held), atol=1e-5, rtol=0)
+    given = plans(unaware, CONFIG, engine, committed=actions).actions[:, :, :3]  # without a graph
+    torch.testing.assert_close(given, actions[:, None].expand_as(given), atol=1e-5, rtol=0)
+    assert len(graphs) == 2
 
 
 def test_where_there_is_no_graph(make_pipeline, monkeypatch) -> None:
@@ -146,15 +144,3 @@ def test_a_graph_does_not_outlive_what_it_was_made_from(make_pipeline, randomize
     assert pipeline.fits_graph(sampler)
     pipeline.planner = randomize(Planner(latent_dim=D, **SIZES), 9)
     assert not pipeline.fits_graph(sampler)  # it has the old planner
-
-
-def test_hold_sets_the_actions_that_are_held() -> None:
-    x, present = torch.randn(2, H, D + M), torch.zeros(2, D)
-    committed = torch.randn(2, 3, M)
-    held = torch.tensor([[True, True, False], [False, False, True]])
-    found = hold(x, present, committed=committed, held=held)[..., D:]
-    for robot in range(2):
-        for step in range(H):
-            known = step < 3 and held[robot, step]
-            expected = committed[robot, step] if known else x[robot, step, D:]
-            torch.testing.assert_close(found[robot, step], expected, rtol=0, atol=0)

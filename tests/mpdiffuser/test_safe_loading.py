@@ -199,11 +199,11 @@ def test_an_older_folder_can_be_taken_on_trust(folder: Path) -> None:
 def test_a_folder_of_another_format(folder: Path, found: Any) -> None:
     """What was found, what this program reads, and what to do."""
     file = folder / "model_index.json"
-    assert json.loads(file.read_text())["format_version"] == FORMAT_VERSION == 6
+    assert json.loads(file.read_text())["format_version"] == FORMAT_VERSION == 7
     edit(file, format_version=found)
     write_manifest(folder)
     words = (
-        rf"model_index\.json: format_version {str(found)[:80]} found, this program reads 6; train the pipeline again"
+        rf"model_index\.json: format_version {str(found)[:80]} found, this program reads 7; train the pipeline again"
     )
     with pytest.raises(InputError, match=words) as caught:
         MPDiffuserPipeline.from_pretrained(folder)
@@ -215,7 +215,7 @@ def test_a_folder_of_before_there_were_formats(folder: Path) -> None:
     del index["format_version"]
     (folder / "model_index.json").write_text(json.dumps(index))
     write_manifest(folder)
-    with pytest.raises(InputError, match=r"format_version None found, this program reads 6"):
+    with pytest.raises(InputError, match=r"format_version None found, this program reads 7"):
         MPDiffuserPipeline.from_pretrained(folder)
 
 

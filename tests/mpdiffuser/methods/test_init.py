@@ -92,8 +92,8 @@ def test_recipes_of_methods() -> None:
     assert list(recipes_of(["random", "expert"])) == []
     assert list(recipes_of(["random", "cloning"])) == ["cloning"]
     assert list(recipes_of(["cloning"], [20, 40])) == ["cloning", "cloning_within_20", "cloning_within_40"]
-    assert list(recipes_of(["cloning", "planner"])) == ["ranker", "planner", "cloning"]  # MPDiffuser's first
-    assert list(recipes_of(["planner", "cloning"])) == ["ranker", "planner", "cloning"]
+    assert list(recipes_of(["cloning", "planner"])) == ["ranker", "planner", "forward", "cloning"]  # MPDiffuser's first
+    assert list(recipes_of(["planner", "cloning"])) == ["ranker", "planner", "forward", "cloning"]
     shared = [set(recipes_of([name])) for name in ("diffusion_policy", "d_mpc")]
     assert shared[0] & shared[1] == {"action_planner"}
 

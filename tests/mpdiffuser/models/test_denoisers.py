@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.models.denoisers import Dynamics, Planner, hold
-from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import PREDICTIONS, NoiseSchedule
 
 D, M, H = 3, 2, 8
@@ -238,71 +237,3 @@ def test_what_is_hidden_in_training() -> None:
     seen = Dynamics(**SIZES, hears=True).draw(4000, NoiseSchedule(100), torch.Generator().manual_seed(0))["seen"]
     shares = [(seen == torch.tensor(kind)).all(1).float().mean() for kind in ([1, 1], [0, 1], [1, 0], [0, 0])]
     assert shares[3] == 0 and [float(share) for share in shares[:3]] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
-
-
-def test_held_actions_are_drawn_for_half_of_the_examples() -> None:
-    held = Planner(**SIZES, held_actions=3).draw(30_000, NoiseSchedule(10), torch.Generator().manual_seed(0))["held"]
-    for count, share in ((0, 1 / 2), (1, 1 / 6), (2, 1 / 6), (3, 1 / 6)):
-        assert (held == count).float().mean().item() == pytest.approx(share, abs=0.01)
-    assert "held" not in Planner(**SIZES).draw(4, NoiseSchedule(10), torch.Generator().manual_seed(0))
-    with pytest.raises(InputError, match=r"planner\.held_actions: must lie in 0\.\.7 \(below the horizon\), found 8"):
-        Planner(**SIZES, held_actions=8)
-
-
-def test_held_actions_are_seen_and_not_estimated(randomize) -> None:
-    """They change what is estimated, but the loss does not count them; the next action counts as the executed one."""
-    schedule, batch = NoiseSchedule(100), batch_of_windows()
-    planner = randomize(Planner(**SIZES, held_actions=3, bounded=False)).eval()
-    random = planner.draw(4, schedule, torch.Generator().manual_seed(0)) | {"held": torch.tensor([0, 1, 2, 3])}
-    seen = []
-    planner.forward = lambda noisy, levels, condition, keep: seen.append((noisy, condition)) or torch.zeros_like(noisy)  # type: ignore[method-assign]
-    with torch.no_grad():
-        loss = planner.loss(batch, random, schedule)["loss"].item()
-    noisy, condition = seen[0]
-    for row, count in enumerate(random["held"].tolist()):
-        same = (noisy[row, :, D:] == batch["actions"][row]).all(-1)
-        assert same[:count].all() and not same[count:].any()
-        assert condition[row, -1].item() == pytest.approx(count / 3)
-    clean = torch.cat([batch["latents"], batch["actions"]], -1)
-    estimate = schedule.to_clean("v_prediction", torch.zeros_like(noisy), noisy, random["levels"])
-    scale = schedule.output_scale("v_prediction", random["levels"], 3)
-    per_window = []
-    for row, count in enumerate(random["held"].tolist()):
-        total, weights = 0.0, 0.0
-        for k in range(H):
-            for c in range(D + M):
-                weight = float(batch["mask"][row, k] if c < D else batch["action_mask"][row, k])
-                weight *= (
-                    0.0 if (c < D and k == 0) or (c >= D and k < count) else 50.0 if c >= D and k == count else 1.0
-                )
-                weights += weight
-                total += weight * (scale[row] * (estimate - clean)[row, k, c]).item() ** 2
-        per_window.append(total / weights)
-    assert loss == pytest.approx(sum(per_window) / 4, rel=1e-4)
-
-
-def test_a_planner_that_saw_held_actions_continues_them(make_pipeline) -> None:
-    """All actions of a window are one random number; given the first ones the plan goes on with them."""
-    schedule, errors = NoiseSchedule(100), {}
-    for held in (0, 2):
-        torch.manual_seed(0)
-        planner, pipeline = Planner(**SIZES, held_actions=held, dropout=0.0), make_pipeline()
-        planner.actions.load_state_dict(pipeline.actions.state_dict())
-        optimizer, generator = torch.optim.Adam(planner.parameters(), 3e-3), torch.Generator().manual_seed(1)
-        for _ in range(400):
-            action = (1.6 * torch.rand(64, 1, M, generator=generator) - 0.8).expand(64, H, M)
-            action = pipeline.actions.normalize(action).detach()
-            batch = batch_of_windows(64) | {"latents": torch.zeros(64, H, D), "actions": action}
-            batch["condition"] = torch.zeros(64, 1)
-            loss = planner.loss(batch, planner.draw(64, schedule, generator), schedule)["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        pipeline = make_pipeline(planner=planner.eval(), schedule=schedule)
-        present = pipeline.latents.denormalize(torch.zeros(10, D)).detach()
-        config = SamplerConfig(composition="planner", steps=6, guidance=0.0, candidates=2, engine="torch")
-        wanted = torch.linspace(-0.7, 0.7, 10)[:, None, None].expand(10, 2, M)
-        generators = [torch.Generator().manual_seed(row) for row in range(10)]
-        plan = pipeline(present, pipeline.sampler(config), generators, committed=wanted)
-        errors[held] = (plan.actions[:, :, 2] - wanted[:, None, 0]).abs().mean().item()
-    assert errors[2] < 0.2 and errors[2] < 0.5 * errors[0]  # 0.13 and 0.44
