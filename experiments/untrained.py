@@ -8,6 +8,7 @@ import torch
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.denoisers import Dynamics, Planner
+from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -28,7 +29,7 @@ def untrained(
     """A pipeline with untrained models.
 
     Args:
-        sampler: settings that the pipeline draws with. hidden: width of the ranker. levels: of the noise schedule.
+        sampler: settings that the pipeline draws with. hidden: width of ranker and forward model. levels: of the noise schedule.
     """
     d, m = (planner.config[key] for key in ("latent_dim", "action_dim"))
     parts: dict[str, Any] = {
@@ -39,6 +40,7 @@ def untrained(
         "planner": planner.eval(),
         "dynamics": dynamics.eval(),
         "ranker": Ranker(d, m, hidden=hidden).eval(),
+        "forward": ForwardModel(d, m, hidden=hidden).eval(),
         "schedule": NoiseSchedule(levels),
     }
     return MPDiffuserPipeline(**parts, sampler_defaults=dict(sampler or {}), info=dict(info))
