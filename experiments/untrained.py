@@ -29,7 +29,8 @@ def untrained(
     """A pipeline with untrained models.
 
     Args:
-        sampler: settings that the pipeline draws with. hidden: width of ranker and forward model. levels: of the noise schedule.
+        sampler: settings that the pipeline draws with. levels: of the noise schedule.
+        hidden: width of ranker and forward model.
     """
     d, m = (planner.config[key] for key in ("latent_dim", "action_dim"))
     parts: dict[str, Any] = {
