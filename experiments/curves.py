@@ -53,7 +53,7 @@ HEAD = """# Score against training time
 of the interquartile mean; with several training seeds mean ± standard error over these. Columns: core-minutes of
 training that were planned, all models of a method together; the figure has the measured ones. The points of a method
 are separate trainings. Default settings of `train_state.py`. planner is mpdiffuser without the dynamics model, on the
-same weights, so its training takes 15 % less. behaviour: mean of the data's own episodes.
+same weights, so its training takes 14 % less. behaviour: mean of the data's own episodes.
 
 ![score against core-minutes](curves.png)
 

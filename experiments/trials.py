@@ -52,8 +52,8 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
     "cloning": (
         Setting(),
         of_training("train.cloning.learning_rate=3e-4"),
-        of_training("train.cloning.keep=last"),
-        of_training("train.cloning.weight_decay=0.1"),
+        of_training("train.cloning.batch_size=1024"),
+        of_training("train.cloning.learning_rate=3e-3"),
     ),
     "td3_bc": (
         Setting(),

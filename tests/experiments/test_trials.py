@@ -41,13 +41,14 @@ def test_settings_of_acting_share_a_training(
     hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offline_table, "TRIAL", 20)
+    monkeypatch.setattr(trials, "SETTINGS", {name: SETTINGS[name][:2] for name in ("diffusion_policy", "td3_bc")})
     results = tmp_path / "trials"
     arguments = ["--data-dir", str(hopper_data), "--files", TASK, "--methods", "diffusion_policy", "td3_bc"]
     arguments += ["--core-minutes", "0.005", "--folder", str(tmp_path / "runs"), "--results", str(results)]
     arguments += ["--page", str(tmp_path / "trials.md"), "--set", "evaluation.episodes=2", "planner.width=8"]
     trials.main(arguments)
-    assert len(list((tmp_path / "runs").rglob("action_planner"))) == 2  # of the training and of the run that is timed
-    assert len(list((tmp_path / "runs").rglob("td3_bc/log.jsonl"))) == 4 * 2
+    trained = [len(list((tmp_path / "runs").rglob(f"{name}/log.jsonl"))) for name in ("action_planner", "td3_bc")]
+    assert trained == [2, 2 * 2]  # each training, and a run that is timed before it
     first, chunk = (
         read_json(results / f"{TASK}-diffusion_policy-{name}.json")
         for name in ("first", "baselines.diffusion_policy.chunk1")
