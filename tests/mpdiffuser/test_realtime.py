@@ -270,6 +270,12 @@ def test_an_error_in_the_thread_is_raised_once(pipeline: MPDiffuserPipeline) -> 
     assert runner.log[-1].plan_ms is not None
 
 
+def test_a_runner_needs_a_forward_model(make_pipeline) -> None:
+    pipeline = make_pipeline(forward=None, info={"record": RECORD.to_json()})
+    with pytest.raises(InputError, match="has no forward model, which a runner needs; train it with method=planner"):
+        Runner(pipeline, hz=50, config=CONFIG)
+
+
 def test_goals(make_pipeline, randomize) -> None:
     sizes = {"latent_dim": D, "action_dim": M, "horizon": H, "width": 8, "multipliers": (1, 2), "embedding": 16}
     told = make_pipeline(planner=randomize(Planner(**sizes, goal_dim=D), 1), info={"record": RECORD.to_json()})
