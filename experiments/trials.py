@@ -28,7 +28,7 @@ SEED, FIRST_SEED = 100, 5000  # of the training, and of the first episode
 
 @dataclass(frozen=True)
 class Setting:
-    """Options that differ from the paper's or from ours: of the training, and of acting alone."""
+    """Options that differ from the defaults: of the training, and of acting alone."""
 
     training: tuple[str, ...] = ()
     acting: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ def of_acting(*options: str) -> Setting:
     return Setting(acting=options)
 
 
-# the first setting of each is in its paper, or for cloning our own
+# the first setting of each follows its paper, that of cloning is our own (docs/methods.md)
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "cloning": (
         Setting(),
@@ -102,8 +102,8 @@ HEAD = """# Trials of the baselines' settings
 below, training seed {seed}, 20 episodes from seed {first} on. No table uses this training seed or these episodes. The
 setting with the highest mean over the files is chosen (bold), and is the method's default in all tables. MPDiffuser's
 own settings were also chosen on hopper and halfcheetah, with many more trials ([ablations](decisions.md)). The first
-setting of a method is that of its paper, for cloning our own. Normalised score: mean ± standard error over episodes,
-and in brackets the 95 % interval of the interquartile mean.
+setting of a method follows its paper, that of cloning is our own ([methods](methods.md)). Normalised score: mean ±
+standard error over episodes, and in brackets the 95 % interval of the interquartile mean.
 
 """
 
