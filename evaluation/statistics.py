@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rliable import library, metrics
+from rliable import metrics
 
 from mpdiffuser.errors import InputError
 
@@ -60,6 +60,8 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> di
 
 def _interval(values: np.ndarray, seed: int) -> np.ndarray:
     """Return the bounds (2,) of the IQM of values (E, 1)."""
+    from rliable import library  # here, since it takes two seconds, which every command would wait for
+
     with _global_seed(seed):
         _, intervals = library.get_interval_estimates(
             {"x": values},

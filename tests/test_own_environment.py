@@ -14,7 +14,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.pipeline import MPDiffuserPipeline
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3", "evaluation.episodes=2"]
-TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning")]
+TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "forward", "ranker", "cloning")]
 PIXELS = ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "encoder.pretrained=false"]
 PIXELS += ["train.representation.steps=4", "train.decoder.steps=2"]
 EPISODES, STEPS = 6, 12

@@ -20,7 +20,7 @@ from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.tuning import LEVELS
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "evaluation.probe_every=0"]
-TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning")]
+TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "forward", "ranker", "cloning")]
 HOPPER = ["task=d4rl/hopper-medium-v2", *TINY, "evaluation.methods=[mpdiffuser]"]
 EPISODES, STEPS = 8, 20
 

@@ -15,7 +15,7 @@ from mpdiffuser.files import check_manifest
 from mpdiffuser.pipeline import MPDiffuserPipeline
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3", "evaluation.methods=[]"]
-TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "ranker", "cloning")]
+TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "forward", "ranker", "cloning")]
 PIXELS = ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "encoder.pretrained=false"]
 PIXELS += ["train.representation.steps=4", "decoder=false"]
 EPISODES, STEPS, GAINS = 6, 30, np.array([0.5, 1.4])

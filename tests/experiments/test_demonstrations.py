@@ -26,7 +26,7 @@ def test_the_command(hopper_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (hopper_data / "hopper-medium.hdf5").rename(hopper_data / "hopper-medium-expert.hdf5")
     page = tmp_path / "page.md"
     chosen = ["rounds=2", "evaluation.episodes=2", "ranker.hidden=16", "planner.width=8", "planner.multipliers=[1,2]"]
-    chosen += [f"train.{model}.steps=3" for model in ("cloning", "ranker", "planner")]
+    chosen += [f"train.{model}.steps=3" for model in ("cloning", "forward", "ranker", "planner")]
     arguments = ["--data-dir", str(hopper_data), "--robots", "hopper", "--counts", "1", "3", "--seeds", "0"]
     arguments += ["--folder", str(tmp_path / "runs"), "--page", str(page), "--set", *chosen]
     demonstrations.main(arguments)
