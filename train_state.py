@@ -54,7 +54,7 @@ def train(
     encoder = state_encoder(episodes, cfg.history)
     episodes, bounds = unit_actions(episodes, cfg.out_of_bounds)
     more = more and dynamics_episodes(cfg, more, episodes, bounds, STATES)
-    check_samplers(cfg, cfg.horizon, bounds)
+    check_samplers(cfg, cfg.horizon, bounds, cfg.stride)
     cfg.goal_entries = goal_entries(cfg, episodes, STATES)
     info = episodes.info | {"data": episodes.checksum(), **origin(cfg)}
     info["record"] = episodes.record.only(*STATES).with_actions(bounds).to_json()

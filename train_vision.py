@@ -58,7 +58,7 @@ def train(
     more = more and dynamics_episodes(cfg, more, episodes, bounds, SEEN)
     info["data"] = episodes.checksum()
     info["record"] = episodes.record.only(*SEEN).with_actions(bounds).to_json()
-    check_samplers(cfg, cfg.horizon, bounds)
+    check_samplers(cfg, cfg.horizon, bounds, cfg.stride)
     representation = build_representation(cfg, episodes)
     encoder_stages = encoder_identities(cfg, info["data"], representation)
     latents = latents_identity(cfg, representation, encoder_stages, episodes, *([more] if more else []))

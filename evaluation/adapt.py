@@ -70,7 +70,7 @@ def encoded(pipeline: MPDiffuserPipeline, episodes: Episodes) -> Episodes:
         latents = with_latents(episodes, encode_frames(pipeline.encoder, episodes))
     else:
         latents = encode_states(pipeline.encoder, episodes)
-    return pieces(latents, pipeline.planner.config["horizon"])
+    return pieces(latents, pipeline.stride * (pipeline.planner.config["horizon"] - 1) + 1)
 
 
 def as_nominal(episodes: Episodes, change: ActionMap) -> Episodes:
@@ -94,6 +94,7 @@ def train_further(
             pipeline.latents,
             pipeline.actions,
             pipeline.condition,
+            stride=pipeline.stride,
         )
         for part in parts
     ]

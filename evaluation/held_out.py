@@ -36,7 +36,7 @@ EXAMPLES = 4
 
 
 class HeldOut:
-    """Windows of held-out episodes, with all H steps.
+    """Windows of held-out episodes, with all H rows.
 
     Args:
         pipeline: the trained pipeline.
@@ -48,11 +48,12 @@ class HeldOut:
         self.pipeline, self.episodes, self.folder = pipeline, episodes, folder
         horizon = pipeline.planner.config["horizon"]
         left = episodes.offsets[1:][episodes.episode_of_row] - np.arange(episodes.offsets[-1])
-        starts = np.flatnonzero(left >= min(horizon, int(np.diff(episodes.offsets).max())))
+        self.ahead = pipeline.stride * np.arange(horizon)  # steps
+        starts = np.flatnonzero(left >= min(self.ahead[-1] + 1, int(np.diff(episodes.offsets).max())))
         self.starts = np.sort(np.random.default_rng(0).permutation(starts)[:WINDOWS])
         self.owners = episodes.episode_of_row[self.starts]
         last = (episodes.offsets[1:] - 1)[self.owners][:, None]
-        self.rows = np.minimum(self.starts[:, None] + np.arange(horizon), last)
+        self.rows = np.minimum(self.starts[:, None] + self.ahead, last)
         self.latents, self.actions = (
             torch.from_numpy(np.array(episodes[key][self.rows], np.float32)) for key in ("observations", "actions")
         )
@@ -98,7 +99,7 @@ class HeldOut:
         error = np.square((latents - self.latents.numpy()) / std).mean(-1)
         steps = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < latents.shape[1]]
         return {
-            str(k): {
+            str(self.ahead[k]): {
                 "mean": _rounded(error[:, k].mean()),
                 "standard_error": _rounded(clustered_error(error[:, k], self.owners)),
             }

@@ -37,18 +37,18 @@ ROWS = 20_000  # most steps that are used
 SATURATED = 0.05  # share of actions at the bounds from which on it is told
 
 
-def pieces(episodes: Episodes, horizon: int) -> Episodes:
+def pieces(episodes: Episodes, least: int) -> Episodes:
     """Return the episodes cut into pieces of consecutive steps, which can be held out one by one.
 
-    A piece has as many steps as give `PIECES` pieces, but at least `horizon` and at most `LONGEST`. The last
-    observation of a piece is the first one of the next.
+    A piece has as many steps as give `PIECES` pieces, but at most `LONGEST`, and at least `least` even if that is more.
+    The last observation of a piece is the first one of the next.
 
     Args:
         episodes: latent episodes.
-        horizon: H of the plans.
+        least: steps of a plan.
     """
     total = int(episodes.lengths.sum())
-    length = min(max(total // PIECES, horizon), max(LONGEST, horizon))
+    length = min(max(total // PIECES, least), max(LONGEST, least))
     parts = [
         np.arange(first, min(first + length, last) + 1)
         for first, last in zip(episodes.offsets[:-1].tolist(), (episodes.offsets[1:] - 1).tolist())

@@ -100,7 +100,7 @@ class Controller(Policy):
         if pipeline.planner is None:
             raise InputError("pipeline: holds no planner of MPDiffuser; Method.policy makes a baseline's controller")
         config = config or pipeline.sampler_defaults
-        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
+        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds, pipeline.stride)
         if config.delay and pipeline.forward is None:
             raise InputError("sampler.delay: the pipeline has no forward model; train it with method=planner")
         self.safe = torch.from_numpy(pipeline.safe_action(config)).to(pipeline.device)
@@ -233,11 +233,14 @@ class Controller(Policy):
     def plan_errors(self, peek: Callable[[np.ndarray], Observations], steps: int) -> np.ndarray:
         """Return mean squared distances (B, K) between planned and real latents 1..K steps ahead.
 
-        The unit of each dimension is its variance in the training data. Arguments as `Policy.plan_errors`.
+        The unit of each dimension is its variance in the training data. With a stride K is 0, since the actions in
+        between are not known. Arguments as `Policy.plan_errors`.
         """
         assert self.plan is not None
         first = self.executed - 1  # of the plan, that of the newest observation
-        steps = min(steps, self.plan.actions.shape[2] - 1 - first)
+        steps = min(steps, self.plan.actions.shape[2] - 1 - first) if self.pipeline.stride == 1 else 0
+        if not steps:
+            return np.zeros((len(self.generators), 0), np.float32)
         actions = self._within_bounds(self.plan.executed_actions[:, first : first + steps])
         real = self.history.encode_future(peek(actions), actions)
         planned = self.plan.executed_latents[:, first + 1 : first + steps + 1]
@@ -327,7 +330,7 @@ class Controller(Policy):
     def _rest_of_plan(self, latents: torch.Tensor, delay: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last plan from `delay` decisions from now on, (B, H, d) and (B, H, m).
 
-        It is padded with its last latent and the safe action.
+        It is padded with its last latent and the safe action. With a stride, only the plan's first action is known.
         Without a plan, all rows have the present latents (B, d) and the safe action.
         """
         horizon = self.pipeline.planner.config["horizon"]
@@ -335,7 +338,7 @@ class Controller(Policy):
         if self.plan is None:
             return torch.nan_to_num(latents)[:, None].repeat(1, horizon, 1), safe.clone()
         states, actions = self.plan.executed_latents, self.plan.executed_actions
-        done = min(self.executed + delay, horizon)
+        done = min(self.executed + delay, horizon) if self.pipeline.stride == 1 else horizon
         padded = torch.cat([states[:, done:], states[:, -1:].expand(-1, done, -1)], 1)
         return padded, torch.cat([actions[:, done:], safe[:, :done]], 1)
 

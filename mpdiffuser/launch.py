@@ -35,6 +35,7 @@ RANGES = {
     "validation": (0, 1),
     "occupancy": (0, 1),
     "seed": (0, 2**32 - 1),
+    "stride": (1, 1000),
     "threads": (1, 1024),
     "processes": (1, 1024),
 }
@@ -173,7 +174,7 @@ def check_training(cfg: DictConfig) -> None:
     check_trackers(cfg.trackers)
     if Path(os.path.abspath(cfg.output_dir)).is_file():
         raise InputError(f"output_dir: {cfg.output_dir} is a file")
-    check_samplers(cfg, cfg.horizon)
+    check_samplers(cfg, cfg.horizon, stride=cfg.stride)
     for section in ("advantage", "episode_advantage"):
         if not cfg[section].temperature > 0:
             raise InputError(f"{section}.temperature: must be positive, found {cfg[section].temperature}")
@@ -192,12 +193,15 @@ def check_training(cfg: DictConfig) -> None:
         Ranker(1, 1, **settings(cfg.ranker))
 
 
-def check_samplers(cfg: DictConfig, horizon: int | None = None, actions: Actions | None = None) -> None:
+def check_samplers(
+    cfg: DictConfig, horizon: int | None = None, actions: Actions | None = None, stride: int = 1
+) -> None:
     """Raises InputError for settings of the sampler, or of a baseline to be evaluated, that are not allowed.
 
     Args:
         horizon: of the plans; None: not known yet.
         actions: bounds of the actions; None: not known yet.
+        stride: decisions between two rows of a plan.
     """
     # in evaluate.py null stands for the setting that is saved with the pipeline
     given = {name: value for name, value in settings(cfg.sampler).items() if value is not None}
@@ -212,7 +216,7 @@ def check_samplers(cfg: DictConfig, horizon: int | None = None, actions: Actions
         try:
             NoiseSchedule().grid(config.levels, config.grid)
             if horizon is not None:
-                config.check_fit(horizon, actions)
+                config.check_fit(horizon, actions, stride)
         except InputError as error:
             raise InputError(str(error).replace("sampler.", f"{name}.", 1)) from error
 

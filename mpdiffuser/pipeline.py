@@ -101,6 +101,11 @@ class MPDiffuserPipeline(DiffusionPipeline):
         return bool(self.planner is not None and self.planner.config.get("goal_dim"))
 
     @property
+    def stride(self) -> int:
+        """Decisions between two rows of a plan."""
+        return self.config["info"].get("stride", 1)
+
+    @property
     def action_bounds(self) -> Actions:
         """The bounds of the actions in the data's units; -1 and 1 if the info does not say them."""
         return self.record.actions if self.record else Actions.unit(self.actions.config["dim"])
@@ -245,7 +250,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         """
         if self.ranker is None:
             return states.new_zeros(len(states))
-        return self.ranker.scores(states, actions, cost_to_go)
+        return self.ranker.scores(states, actions, cost_to_go, self.stride)
 
     def within_deadline(
         self, config: SamplerConfig, latents: torch.Tensor, repeats: int = 5, graph: bool = True

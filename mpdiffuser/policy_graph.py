@@ -56,7 +56,7 @@ class PolicyGraph(torch.nn.Module):
         for name in pipeline.record.observations:
             if name in RESERVED or name.startswith((GOAL, NEXT)):
                 raise InputError(f"observations: {name}: the graph has another input or output of this name")
-        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
+        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds, pipeline.stride)
         self.pipeline, self.robots, self.record = pipeline, robots, pipeline.record
         self.plans = PlanGraph(pipeline, config)
         self.safe = torch.from_numpy(pipeline.safe_action(config))[None]

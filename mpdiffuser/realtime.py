@@ -162,7 +162,7 @@ class Runner:
 
     Raises:
         InputError: for another rate than that of the data, limits that are not allowed, a pipeline without a forward
-            model, and as `Controller`.
+            model or with a stride, and as `Controller`.
     """
 
     def __init__(
@@ -193,6 +193,10 @@ class Runner:
             self.step = _numbers(each, (m,), "rate") * np.float32(self.period)
             if not (self.step > 0).all():
                 raise InputError(f"rate: must be above 0, found {rate}")
+        if pipeline.stride > 1:
+            raise InputError(
+                f"pipeline: a runner needs the action of each decision; train with stride=1, found {pipeline.stride}"
+            )
         config = replace(config, delay=0, deadline_ms=self.deadline_ms)
         self.controller = _InThread(pipeline, config, objective=objective, period=self.period)
         self.controller.limited = self._limited

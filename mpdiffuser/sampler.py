@@ -137,17 +137,23 @@ class SamplerConfig:
 
     def check_single(self, where: str) -> None:
         """Raise InputError, naming `where`, unless each decision has a new plan, drawn from pure noise."""
-        for name, needed in (("chunk", 1), ("warm_start", 0), ("delay", 0), ("deadline_ms", 0)):
-            if getattr(self, name) != needed:
-                raise InputError(f"sampler.{name}: must be {needed} in {where}, found {getattr(self, name)}")
+        self._check_equal(where, chunk=1, warm_start=0, delay=0, deadline_ms=0)
 
-    def check_fit(self, horizon: int, actions: Actions | None) -> None:
-        """Raise InputError unless chunk and delay fit plans of this horizon and the safe action is within the bounds.
+    def _check_equal(self, where: str, **needed: float) -> None:
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise InputError(f"sampler.{name}: must be {value} in {where}, found {getattr(self, name)}")
+
+    def check_fit(self, horizon: int, actions: Actions | None, stride: int = 1) -> None:
+        """Raise InputError unless the settings fit such plans and the safe action is within the bounds.
 
         Args:
             horizon: of the plans.
             actions: bounds of the actions; None: not known yet.
+            stride: decisions between two rows of a plan. Above 1 only the first action of a plan is known.
         """
+        if stride > 1:
+            self._check_equal(f"plans of stride={stride}", chunk=1, warm_start=0, delay=0)
         if not self.chunk < horizon:
             raise InputError(f"sampler.chunk: must lie in 1..{horizon - 1} (below the horizon), found {self.chunk}")
         if not self.delay < horizon:

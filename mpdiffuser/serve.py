@@ -64,7 +64,7 @@ class Service:
         if pipeline.planner is None or pipeline.record is None:
             raise InputError("pipeline: holds no planner of MPDiffuser, or does not say what its observations are")
         config.check_single("a server")
-        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds)
+        config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds, pipeline.stride)
         if most < 1:
             raise InputError(f"robots: must be at least 1, found {most}")
         self.pipeline, self.most, self.fallbacks = pipeline, most, 0

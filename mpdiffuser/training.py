@@ -68,11 +68,14 @@ def trained_methods(cfg: DictConfig, episodes: Episodes) -> list[str]:
     """Return the methods whose models are trained: those to be evaluated; if they have none, MPDiffuser with cloning.
 
     Raises:
-        InputError: for a method that needs rewards, if there are none; without goals, for a task that asks for them.
+        InputError: for a method that needs rewards, if there are none; without goals, for a task that asks for them;
+            for a stride, if the data have costs.
     """
     methods = list(cfg.evaluation.methods)
     if not recipes_of(methods):
         methods = ["cloning", "planner", "mpdiffuser"]
+    if cfg.stride > 1 and "costs" in episodes:
+        raise InputError(f"stride: must be 1 for data with costs, of which each decision counts; found {cfg.stride}")
     if episodes.info.get("asks_for_goals") and not cfg.goals:
         raise InputError(f"goals=false: each episode of {episodes.info['task']} has a goal; give goals=true")
     if imitates(cfg, episodes):
@@ -221,7 +224,7 @@ def assemble(
         schedule=data.schedule,
         decoder=decoder,
         sampler_defaults=settings(cfg.sampler) | ({"composition": "planner"} if parts["dynamics"] is None else {}),
-        info={**info, **data.info},
+        info={**info, "stride": cfg.stride, **data.info},
     )
 
 

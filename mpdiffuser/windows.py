@@ -1,7 +1,7 @@
 """Windows: the training examples of the models.
 
 A window starts at every step of an episode. Rows after the end repeat the final row, and the masks remove them from the
-loss. Example: an episode of T = 5 steps (rows z_0..z_5) and horizon H = 4:
+loss. Example: an episode of T = 5 steps (rows z_0..z_5), horizon H = 4 and stride 1:
 
     start 0:  z0 z1 z2 z3      mask 1 1 1 1      action_mask 1 1 1 1
     start 2:  z2 z3 z4 z5      mask 1 1 1 1      action_mask 1 1 1 0      (no action is taken at the final observation)
@@ -81,6 +81,7 @@ class Windows:
         goal_distance: mean number of steps to a goal, a later latent of the episode, at most its last. The number has a
             geometric distribution (hindsight relabelling: Andrychowicz et al. 2017). Each window is there `GOALS`
             times, each time with a goal of its own. None: no goals.
+        stride: steps between two rows of a window.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Windows:
         condition: Marginals,
         weights: np.ndarray | None = None,
         goal_distance: float | None = None,
+        stride: int = 1,
     ) -> None:
-        self.horizon = horizon
+        self.ahead = stride * torch.arange(horizon)
         with torch.no_grad():
             self.latents = latents.normalize(torch.from_numpy(np.array(episodes["observations"], np.float32)))
             self.actions = actions.normalize(torch.from_numpy(np.array(episodes["actions"], np.float32)))
@@ -128,7 +130,7 @@ class Windows:
         goal = {}
         if self.goal_steps is not None:
             goal["goal"] = self.latents[(start + self.goal_steps[indices]).minimum(last[:, 0])]
-        rows = start[:, None] + torch.arange(self.horizon)
+        rows = start[:, None] + self.ahead
         clipped = rows.minimum(last)
         return {
             "latents": self.latents[clipped],

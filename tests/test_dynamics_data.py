@@ -20,7 +20,9 @@ from mpdiffuser.preparation import dynamics_episodes, unit_actions, within
 from mpdiffuser.windows import Mixture, Windows
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3"]
-TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "clean_dynamics", "forward", "ranker", "cloning")]
+TINY += [
+    f"train.{model}.steps=4" for model in ("planner", "dynamics", "clean_dynamics", "forward", "ranker", "cloning")
+]
 TINY += ["evaluation.methods=[]"]
 PIXELS = ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "encoder.pretrained=false"]
 PIXELS += ["train.representation.steps=4", "decoder=false"]

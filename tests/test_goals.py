@@ -14,7 +14,14 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 
 DT = 0.1  # x' = x + a DT in the plane, |a| <= 1
 EPISODES, STEPS, STARTS, LIMIT = 40, 60, 64, 40
-SMALL = ["trackers=[]", "processes=1", "horizon=8", "planner.width=16", "train.planner.steps=300", "train.forward.steps=3"]
+SMALL = [
+    "trackers=[]",
+    "processes=1",
+    "horizon=8",
+    "planner.width=16",
+    "train.planner.steps=300",
+    "train.forward.steps=3",
+]
 SMALL += ["train.planner.batch_size=64", "evaluation.methods=[random,planner]", "evaluation.episodes=16"]
 SMALL += ["evaluation.parallel_controllers=1"]
 PLANE = f"""

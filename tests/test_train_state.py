@@ -313,3 +313,23 @@ def test_an_expert_where_there_is_none(data: Path, tmp_path: Path, run: Run) -> 
 def test_a_task_from_pixels(tmp_path: Path, run: Run) -> None:
     status, _, error = run(train_state, "task=cartpole_swingup", f"output_dir={tmp_path}")
     assert status == 2 and "a task from pixels, for train_vision.py" in error
+
+
+@pytest.mark.slow
+def test_plans_with_a_stride(data: Path, tmp_path: Path, run: Run) -> None:
+    options = [*HOPPER, "stride=3", f"data_dir={data}", f"output_dir={tmp_path / 'out'}", "evaluation.probe_every=5"]
+    status, _, error = run(train_state, *options)
+    assert status == 2 and "error: sampler.chunk: must be 1 in plans of stride=3, found 4" in error
+    status, _, error = run(train_state, *options, "sampler.chunk=1")
+    assert status == 0, error
+    assert MPDiffuserPipeline.from_pretrained(tmp_path / "out" / "pipeline").stride == 3
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert np.isfinite(metrics["methods"]["mpdiffuser"]["returns"]).all()
+    assert "feasibility" not in metrics["methods"]["mpdiffuser"]
+    assert set(json.loads((tmp_path / "out" / "held_out.json").read_text())["states"]["planner"]) == {"3", "6", "12"}
+    words = [f"pipeline={tmp_path / 'out' / 'pipeline'}", f"output_dir={tmp_path / 'again'}"]
+    status, _, error = run(evaluate, *words, "sampler.delay=1")
+    assert status == 2 and "error: sampler.delay: must be 0 in plans of stride=3, found 1" in error
+    costs = ["task=dsrl/OfflineCarRun-v0", *TINY, f"data_dir={data}", f"output_dir={tmp_path / 'costs'}"]
+    status, _, error = run(train_state, *costs, "sampler.chunk=1", "stride=2")
+    assert status == 2 and "error: stride: must be 1 for data with costs" in error

@@ -125,8 +125,8 @@ class TrainingData:
     ) -> Windows:
         """Return the windows of one part with targets (M, c) and weights (M,), and with goals (see `Windows`)."""
         distance = 1 / (1 - self.discount) if goals else None
-        normalizers = self.latents, self.actions, condition
-        return Windows(self.parts[part], targets, self.settings["horizon"], *normalizers, weights, distance)
+        shape = self.settings["horizon"], self.latents, self.actions, condition
+        return Windows(self.parts[part], targets, *shape, weights, distance, self.settings["stride"])
 
     def dynamics_windows(self, part: int, own: Windows) -> Windows | Mixture:
         """Return the windows of one part for a dynamics model: `own`, mixed with those of `dynamics_parts`.
@@ -137,8 +137,9 @@ class TrainingData:
             return own
         episodes, share = self.dynamics_parts[part], self.planner_share
         unused = np.zeros((len(episodes["actions"]), self.target_dim), np.float32)
-        normalizers = self.latents, self.actions, self.logged_condition
-        return Mixture([own, Windows(episodes, unused, self.settings["horizon"], *normalizers)], [share, 1 - share])
+        shape = self.settings["horizon"], self.latents, self.actions, self.logged_condition
+        other = Windows(episodes, unused, *shape, stride=self.settings["stride"])
+        return Mixture([own, other], [share, 1 - share])
 
     def dynamics_steps(self, part: int) -> NextSteps | Mixture:
         """Return the steps of one part for a model of the dynamics, mixed with those of `dynamics_parts`."""

@@ -113,22 +113,28 @@ class Ranker(Model):
         return torch.cat([self.value(*pair) for pair in zip(rows, costs)]).cpu().numpy()
 
     def scores(
-        self, latents: torch.Tensor, actions: torch.Tensor, cost_to_go: torch.Tensor | None = None
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        cost_to_go: torch.Tensor | None = None,
+        stride: int = 1,
     ) -> torch.Tensor:
         """Return the expected return (...) of decoded rollouts; a non-finite result is -inf.
 
         The score is (1 - g) sum_{k < H - 1} g^k c_k r_k + g^(H - 1) c_{H - 1} V(z_{H - 1}), where c_k is the
-        probability that the episode reaches step k.
+        probability that the episode reaches step k. With a stride s, row k is step s k, and stands for the s steps
+        before the next row: g and the probability to go on from a row are raised to the power s.
 
         Args:
             latents: (..., H, d).
             actions: (..., H, m).
             cost_to_go: (...), of V, if the data have costs.
+            stride: steps between two rows of a rollout.
         """
         out = self(latents, actions)
-        g = self.config["discount"]
+        g = self.config["discount"] ** stride
         powers = g ** torch.arange(latents.shape[-2], device=latents.device, dtype=latents.dtype)
-        logged = logsigmoid(out["continuation_logit"][..., :-1]).cumsum(-1)  # ONNX has no cumulative product
+        logged = stride * logsigmoid(out["continuation_logit"][..., :-1]).cumsum(-1)  # ONNX has no cumulative product
         alive = pad(logged, (1, 0)).exp()
         discounted = powers * alive
         running = (1 - g) * (discounted * out["reward"])[..., :-1].sum(-1)

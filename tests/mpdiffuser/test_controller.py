@@ -427,3 +427,28 @@ def test_a_policy_that_does_not_plan_has_no_plans(pipeline: MPDiffuserPipeline, 
     assert policy.plan is None and not policy.planned_now and policy.planning_facts() == {}
     assert policy.upcoming_latents().size == policy.plan_errors(lambda actions: actions, 8).size == 0
     policy.record_costs(np.ones(1))
+
+
+def test_of_plans_with_a_stride_only_the_first_action_is_executed(make_pipeline, monkeypatch) -> None:
+    pipeline = make_pipeline(info={"stride": 5})
+    for changed, words in (
+        ({"chunk": 2}, "sampler.chunk: must be 1 in plans of stride=5, found 2"),
+        ({"delay": 1}, "sampler.delay: must be 0 in plans of stride=5, found 1"),
+        ({"warm_start": 1}, "sampler.warm_start: must be 0 in plans of stride=5, found 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Controller(pipeline, replace(CONFIG, **changed))
+    controller = Controller(pipeline, replace(CONFIG, safe_action=(0.5, -0.5)))
+    controller.reset([0])
+    for t in range(3):
+        action = controller.act(latents_of(1).numpy() + t)
+        np.testing.assert_array_equal(action, controller.plan.executed_actions[:, 0])
+        assert controller.planned_now
+    assert controller.plan_errors(lambda actions: pytest.fail("looks ahead"), 4).shape == (1, 0)
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no plan")
+
+    monkeypatch.setattr(MPDiffuserPipeline, "__call__", fails)
+    with pytest.warns(UserWarning, match="planning failed"):
+        np.testing.assert_allclose(controller.act(latents_of(1).numpy()), [[0.5, -0.5]])

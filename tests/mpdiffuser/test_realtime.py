@@ -276,6 +276,12 @@ def test_a_runner_needs_a_forward_model(make_pipeline) -> None:
         Runner(pipeline, hz=50, config=CONFIG)
 
 
+def test_a_runner_needs_the_action_of_each_decision(make_pipeline) -> None:
+    pipeline = make_pipeline(info={"record": RECORD.to_json(), "stride": 4})
+    with pytest.raises(InputError, match="a runner needs the action of each decision; train with stride=1, found 4"):
+        Runner(pipeline, hz=50, config=CONFIG)
+
+
 def test_goals(make_pipeline, randomize) -> None:
     sizes = {"latent_dim": D, "action_dim": M, "horizon": H, "width": 8, "multipliers": (1, 2), "embedding": 16}
     told = make_pipeline(planner=randomize(Planner(**sizes, goal_dim=D), 1), info={"record": RECORD.to_json()})

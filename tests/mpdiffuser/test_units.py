@@ -31,7 +31,9 @@ DEGREES = Actions((10.0, -4.0), (70.0, 4.0), DECLARED, ("hip", "knee"))
 METHODS_TRAINED = ["cloning", "planner", "mpdiffuser"]
 TINY = ["debug=true", "trackers=[]", f"horizon={H}", "rounds=1", "ranker.hidden=8"]
 TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "embedding=16")]
-TINY += [f"train.{name}.{key}" for name in ("planner", "dynamics", "forward", "ranker", "cloning") for key in ("steps=4",)]
+TINY += [
+    f"train.{name}.{key}" for name in ("planner", "dynamics", "forward", "ranker", "cloning") for key in ("steps=4",)
+]
 
 
 @functools.cache

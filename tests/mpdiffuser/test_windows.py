@@ -113,11 +113,11 @@ def fitted(episodes) -> tuple[Normalizer, Normalizer, Marginals]:
 
 
 @settings(max_examples=25)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([4, 8]))
-def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([4, 8]), st.integers(1, 3))
+def test_every_window(make_episodes, lengths: list[int], horizon: int, stride: int) -> None:
     episodes = make_episodes(lengths)
     normalizers = fitted(episodes)
-    windows = Windows(episodes, targets_of(episodes), horizon, *normalizers)
+    windows = Windows(episodes, targets_of(episodes), horizon, *normalizers, stride=stride)
     assert len(windows) == sum(lengths)
     batch = windows.batch(torch.arange(len(windows)))
     wanted = targets_of(episodes)
@@ -131,11 +131,11 @@ def test_every_window(make_episodes, lengths: list[int], horizon: int) -> None:
         first = episodes.offsets[e]
         for t in range(steps):
             for k in range(horizon):
-                row = first + min(t + k, steps)
+                row = first + min(t + stride * k, steps)
                 np.testing.assert_allclose(batch["latents"][index, k], scaled[0][row], rtol=1e-5, atol=1e-6)
                 np.testing.assert_allclose(batch["actions"][index, k], scaled[1][row], rtol=1e-5, atol=1e-6)
-                assert batch["mask"][index, k] == (t + k <= steps)
-                assert batch["action_mask"][index, k] == (t + k < steps)
+                assert batch["mask"][index, k] == (t + stride * k <= steps)
+                assert batch["action_mask"][index, k] == (t + stride * k < steps)
             np.testing.assert_allclose(batch["condition"][index], scaled[2][first + t], rtol=1e-5, atol=1e-6)
             index += 1
 

@@ -37,7 +37,7 @@ def teacher(make_pipeline, make_episodes, randomize) -> tuple[MPDiffuserPipeline
     """A pipeline of random weights, and the data that its normalisers are fitted to."""
     parts = (make_episodes([30, 20]),) * 2
     normalizers = Normalizer(D).fit(parts[0]["observations"]), Normalizer(M).fit(parts[0]["actions"])
-    data = TrainingData({"discount": 0.9, "horizon": H}, parts, *normalizers, NoiseSchedule())
+    data = TrainingData({"discount": 0.9, "horizon": H, "stride": 1}, parts, *normalizers, NoiseSchedule())
     condition = Marginals(1).fit(data.logged_targets[0])
     fitted = {"latents": normalizers[0], "actions": normalizers[1], "condition": condition, "schedule": data.schedule}
     pipeline = make_pipeline(D, M, H, sizes={"multipliers": (1,), "embedding": 64}, **fitted)

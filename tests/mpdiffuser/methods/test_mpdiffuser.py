@@ -16,7 +16,7 @@ def test_dynamics_see_starts_as_often_as_occupancy_says(make_episodes) -> None:
     """Of 12 windows as many start at step t as g^t's share of them is, within one, whatever the rewards."""
     discount = 0.6
     episodes = make_episodes([12], terminated=[])
-    settings = {"discount": discount, "horizon": 4, "rounds": 1, "td_lambda": 0.9, "occupancy": 1.0}
+    settings = {"discount": discount, "horizon": 4, "stride": 1, "rounds": 1, "td_lambda": 0.9, "occupancy": 1.0}
     dims = [episodes[key].shape[1] for key in ("observations", "actions")]
     data = TrainingData(settings, (episodes, episodes), *map(Normalizer, dims), NoiseSchedule())
     ranker = Ranker(*dims, hidden=8, discount=discount)

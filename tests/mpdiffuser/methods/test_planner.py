@@ -32,7 +32,7 @@ DISCOUNT = 0.9
 def data_of(parts: tuple[Episodes, Episodes], **settings: Any) -> TrainingData:
     """Training data of these parts as they are."""
     dims = [parts[0][key].shape[1] for key in ("observations", "actions")]
-    return TrainingData({"discount": DISCOUNT, **settings}, parts, *map(Normalizer, dims), NoiseSchedule())
+    return TrainingData({"discount": DISCOUNT, "stride": 1, **settings}, parts, *map(Normalizer, dims), NoiseSchedule())
 
 
 def crossroads(repeats: int = 8, tail: int = 12) -> Episodes:

@@ -28,12 +28,13 @@ def ranker_for(randomize, **settings: Any) -> Ranker:
     return ranker
 
 
-@pytest.mark.parametrize("discount", [0.0, 0.9, 0.99])
-def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
+@pytest.mark.parametrize(("discount", "stride"), [(0.0, 1), (0.9, 1), (0.99, 1), (0.9, 3)])
+def test_scores_by_a_plain_loop(randomize, discount: float, stride: int) -> None:
+    """With a stride each row stays for so many steps, but that rewards of an episode that ends are lost at rows."""
     ranker = ranker_for(randomize, discount=discount)
     latents, actions = normal(4, 3, H, D), normal(4, 3, H, M, seed=1)
     with torch.no_grad():
-        found = ranker.scores(latents, actions)
+        found = ranker.scores(latents, actions, stride=stride)
         assert found.shape == (4, 3)
         for i in range(4):
             for j in range(3):
@@ -41,10 +42,12 @@ def test_scores_by_a_plain_loop(randomize, discount: float) -> None:
                 for k in range(H):
                     out = ranker(latents[i, j, k], actions[i, j, k])
                     if k == H - 1:
-                        score += discount**k * alive * ranker.value(latents[i, j, k]).item()
+                        score += discount ** (stride * k) * alive * ranker.value(latents[i, j, k]).item()
                         break
-                    score += (1 - discount) * discount**k * alive * out["reward"].item()
-                    alive *= 1 / (1 + math.exp(-out["continuation_logit"].item()))
+                    for step in range(stride * k, stride * (k + 1)):
+                        score += (1 - discount) * discount**step * alive * out["reward"].item()
+                    for _ in range(stride):
+                        alive *= 1 / (1 + math.exp(-out["continuation_logit"].item()))
                 assert found[i, j].item() == pytest.approx(score, rel=1e-4, abs=1e-5)
 
 
