@@ -11,7 +11,7 @@ and parts of the table can be measured one after another. Writes docs/offline.md
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +54,28 @@ def configuration(task: str, method: str, output: Path, options: Sequence[str], 
     """The configuration of train_state.py, checked for this evaluation.
 
     Args:
+        task: of D4RL, or with its suite, such as ogbench/ID.
         options: of train_state.py, such as data_dir=. steps: of each model.
     """
     lengths = [f"train.{model}.steps={count}" for model, count in steps.items()]
-    common = [f"task=d4rl/{task}", f"method={method}", f"output_dir={output}", "trackers=[]"]
+    name = task if "/" in task else f"d4rl/{task}"
+    common = [f"task={name}", f"method={method}", f"output_dir={output}", "trackers=[]"]
     common += [f"evaluation.methods=[{method}]", "evaluation.parallel_controllers=1"]
     cfg = load("state", [*common, *lengths, *options])
     prepare(cfg, None, output)
     return cfg
 
 
-def step_seconds(task: str, method: str, folder: Path, options: Sequence[str]) -> dict[str, float]:
+def step_seconds(
+    task: str, method: str, models: Iterable[str], folder: Path, options: Sequence[str]
+) -> dict[str, float]:
     """Processor seconds of a step of each model: timed once for each robot and method, in a short run of its own."""
-    file = folder / "speed" / f"{task.partition('-')[0]}-{method}.json"
+    file = folder / "speed" / f"{Path(task).name.partition('-')[0]}-{method}.json"
     if not file.exists():
         run = file.with_suffix("")
-        cfg = configuration(task, method, run, options, dict.fromkeys(SHARES[method], TRIAL))
+        cfg = configuration(task, method, run, options, dict.fromkeys(models, TRIAL))
         train(cfg, dataset(cfg), start(cfg), Clock())
-        logs = {model: (run / model / "log.jsonl").read_text().splitlines() for model in SHARES[method]}
+        logs = {model: (run / model / "log.jsonl").read_text().splitlines() for model in models}
         lines = {model: [json.loads(line) for line in log] for model, log in logs.items()}
         # the last entry: the first steps are slower
         seconds = {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()}
@@ -80,13 +84,15 @@ def step_seconds(task: str, method: str, folder: Path, options: Sequence[str]) -
     return read_json(file)
 
 
-def step_counts(task: str, method: str, minutes: float, folder: Path, options: Sequence[str]) -> dict[str, int]:
+def step_counts(
+    task: str, method: str, shares: Mapping[str, float], minutes: float, folder: Path, options: Sequence[str]
+) -> dict[str, int]:
     """Training steps of each model, so that all models of the method take `minutes` of a core together."""
-    seconds = step_seconds(task, method, folder, options)
+    seconds = step_seconds(task, method, shares, folder, options)
     repeats = {"ranker": configuration(task, method, folder, options, {}).rounds}  # it is trained in rounds
     return {
         model: max(1, round(60 * minutes * share / seconds[model] / repeats.get(model, 1)))
-        for model, share in SHARES[method].items()
+        for model, share in shares.items()
     }
 
 
@@ -98,14 +104,16 @@ def measure(
     folder: Path,
     options: Sequence[str],
     acting: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """A cell: train the models in `folder`, and evaluate the method. All core-minutes share the timing of a step.
 
     Args:
         acting: options of the evaluation alone. Cells that differ in them share the trained models.
+        shares: of the training time, of all models that are trained; None: those of `SHARES`.
     """
     owner = OWNER.get(method, method)
-    steps = step_counts(task, owner, minutes, folder, options)
+    steps = step_counts(task, owner, shares or SHARES[owner], minutes, folder, options)
     runs = folder / "runs" / f"{minutes:g}" / task
     run, output = runs / f"{owner}-{seed}", runs / "-".join([method, str(seed), *acting]).replace("/", "_")
     common = [f"seed={seed}", *options]
@@ -117,8 +125,9 @@ def measure(
     low, high = found["score"]["low"], found["score"]["high"]
     behaviour = 100 * (float(episodes.returns.mean()) - low) / (high - low)
     seconds = core_seconds(run)
-    spent = {model: round(seconds[model] / 60, 2) for model in SHARES[method]}
-    own = {model: steps[model] for model in SHARES[method]}
+    models = [model for model in SHARES[method] if model in steps]
+    spent = {model: round(seconds[model] / 60, 2) for model in models}
+    own = {model: steps[model] for model in models}
     facts = {key: metrics[key] for key in ("stand_in", "data", "machine", "seeds")}
     return {**facts, "behaviour": behaviour, "steps": own, "core_minutes": spent, **found}
 
