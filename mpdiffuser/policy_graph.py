@@ -143,6 +143,7 @@ def described(graph: PolicyGraph) -> dict[str, Any]:
         "action_low": [*bounds.low],
         "action_high": [*bounds.high],
         "decision_seconds": info.get("decision_seconds"),
+        "stride": graph.pipeline.stride,
         "candidates": config.candidates,
         "levels": len(graph.plans.sampler.moves),
         "composition": config.composition,

@@ -155,5 +155,5 @@ def test_the_description(make) -> None:
     pipeline = make(info={"decision_seconds": 0.05})
     facts = described(PolicyGraph(pipeline, SamplerConfig(steps=4, candidates=5)))
     assert facts["inputs"]["noise"] == {"shape": [1, 1, 3, 8, 5], "dtype": "float32"}
-    assert (facts["candidates"], facts["levels"], facts["decision_seconds"]) == (5, 4, 0.05)
+    assert (facts["candidates"], facts["levels"], facts["decision_seconds"], facts["stride"]) == (5, 4, 0.05, 1)
     assert facts["observations"] == RECORD.to_json()["observations"]
