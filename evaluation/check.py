@@ -18,6 +18,7 @@ from envs.vector import VectorEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError, NotInstalled
 from mpdiffuser.methods import METHODS
+from mpdiffuser.methods.base import Recipe
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.record import Record
 from mpdiffuser.safe_loading import check_component
@@ -98,18 +99,30 @@ def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> N
 
     A pipeline that imitates has no ranker (`mpdiffuser.preparation.imitates`).
     """
-    recipes = tuple(recipe for recipe in METHODS[method].recipes(limits) if recipe.acts)
-    imitates = (folder / "planner").is_dir() and not (folder / "ranker").is_dir()
-    if imitates and not METHODS[method].needs_rewards:
-        recipes = tuple(recipe for recipe in recipes if recipe.name != "ranker")
-    missing = [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]
+    recipes = _needed(method, folder, limits)
+    missing = _missing(recipes, folder)
     if missing:
+        others = [name for name in METHODS if _needed(name, folder) and not _missing(_needed(name, folder), folder)]
+        held = f"give evaluation.methods=[{','.join(others)}], whose models it holds, or " if others else ""
         raise InputError(
             f"evaluation.methods: {method} needs {', '.join(missing)}, which {folder} does not hold; "
-            f"train with method={method}, or method=all"
+            f"{held}train with method={method}, or method=all"
         )
     for recipe in recipes:
         check_component(folder / recipe.name, (recipe.kind.__module__, recipe.kind.__name__))
+
+
+def _needed(method: str, folder: Path, limits: Sequence[float] = ()) -> list[Recipe]:
+    """Return the recipes of the models with which the method acts."""
+    recipes = [recipe for recipe in METHODS[method].recipes(limits) if recipe.acts]
+    imitates = (folder / "planner").is_dir() and not (folder / "ranker").is_dir()
+    if imitates and not METHODS[method].needs_rewards:
+        return [recipe for recipe in recipes if recipe.name != "ranker"]
+    return recipes
+
+
+def _missing(recipes: Sequence[Recipe], folder: Path) -> list[str]:
+    return [recipe.name for recipe in recipes if not (folder / recipe.name).is_dir()]
 
 
 def check_info(info: Mapping[str, Any], given: str | None = None) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 METHODS = [name for name, method in REGISTRY.items() if not method.needs_expert]
 PLANNING = {name for name, method in REGISTRY.items() if issubclass(method, Baseline | Planning)}
 TINY = ["task=d4rl/hopper-medium-v2", "debug=true", "processes=1", "trackers=[]", "rounds=1", "horizon=8"]
+TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
 TINY += [f"train.{recipe.name}.steps=4" for recipe in recipes_of(REGISTRY).values() if recipe.train is not None]
 
 

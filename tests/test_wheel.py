@@ -104,9 +104,10 @@ def test_every_command_is_there(command: Path, folder: Path) -> None:
 
 
 def test_training_and_evaluating(command: Path, folder: Path) -> None:
-    printed = run(command, "train-state", "task=d4rl/hopper-medium-v2", *SMALL, folder=folder)
+    printed = run(command, "train-state", "task=d4rl/hopper-medium-v2", "method=planner", *SMALL, folder=folder)
     assert "Report: out/report.html" in printed and (folder / "out" / "report.html").is_file()
-    printed = run(command, "evaluate", "pipeline=out/pipeline", "evaluation.episodes=1", "processes=1", folder=folder)
+    few = ("evaluation.episodes=1", "evaluation.methods=[planner]", "processes=1")
+    printed = run(command, "evaluate", "pipeline=out/pipeline", *few, folder=folder)
     assert "Report: out/evaluation/report.html" in printed
 
 

@@ -45,9 +45,11 @@ def test_settings_at_the_edge(stage: SimpleNamespace) -> None:
 def test_models_that_a_folder_does_not_hold(stage: SimpleNamespace) -> None:
     for name in ("random", "cloning", "planner", "mpdiffuser", "expert"):
         require_models(name, stage.folder)
-    with pytest.raises(
-        InputError, match=r"evaluation\.methods: decision_diffuser needs .*; .*method=decision_diffuser"
-    ):
+    words = (
+        r"evaluation\.methods: decision_diffuser needs .*; give evaluation\.methods=\[cloning,planner,mpdiffuser\], "
+        r"whose models it holds, or train with method=decision_diffuser"
+    )
+    with pytest.raises(InputError, match=words):
         require_models("decision_diffuser", stage.folder)
     with pytest.raises(InputError, match=r"evaluation\.methods: iql needs "):
         stage.compare(stage.configuration("evaluation.methods=[random,iql]"))

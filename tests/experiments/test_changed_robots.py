@@ -33,6 +33,7 @@ def test_what_is_changed() -> None:
 def test_the_command(hopper_data: Path, tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["task=d4rl/hopper-medium-v2", f"data_dir={hopper_data}", f"output_dir={tmp_path / 'hopper'}", "rounds=1"]
     options += ["sampler.engine=torch"]
+    options += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
     options += ["evaluation.methods=[]", "debug=true", "processes=1", "trackers=[]", "horizon=8"]
     status, _, error = run(train_state, *options)
     assert not status, error
