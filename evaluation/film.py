@@ -52,7 +52,7 @@ def write_film(
             most = min(PICTURES * every, max_decisions or PICTURES * every)
             label = f"film of {name}"
             outcome = evaluate([policy], [environment], [seed], film_every=every, label=label, max_decisions=most)
-            films.append(film_of(outcome, method.label, pipeline.decoder))
+            films.append(film_of(outcome, method.label, pipeline.decoder, pipeline.stride))
     finally:
         environment.close()
     if films:
@@ -70,21 +70,22 @@ def film_every(environment: VectorEnv) -> int:
     return max(1, round(1 / RATE / seconds)) if seen else 0
 
 
-def film_of(outcome: Outcome, title: str, decoder: Any) -> Film:
+def film_of(outcome: Outcome, title: str, decoder: Any, stride: int = 1) -> Film:
     """Return the film of an outcome.
 
     Args:
         outcome: of `evaluate` with `film_every`.
         title: stands above the frames.
         decoder: of the pipeline; None: plans are not drawn.
+        stride: decisions between two rows of a plan.
     """
     every, imagined = outcome.film_every, None
     frames = np.stack([scene["frame"] for scene in outcome.film])
     length = min(len(scene["plan"]) for scene in outcome.film)
-    steps = [k for k in STEPS_AHEAD if k < length and k % every == 0] if decoder is not None else []
-    if steps:
-        plans = torch.from_numpy(np.stack([scene["plan"][steps] for scene in outcome.film]))
+    rows = [k for k in STEPS_AHEAD if k < length and stride * k % every == 0] if decoder is not None else []
+    if rows:
+        plans = torch.from_numpy(np.stack([scene["plan"][rows] for scene in outcome.film]))
         decoded = decoder.frames(plans.flatten(0, 1).to(decoder.device)).cpu().numpy()
         imagined = decoded.reshape(*plans.shape[:2], *frames.shape[1:])
     captions = [f"decision {i * every}, return so far {scene['return']:.0f}" for i, scene in enumerate(outcome.film)]
-    return Film(frames, captions, imagined, steps, every, title)
+    return Film(frames, captions, imagined, [stride * k for k in rows], every, title)

@@ -107,6 +107,9 @@ def test_plans_are_decoded_at_the_steps_ahead() -> None:
     assert film.steps_ahead == [2, 4, 8] and film.imagined is not None
     assert film.imagined[:, :, 0, 0, 0].tolist() == [[2, 4, 8], [102, 104, 108]]
     assert film.captions == ["decision 0, return so far 3", "decision 1, return so far 3"] and film.title == "mine"
+    strided = film_of(outcome, "mine", Decoder(), stride=3)  # row k of a plan is 3 k decisions ahead
+    assert strided.steps_ahead == [6, 12, 24]
+    np.testing.assert_array_equal(strided.imagined, film.imagined)
     assert film_of(outcome, "mine", None).imagined is None
     outcome.film_every = 8
     assert film_of(outcome, "mine", Decoder()).steps_ahead == [8]
