@@ -44,13 +44,16 @@ def check_evaluation(cfg: DictConfig) -> None:
 
 
 def check_real_time(cfg: DictConfig, info: Mapping[str, Any]) -> None:
-    """Raise InputError if the evaluation is to be in real time, and the data do not allow it.
+    """Raise InputError if the evaluation is to be in real time, and the data or the plans do not allow it.
 
     Args:
-        cfg: the whole configuration.
+        cfg: the whole configuration; only that of a training has a stride.
         info: of the data or of the pipeline.
     """
     if cfg.evaluation.real_time:
+        stride = cfg.get("stride", info.get("stride", 1))
+        if stride > 1:
+            raise InputError(f"evaluation.real_time: not with plans of stride={stride}; set it to false")
         if info.get("decision_seconds") is None:
             raise InputError("evaluation.real_time: decision_seconds is missing in the data; set it to false")
         if info.get("cost_limits"):

@@ -70,6 +70,12 @@ def test_what_it_refuses(setup: Setup) -> None:
     check_real_time(cfg, {"decision_seconds": 0.1})
     with pytest.raises(InputError, match=r"evaluation\.real_time: not with limits on costs"):
         check_real_time(cfg, {"decision_seconds": 0.1, "cost_limits": [20.0]})
+    strided = load("state", ["evaluation.real_time=true", "stride=3", "sampler.chunk=1"])
+    with pytest.raises(InputError, match=r"evaluation\.real_time: not with plans of stride=3"):
+        check_real_time(strided, {"decision_seconds": 0.1})
+    saved = load("evaluate", ["evaluation.real_time=true", "pipeline=x"])
+    with pytest.raises(InputError, match=r"evaluation\.real_time: not with plans of stride=4"):
+        check_real_time(saved, {"decision_seconds": 0.1, "stride": 4})
     with pytest.raises(InputError, match=r"evaluation\.real_time: decision_seconds is missing"):
         check_real_time(cfg, {})
     policy = RealTime(setup.pipeline, CONFIG)
