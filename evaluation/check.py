@@ -105,7 +105,7 @@ def require_models(method: str, folder: Path, limits: Sequence[float] = ()) -> N
     recipes = _needed(method, folder, limits)
     missing = _missing(recipes, folder)
     if missing:
-        others = [name for name in METHODS if _needed(name, folder) and not _missing(_needed(name, folder), folder)]
+        others = [name for name in METHODS if (need := _needed(name, folder)) and not _missing(need, folder)]
         held = f"give evaluation.methods=[{','.join(others)}], whose models it holds, or " if others else ""
         raise InputError(
             f"evaluation.methods: {method} needs {', '.join(missing)}, which {folder} does not hold; "
