@@ -18,7 +18,7 @@ import torch
 
 from experiments import figures, pages
 from experiments.figures import plt
-from experiments.offline_table import STAND_IN, TASKS, Cells, cell, mean_and_error, read_cells, score
+from experiments.offline_table import TASKS, Cells, cell, mean_and_error, origin, read_cells, score
 from mpdiffuser.files import write_whole
 from mpdiffuser.methods import METHODS
 
@@ -62,10 +62,7 @@ same weights, so its training takes 14 % less. behaviour: mean of the data's own
 
 def page(curves: Curves) -> str:
     """docs/curves.md: a table for each task."""
-    found = cells_of(curves, tasks_of(curves))
-    cpus = " and ".join(sorted({one["machine"]["cpu"] for one in found}))
-    label = STAND_IN if any(one["stand_in"] for one in found) else ""
-    text = HEAD.format(written_by=pages.written_by("curves", measured_on=cpus), label=label)
+    text = HEAD.format(**origin("curves", cells_of(curves, tasks_of(curves))))
     for task in tasks_of(curves):
         points = {name: of_task(curves, task, name) for name in COMPARED}
         rows = [[name, *(score(each.get(m, [])) for m in curves)] for name, each in points.items() if each]

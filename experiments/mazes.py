@@ -22,21 +22,22 @@ from envs.maze2d import MAZES, OFFSET
 from experiments import pages
 from experiments.figures import plt, save
 from experiments.measuring import file_name, load_pipeline, make_environments, measure_once
-from experiments.offline_table import STAND_IN, measure, score
+from experiments.offline_table import measure, origin, score
 from mpdiffuser.controller import Controller
+from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_whole
 
 MAZE2D = tuple(f"d4rl/maze2d-{maze}-v1" for maze in MAZES)
 POINTMAZE = tuple(f"ogbench/pointmaze-{maze}-navigate-v0" for maze in ("medium", "large"))
-SPARSE = ("horizon=32", "stride=15")
-DENSE = ("horizon=32",)
+HORIZON = "horizon=32"
+FAR = (HORIZON, "stride=15")
 GOALS = ("goals=true", "goal_entries=[0,1]")
 # of the training time; there is no ranker with goals
 SHARES = {"planner": 0.8, "dynamics": 0.19, "forward": 0.01}
-PUBLISHED = {  # of Diffuser and of Diffusion Veteran (OGBench's table has the best of its own methods)
-    "Diffuser": (113.9, 121.5, 123.0, None, None),
-    "Diffusion Veteran": (136.6, 150.7, 203.6, None, None),
-    "OGBench's best": (None, None, None, 76.0, 46.0),
+PUBLISHED = {  # task -> score; OGBench's is the best of the methods in its table
+    "Diffuser": dict(zip(MAZE2D, (113.9, 121.5, 123.0))),
+    "Diffusion Veteran": dict(zip(MAZE2D, (136.6, 150.7, 203.6))),
+    "OGBench's best": dict(zip(POINTMAZE, (76.0, 46.0))),
 }
 SHOWN, EVERY = 4, 20  # episodes in the figure, and decisions between two of their plans
 
@@ -56,11 +57,11 @@ class Row:
 ROWS = {
     "cloning": Row("cloning", ()),
     "IQL": Row("iql", ()),
-    "Diffuser": Row("diffuser", SPARSE),
-    "sample and rank": Row("sample_and_rank", (*SPARSE, "baselines.sample_and_rank.candidates=50")),
-    "planner only, every decision": Row("planner", (*DENSE, *GOALS)),
-    "planner only": Row("planner", (*SPARSE, *GOALS)),
-    "MPDiffuser": Row("mpdiffuser", (*SPARSE, *GOALS)),
+    "Diffuser": Row("diffuser", FAR),
+    "sample and rank": Row("sample_and_rank", (*FAR, "baselines.sample_and_rank.candidates=50")),
+    "planner only, every decision": Row("planner", (HORIZON, *GOALS)),
+    "planner only": Row("planner", (*FAR, *GOALS)),
+    "MPDiffuser": Row("mpdiffuser", (*FAR, *GOALS)),
 }
 Results = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]  # by row and task: one result for each training seed
 
@@ -85,8 +86,8 @@ percentage of goals that are reached. Each method was trained for {minutes:g} co
 episodes from seed {first} on. A plan has 32 rows, one for every 15 decisions (`stride=15`), as in Diffusion Veteran; in
 the row "every decision" one for each. No setting was chosen on mazes.
 
-The last three rows are told the goal, and learn from no reward (`goals=true "goal_entries=[0,1]"`). The others learn
-from maze2d's rewards, which are 1 near its goal; pointmaze has none. "Sample and rank" is the recipe of Diffusion
+Planner only and MPDiffuser are told the goal, and learn from no reward (`goals=true "goal_entries=[0,1]"`). The others
+learn from maze2d's rewards, which are 1 near its goal; pointmaze has none. "Sample and rank" is the recipe of Diffusion
 Veteran in this code: a planner of states, inverse dynamics, and the best of 50 plans by a critic. The published scores
 are of the public data, whole trainings, and for Diffuser of a controller that stops the ball at the goal.
 
@@ -96,20 +97,12 @@ are of the public data, whole trainings, and for Diffuser of a controller that s
 def page(results: Results, tasks: Sequence[str], minutes: float) -> str:
     """docs/mazes.md: a table with a row for each method."""
     every = [one for found in results.values() for some in found.values() for one in some]
-    cpus = " and ".join(sorted({one["machine"]["cpu"] for one in every}))
-    head = HEAD.format(
-        written_by=pages.written_by("mazes --data-dir FOLDER", measured_on=cpus),
-        label=STAND_IN if any(one["stand_in"] for one in every) else "",
-        minutes=minutes,
-        first=every[0]["seeds"][0],
-    )
+    head = HEAD.format(**origin("mazes --data-dir FOLDER", every), minutes=minutes, first=every[0]["seeds"][0])
     rows = [[name, *(score(found.get(task, ())) for task in tasks)] for name, found in results.items()]
-    columns = dict(zip((*MAZE2D, *POINTMAZE), range(len(MAZE2D) + len(POINTMAZE))))
     for name, scores in PUBLISHED.items():
-        found = [scores[columns[task]] for task in tasks]
-        rows.append([f"{name}, published", *("" if each is None else f"{each:.1f}" for each in found)])
-    behaviour = [next(found[task][0]["behaviour"] for found in results.values() if task in found) for task in tasks]
-    rows.append(["the data", *(f"{each:.1f}" if task in MAZE2D else "" for task, each in zip(tasks, behaviour))])
+        rows.append([f"{name}, published", *(f"{scores[task]:.1f}" if task in scores else "" for task in tasks)])
+    behaviour = {task: found[task][0]["behaviour"] for found in results.values() for task in found if task in MAZE2D}
+    rows.append(["the data", *(f"{behaviour[task]:.1f}" if task in behaviour else "" for task in tasks)])
     picture = "![Plans and ways in the mazes](mazes.png)\n\nBlue: plans of MPDiffuser. Black: the way of the ball.\n\n"
     return f"{head}{pages.table(['method', *map(short, tasks)], rows)}\n{picture}"
 
@@ -130,7 +123,8 @@ def walk(pipeline_folder: Path, seeds: Sequence[int], decisions: int) -> tuple[n
         places, plans = [np.asarray(observations)[:, :2]], []
         for decision in range(decisions):
             actions = policy.act(observations)
-            if decision % EVERY == 0 and policy.plan is not None:
+            if decision % EVERY == 0:
+                assert policy.plan is not None
                 plans.append(policy.plan.executed_latents[..., :2].cpu().numpy())
             observations, *_ = environments.step(actions)
             places.append(np.asarray(observations)[:, :2])
@@ -167,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--core-minutes", type=float, default=6.0, help="of training, for each method")
     pages.run_options(parser, "mazes", "train_state.py", [0])
     args = parser.parse_args(arguments)
+    if not any(tasks_of(ROWS[name], args.tasks) for name in args.rows):
+        raise InputError(f"--rows: none of {', '.join(args.rows)} can learn --tasks, which have no rewards")
     torch.set_num_threads(1)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     drawn: dict[str, Path] = {}

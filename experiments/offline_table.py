@@ -198,13 +198,19 @@ STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no num
 """
 
 
+def origin(command: str, results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What pages of results of `measure` begin with: the command and the machines, and a label of stand-ins."""
+    results = list(results)
+    cpus = " and ".join(sorted({found["machine"]["cpu"] for found in results}))
+    label = STAND_IN if any(found["stand_in"] for found in results) else ""
+    return {"written_by": pages.written_by(command, measured_on=cpus), "label": label}
+
+
 def page(cells: Cells, minutes: float) -> str:
     """docs/offline.md: a table of scores, and one of training time and planning time."""
     every = [found for methods in cells.values() for seeds in methods.values() for found in seeds.values()]
-    cpus = " and ".join(sorted({found["machine"]["cpu"] for found in every}))
     head = HEAD.format(
-        written_by=pages.written_by("offline_table --data-dir FOLDER", measured_on=cpus),
-        label=STAND_IN if any(found["stand_in"] for found in every) else "",
+        **origin("offline_table --data-dir FOLDER", every),
         minutes=minutes,
         seeds=f"{every[0]['seeds'][0]} to {every[0]['seeds'][-1]}",
     )

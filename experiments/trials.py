@@ -19,7 +19,7 @@ import torch
 
 from experiments import pages
 from experiments.measuring import file_name, measure_once
-from experiments.offline_table import STAND_IN, TASKS, measure, score
+from experiments.offline_table import TASKS, measure, origin, score
 from mpdiffuser.files import write_whole
 
 FILES = ("hopper-medium-replay-v2", "halfcheetah-medium-expert-v2")
@@ -121,10 +121,8 @@ def chosen(found: dict[str, list[dict[str, Any]]]) -> str:
 def page(results: Results, files: Sequence[str], minutes: float) -> str:
     """docs/trials.md: a table with a row for each setting."""
     every = [one for settings in results.values() for found in settings.values() for one in found]
-    cpus = " and ".join(sorted({one["machine"]["cpu"] for one in every}))
     head = HEAD.format(
-        written_by=pages.written_by("trials --data-dir FOLDER", measured_on=cpus),
-        label=STAND_IN if any(one["stand_in"] for one in every) else "",
+        **origin("trials --data-dir FOLDER", every),
         count=max(len(settings) for settings in results.values()),
         minutes=minutes,
         seed=SEED,

@@ -35,8 +35,14 @@ def test_the_page_has_gaps_where_there_are_no_rewards() -> None:
     assert "| cloning | 5.0 ± 1.0 [3.0, 7.0] |  |" in lines
     assert "| MPDiffuser | 60.0 ± 1.0 [58.0, 62.0] | 80.0 ± 1.0 [78.0, 82.0] |" in lines
     assert "| Diffusion Veteran, published | 150.7 |  |" in lines and "| the data | 7.0 |  |" in lines
-    assert all(len(scores) == len(MAZE2D) + len(POINTMAZE) for scores in PUBLISHED.values())
+    assert {len(scores) for scores in PUBLISHED.values()} == {len(MAZE2D), len(POINTMAZE)}
+    assert "| cloning | 5.0 ± 1.0 [3.0, 7.0] |  |" in page({"cloning": results["cloning"]}, tasks, 6.0)
     assert [short(task) for task in (MAZE2D[0], POINTMAZE[1])] == ["maze2d-umaze", "pointmaze-large-navigate"]
+
+
+def test_rows_that_can_learn_none_of_the_tasks_are_refused() -> None:
+    with pytest.raises(InputError, match="--rows: none of cloning, IQL can learn --tasks, which have no rewards"):
+        mazes.main(["--tasks", *POINTMAZE, "--rows", "cloning", "IQL"])
 
 
 @pytest.mark.slow
