@@ -18,8 +18,8 @@ from envs.vector import VectorEnv
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError, NotInstalled
 from mpdiffuser.methods import METHODS
-from mpdiffuser.methods.base import Recipe
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.recipe import Recipe
 from mpdiffuser.record import Record
 from mpdiffuser.safe_loading import check_component
 

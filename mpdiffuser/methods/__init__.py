@@ -7,7 +7,8 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Sequence
 
-from mpdiffuser.methods.base import Baseline, Method, Planning, Recipe, Setup, TrainingData
+from mpdiffuser.methods.base import Baseline, Method, Planning, Setup
+from mpdiffuser.recipe import Recipe, TrainingData
 
 
 def _found() -> dict[str, type[Method]]:

@@ -8,10 +8,11 @@ from diffusers.configuration_utils import register_to_config
 
 from mpdiffuser.controller import NetworkPolicy, Policy
 from mpdiffuser.episodes import Episodes
-from mpdiffuser.methods.base import Fit, Method, Recipe, Setup, TrainingData
+from mpdiffuser.methods.base import Method, Setup
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Normalizer
+from mpdiffuser.recipe import Fit, Recipe, TrainingData
 from mpdiffuser.schedule import NoiseSchedule
 from mpdiffuser.windows import Steps
 

@@ -5,10 +5,11 @@ from functools import partial
 
 import torch
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
+from mpdiffuser.methods.base import Baseline, sampler_section
 from mpdiffuser.methods.diffusion_policy import ACTION_PLANNER
 from mpdiffuser.models.denoisers import Dynamics
 from mpdiffuser.models.ranker import Ranker
+from mpdiffuser.recipe import Recipe, TrainingData
 from mpdiffuser.sampler import Sampler
 from mpdiffuser.schedule import Move
 from mpdiffuser.windows import Steps, step_rows

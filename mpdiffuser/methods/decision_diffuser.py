@@ -3,12 +3,13 @@
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from mpdiffuser.methods.base import Baseline, Recipe, sampler_section
+from mpdiffuser.methods.base import Baseline, sampler_section
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.denoisers import Planner, weighted_error
 from mpdiffuser.models.mlp import mlp
 from mpdiffuser.models.normalizer import Marginals
+from mpdiffuser.recipe import Recipe
 from mpdiffuser.sampler import Sampler
 from mpdiffuser.schedule import NoiseSchedule
 

@@ -6,11 +6,12 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
+from mpdiffuser.methods.base import Baseline, sampler_section
 from mpdiffuser.methods.diffusion_policy import planner_arguments
 from mpdiffuser.models.base import Model
 from mpdiffuser.models.denoisers import Planner, hold, levels_and_noise
 from mpdiffuser.models.unet import LevelEmbedding, ResidualBlock, check_horizon
+from mpdiffuser.recipe import Recipe, TrainingData
 from mpdiffuser.sampler import Sampler
 from mpdiffuser.schedule import NoiseSchedule
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from mpdiffuser.methods.base import Baseline, Recipe, TrainingData, sampler_section
+from mpdiffuser.methods.base import Baseline, sampler_section
 from mpdiffuser.models.denoisers import Planner
+from mpdiffuser.recipe import Recipe, TrainingData
 from mpdiffuser.sampler import Sampler
 
 

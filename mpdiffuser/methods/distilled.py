@@ -15,10 +15,11 @@ import torch
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
-from mpdiffuser.methods.base import Fit, Planning, Recipe, Setup, TrainingData
+from mpdiffuser.methods.base import Planning, Setup
 from mpdiffuser.methods.mpdiffuser import MPDiffuser
 from mpdiffuser.models.denoisers import Planner, hold, weighted_error
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.recipe import Fit, Recipe, TrainingData
 from mpdiffuser.sampler import Sampler, SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule, moves
 

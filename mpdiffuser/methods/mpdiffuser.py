@@ -1,8 +1,9 @@
 """MPDiffuser (Balim, Li and Du 2025): denoising alternates between a planner and a dynamics model at every level."""
 
-from mpdiffuser.methods.base import Planning, Recipe, TrainingData
+from mpdiffuser.methods.base import Planning
 from mpdiffuser.methods.planner import FORWARD, PLANNER, RANKER
 from mpdiffuser.models.denoisers import Dynamics
+from mpdiffuser.recipe import Recipe, TrainingData
 from mpdiffuser.windows import Mixture, Windows
 
 

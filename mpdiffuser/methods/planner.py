@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import brentq
 
-from mpdiffuser.methods.base import Fit, Planning, Recipe, Setup, TrainingData, joined_targets
+from mpdiffuser.methods.base import Planning, Setup
 from mpdiffuser.models.denoisers import Planner
 from mpdiffuser.models.forward import ForwardModel
 from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.pipeline import MPDiffuserPipeline
+from mpdiffuser.recipe import Fit, Recipe, TrainingData, joined_targets
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.windows import Steps, Windows, step_rows, to_go
 

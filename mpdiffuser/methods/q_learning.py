@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 
 from mpdiffuser.controller import NetworkPolicy, Policy
-from mpdiffuser.methods.base import Method, Recipe, Setup, TrainingData
+from mpdiffuser.methods.base import Method, Setup
 from mpdiffuser.models.twin_q import TwinQ
+from mpdiffuser.recipe import Recipe, TrainingData
 from mpdiffuser.windows import NextSteps
 
 
