@@ -18,7 +18,7 @@ import torch
 
 from experiments import figures, pages
 from experiments.figures import plt
-from experiments.offline_table import TASKS, Cells, cell, mean_and_error, origin, read_cells, score
+from experiments.offline_table import ORIGINS, TASKS, Cells, cell, mean_and_error, origin, read_cells, score
 from mpdiffuser.files import write_whole
 from mpdiffuser.methods import METHODS
 
@@ -52,8 +52,9 @@ HEAD = """# Score against training time
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, in brackets the 95 % interval
 of the interquartile mean; with several training seeds mean ± standard error over these. Columns: core-minutes of
 training that were planned, all models of a method together; the figure has the measured ones. The points of a method
-are separate trainings. Default settings of `train_state.py`. planner is mpdiffuser without the dynamics model, on the
-same weights, so its training takes 14 % less. behaviour: mean of the data's own episodes.
+are separate trainings. Default settings of `train_state.py`; trials and ablations used hopper and halfcheetah files
+alone. planner is mpdiffuser without the dynamics model, on the same weights, so its training takes 14 % less.
+behaviour: mean of the data's own episodes.
 
 ![score against core-minutes](curves.png)
 
@@ -65,8 +66,10 @@ def page(curves: Curves) -> str:
     text = HEAD.format(**origin("curves", cells_of(curves, tasks_of(curves))))
     for task in tasks_of(curves):
         points = {name: of_task(curves, task, name) for name in COMPARED}
-        rows = [[name, *(score(each.get(m, [])) for m in curves)] for name, each in points.items() if each]
-        columns = ["method", *(f"{minutes:g}" for minutes in curves)]
+        rows = [
+            [name, *(score(each.get(m, [])) for m in curves), ORIGINS[name]] for name, each in points.items() if each
+        ]
+        columns = ["method", *(f"{minutes:g}" for minutes in curves), "settings from"]
         text += f"## {task}\n\nbehaviour: {behaviour(curves, task):.1f}\n\n{pages.table(columns, rows)}\n"
     return text.rstrip("\n") + "\n"
 

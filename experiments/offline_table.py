@@ -46,6 +46,10 @@ SHARES: dict[str, dict[str, float]] = {
     "mpdiffuser": {"planner": 0.7, "dynamics": 0.14, "forward": 0.01, "ranker": 0.15},
 }
 OWNER = {"planner": "mpdiffuser"}  # a method without models of its own -> the method whose models it uses
+TRIED = ("cloning", "td3_bc", "rebrac", "iql", "diffusion_policy", "diffuser", "decision_diffuser")
+# where the settings of a method are from
+ORIGINS = dict.fromkeys(SHARES, "its paper") | dict.fromkeys(TRIED, "[trials](trials.md)")
+ORIGINS |= dict.fromkeys(("planner", "mpdiffuser"), "[ablations](decisions.md)")
 TRIAL = 40  # steps of the run that times a step
 Cells = dict[str, dict[str, dict[str, dict[str, Any]]]]  # by task, method and training seed
 
@@ -189,8 +193,9 @@ interval of the interquartile mean (rliable). behaviour: mean of the data's own 
 weights, so it was trained for less. Plans are drawn with the default settings; the number of noise levels is chosen
 from held-out data. The second table holds the measured training time, without validation, and the median time of one
 plan for one environment (other jobs ran beside it). The number of steps follows from timings (speed/ in --folder),
-which may come from another machine; offline.json holds the steps of each cell. Seeds of the episodes: {seeds}. Where
-several training seeds are given: mean ± standard error over these, each the mean of its episodes.
+which may come from another machine; offline.json holds the steps of each cell. Trials and ablations used hopper and
+halfcheetah files alone. Seeds of the episodes: {seeds}. Where several training seeds are given: mean ± standard error
+over these, each the mean of its episodes.
 
 """
 STAND_IN = """**The data are stand-ins in D4RL's layout, not D4RL's data: no number here is a D4RL result.**
@@ -232,7 +237,7 @@ def score_table(cells: Cells, methods: Sequence[str]) -> str:
 
 
 def time_table(cells: Cells, methods: Sequence[str]) -> str:
-    """Core-minutes, models and milliseconds of a plan, by method."""
+    """Core-minutes, models, milliseconds of a plan, and where the settings are from, by method."""
     rows = []
     for method in methods:
         found = [one for task in cells.values() for one in task.get(method, {}).values()]
@@ -240,8 +245,9 @@ def time_table(cells: Cells, methods: Sequence[str]) -> str:
         times = [one["plan_ms_single"]["median"] for one in found if "plan_ms_single" in one]
         models = ", ".join(f"{model} {share:.0%}" for model, share in SHARES[method].items())
         minutes = f"{np.median(spent):.1f} [{min(spent):.1f}, {max(spent):.1f}]"
-        rows.append([method, minutes, models, f"{np.median(times):.0f}" if times else ""])
-    return pages.table(["method", "core-minutes: median [least, most]", "models and their share", "plan ms"], rows)
+        rows.append([method, minutes, models, f"{np.median(times):.0f}" if times else "", ORIGINS[method]])
+    columns = ["method", "core-minutes: median [least, most]", "models and their share", "plan ms", "settings from"]
+    return pages.table(columns, rows)
 
 
 def score(cells: Sequence[dict[str, Any]]) -> str:

@@ -29,8 +29,8 @@ def test_the_page_has_a_column_for_each_time_and_gaps_for_what_was_not_trained(t
     found = read_curves(tmp_path)
     assert list(found) == [6, 20]
     text = page(found)
-    assert "| method | 6 | 20 |" in text and "behaviour: 50.0" in text and "stand-ins" not in text
-    assert "| planner | 70.0 ± 1.0 [68.0, 72.0] | 82.0 ± 2.0 (2 seeds) |" in text
+    assert "| method | 6 | 20 | settings from |" in text and "behaviour: 50.0" in text and "stand-ins" not in text
+    assert "| planner | 70.0 ± 1.0 [68.0, 72.0] | 82.0 ± 2.0 (2 seeds) | [ablations](decisions.md) |" in text
     assert "| iql | 10.0 ± 1.0 [8.0, 12.0] |  |" in text and "mpdiffuser |" not in text
     curves.draw(found, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
@@ -60,4 +60,4 @@ def test_points_are_trainings_of_their_own_and_are_kept(
     before = (tmp_path / "c" / "0.01.json").read_text()
     curves.main([*arguments, "--core-minutes", "0.01"])
     assert (tmp_path / "c" / "0.01.json").read_text() == before
-    assert "| method | 0.01 | 0.02 |" in (tmp_path / "curves.md").read_text()
+    assert "| method | 0.01 | 0.02 | settings from |" in (tmp_path / "curves.md").read_text()

@@ -31,12 +31,14 @@ def test_the_page_has_gaps_where_there_are_no_rewards() -> None:
     tasks = [MAZE2D[1], POINTMAZE[0]]
     results = {"cloning": {tasks[0]: [a_cell(5)]}, "MPDiffuser": {tasks[0]: [a_cell(60)], tasks[1]: [a_cell(80)]}}
     lines = page(results, tasks, 6.0).splitlines()
-    assert "| method | maze2d-medium | pointmaze-medium-navigate |" in lines
-    assert "| cloning | 5.0 ± 1.0 [3.0, 7.0] |  |" in lines
-    assert "| MPDiffuser | 60.0 ± 1.0 [58.0, 62.0] | 80.0 ± 1.0 [78.0, 82.0] |" in lines
-    assert "| Diffusion Veteran, published | 150.7 |  |" in lines and "| the data | 7.0 |  |" in lines
+    assert "| method | maze2d-medium | pointmaze-medium-navigate | settings from |" in lines
+    assert "| cloning | 5.0 ± 1.0 [3.0, 7.0] |  | [trials](trials.md) |" in lines
+    assert "| MPDiffuser | 60.0 ± 1.0 [58.0, 62.0] | 80.0 ± 1.0 [78.0, 82.0] | [ablations](decisions.md) |" in lines
+    assert "| Diffusion Veteran, published | 150.7 |  |  |" in lines and "| the data | 7.0 |  |  |" in lines
     assert {len(scores) for scores in PUBLISHED.values()} == {len(MAZE2D), len(POINTMAZE)}
-    assert "| cloning | 5.0 ± 1.0 [3.0, 7.0] |  |" in page({"cloning": results["cloning"]}, tasks, 6.0)
+    assert "| cloning | 5.0 ± 1.0 [3.0, 7.0] |  | [trials](trials.md) |" in page(
+        {"cloning": results["cloning"]}, tasks, 6.0
+    )
     assert [short(task) for task in (MAZE2D[0], POINTMAZE[1])] == ["maze2d-umaze", "pointmaze-large-navigate"]
 
 

@@ -51,7 +51,7 @@ def test_the_page() -> None:
     assert "| behaviour | 50.0 | 50.0 | 50.0 |" in text
     assert "| planner | 90.0 ± 1.0 [88.0, 92.0] |  |  |" in text
     assert "| mpdiffuser | 82.0 ± 2.0 (2 seeds) | 40.0 ± 1.0 [38.0, 42.0] | 61.0 |" in text
-    assert "| planner | 6.0 [6.0, 6.0] | planner 70%, forward 1%, ranker 15% | 3 |" in text
+    assert "| planner | 6.0 [6.0, 6.0] | planner 70%, forward 1%, ranker 15% | 3 | [ablations](decisions.md) |" in text
     assert "measured on CPU" in text and "The data are stand-ins" in text and "Seeds of the episodes: 7 to 8" in text
     assert score([]) == ""
 

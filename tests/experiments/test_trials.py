@@ -36,6 +36,10 @@ def test_each_method_has_four_settings_which_its_options_allow(method: str) -> N
         assert not training, "a model depends on these: they belong in `training`"
 
 
+def test_the_tables_name_the_methods_with_trials() -> None:
+    assert set(offline_table.TRIED) == set(SETTINGS)
+
+
 @pytest.mark.slow
 def test_settings_of_acting_share_a_training(
     hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
