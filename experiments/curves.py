@@ -18,7 +18,18 @@ import torch
 
 from experiments import figures, pages
 from experiments.figures import plt
-from experiments.offline_table import ORIGINS, TASKS, Cells, cell, mean_and_error, origin, read_cells, score
+from experiments.offline_table import (
+    ORIGINS,
+    TASKS,
+    Cells,
+    cell,
+    cells_file,
+    cells_option,
+    mean_and_error,
+    origin,
+    read_cells,
+    score,
+)
 from mpdiffuser.files import write_whole
 from mpdiffuser.methods import METHODS
 
@@ -30,7 +41,7 @@ Curves = dict[float, Cells]  # by core-minutes
 def read_curves(folder: Path) -> Curves:
     """All cells of a folder, by core-minutes, ascending."""
     minutes = sorted(float(file.stem) for file in folder.glob("*.json") if file.stem.replace(".", "", 1).isdecimal())
-    return {each: read_cells(folder / f"{each:g}.json") for each in minutes}
+    return {each: read_cells(cells_file(folder, each)) for each in minutes}
 
 
 def of_task(curves: Curves, task: str, method: str) -> dict[float, list[dict[str, Any]]]:
@@ -75,8 +86,10 @@ def page(curves: Curves) -> str:
 
 
 def tasks_of(curves: Curves) -> list[str]:
-    """The tasks that have a cell."""
-    return [task for task in TASKS if any(task in cells for cells in curves.values())]
+    """The tasks with more than one point; all tasks if there is none."""
+    points = {task: sum(task in cells for cells in curves.values()) for task in TASKS}
+    least = min(2, max(points.values()))
+    return [task for task, count in points.items() if count >= least]
 
 
 def behaviour(curves: Curves, task: str) -> float:
@@ -114,16 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--core-minutes", nargs="*", type=float, default=[6.0, 20.0], help="of training, for each method"
     )
     pages.run_options(parser, "curves", "train_state.py", [0])
-    parser.add_argument("--cells", type=Path, default=pages.DOCS / "curves", help="folder of the results")
+    cells_option(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options = pages.training_options(args)
-    args.cells.mkdir(parents=True, exist_ok=True)
     for minutes in args.core_minutes:
         for seed in args.seeds:
             for task in args.tasks:
                 for method in args.methods:
-                    file = args.cells / f"{minutes:g}.json"
+                    file = cells_file(args.cells, minutes)
                     found = cell(task, method, seed, minutes, args.folder, file, options)
                     print(f"{task:27} {method:18} {seed} {minutes:g} min {score([found])}", flush=True)
                     curves = read_curves(args.cells)

@@ -1,14 +1,16 @@
 """All methods on the D4RL files, with the same training time: python -m experiments.offline_table --help
 
 Each (task, method, training seed) is a cell. Its models are trained for the same core-minutes, divided as in SHARES;
-the method then controls the task in gymnasium. The file --cells keeps all cells, so a command that was cut off resumes,
-and parts of the table can be measured one after another. Writes docs/offline.md. For example:
+the method then controls the task in gymnasium. The folder --cells keeps a file of cells for each number of core-minutes,
+so a command that was cut off resumes, and parts of the table can be measured one after another. Writes docs/offline.md.
+For example:
 
     python -m experiments.offline_table --data-dir ../shared/data
     python -m experiments.offline_table --data-dir ../shared/data --tasks hopper-medium-v2 \
         --methods mpdiffuser planner --seeds 1 2
 """
 
+import argparse
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,6 +153,7 @@ def cell(
         found = stamped(identity, measure(task, method, seed, minutes, folder, options))
         cells = read_cells(file)  # again: another command may have added cells meanwhile
         cells.setdefault(task, {}).setdefault(method, {})[str(seed)] = found
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, cells_text(cells))
     where = f"{file}: {task}, {method}, seed {seed}"
     check_identity(found, identity, where, "--cells")
@@ -163,6 +166,16 @@ def cell(
 def data_checksum(task: str, options: tuple[str, ...]) -> str:
     """The checksum of a task's episodes."""
     return dataset(load("state", [f"task=d4rl/{task}", *options])).checksum()
+
+
+def cells_option(parser: argparse.ArgumentParser) -> None:
+    """Add --cells."""
+    parser.add_argument("--cells", type=Path, default=pages.DOCS / "cells", help="folder of the results")
+
+
+def cells_file(folder: Path, minutes: float) -> Path:
+    """The file of the cells with these core-minutes."""
+    return folder / f"{minutes:g}.json"
 
 
 def read_cells(file: Path) -> Cells:
@@ -185,7 +198,7 @@ def cells_text(cells: Cells) -> str:
 HEAD = """# All methods on the D4RL tasks
 
 {written_by}
-(offline.json names the machine and the commit of each cell). What each method is: [methods.md](methods.md).
+(docs/cells names the machine and the commit of each cell). What each method is: [methods.md](methods.md).
 
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
 interval of the interquartile mean (rliable). behaviour: mean of the data's own episodes. Each method was trained for
@@ -193,7 +206,7 @@ interval of the interquartile mean (rliable). behaviour: mean of the data's own 
 weights, so it was trained for less. Plans are drawn with the default settings; the number of noise levels is chosen
 from held-out data. The second table holds the measured training time, without validation, and the median time of one
 plan for one environment (other jobs ran beside it). The number of steps follows from timings (speed/ in --folder),
-which may come from another machine; offline.json holds the steps of each cell. Trials and ablations used hopper and
+which may come from another machine; docs/cells holds the steps of each cell. Trials and ablations used hopper and
 halfcheetah files alone. Seeds of the episodes: {seeds}. Where several training seeds are given: mean ± standard error
 over these, each the mean of its episodes.
 
@@ -276,16 +289,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", default=list(SHARES), choices=list(SHARES), metavar="METHOD")
     pages.run_options(parser, "offline", "train_state.py", [0])
     parser.add_argument("--core-minutes", type=float, default=6.0, help="of training, for each method")
-    parser.add_argument("--cells", type=Path, default=pages.DOCS / "offline.json", help="file of the results")
+    cells_option(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    options = pages.training_options(args)
+    options, file = pages.training_options(args), cells_file(args.cells, args.core_minutes)
     for seed in args.seeds:
         for task in args.tasks:
             for method in args.methods:
-                found = cell(task, method, seed, args.core_minutes, args.folder, args.cells, options)
+                found = cell(task, method, seed, args.core_minutes, args.folder, file, options)
                 print(f"{task:27} {method:18} {seed} {score([found])}", flush=True)
-                write_whole(args.page, page(read_cells(args.cells), args.core_minutes))
+                write_whole(args.page, page(read_cells(file), args.core_minutes))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,11 @@ def a_cell(mean: float) -> dict[str, Any]:
 
 def test_the_page_has_a_column_for_each_time_and_gaps_for_what_was_not_trained(tmp_path: Path) -> None:
     (tmp_path / "20.json").write_text(cells_text({TASK: {"planner": {"0": a_cell(80), "1": a_cell(84)}}}))
-    (tmp_path / "6.json").write_text(cells_text({TASK: {"planner": {"0": a_cell(70)}, "iql": {"0": a_cell(10)}}}))
+    short = {"planner": {"0": a_cell(70)}, "iql": {"0": a_cell(10)}}
+    (tmp_path / "6.json").write_text(cells_text({TASK: short, "halfcheetah-medium-v2": short}))
     found = read_curves(tmp_path)
+    assert curves.tasks_of(found) == [TASK]  # the other has one point
+    assert len(curves.tasks_of({6.0: found[6.0]})) == 2
     assert list(found) == [6, 20]
     text = page(found)
     assert "| method | 6 | 20 | settings from |" in text and "behaviour: 50.0" in text and "stand-ins" not in text

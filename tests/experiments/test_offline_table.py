@@ -59,10 +59,10 @@ def test_the_page() -> None:
 @pytest.mark.slow
 def test_two_methods_on_the_same_models(hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_table, "TRIAL", 20)
-    cells, chosen = tmp_path / "offline.json", ["rounds=2", "evaluation.episodes=2", "ranker.hidden=16"]
+    cells, chosen = tmp_path / "0.01.json", ["rounds=2", "evaluation.episodes=2", "ranker.hidden=16"]
     chosen += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
     arguments = ["--data-dir", str(hopper_data), "--tasks", TASK, "--methods", "mpdiffuser", "planner"]
-    arguments += ["--folder", str(tmp_path / "runs"), "--cells", str(cells), "--page", str(tmp_path / "offline.md")]
+    arguments += ["--folder", str(tmp_path / "runs"), "--cells", str(tmp_path), "--page", str(tmp_path / "offline.md")]
     arguments += ["--set", *chosen]
     offline_table.main([*arguments, "--core-minutes", "0.01"])
     found = read_cells(cells)[TASK]
@@ -76,4 +76,4 @@ def test_two_methods_on_the_same_models(hopper_data: Path, tmp_path: Path, monke
     offline_table.main([*arguments, "--core-minutes", "0.01"])  # reuses both cells
     assert cells.read_text() == before and json.loads(before)
     with pytest.raises(InputError, match="mpdiffuser, seed 0: made with other settings; choose another --cells"):
-        offline_table.main([*arguments, "--core-minutes", "1"])
+        offline_table.main([*arguments, "rounds=1", "--core-minutes", "0.01"])
