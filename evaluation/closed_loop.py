@@ -14,6 +14,7 @@ from envs.protocol import Environments
 from evaluation.statistics import summary
 from mpdiffuser.console import progress
 from mpdiffuser.controller import Policy
+from mpdiffuser.tuning import clustered_error
 
 STEPS_AHEAD = (1, 2, 4, 8)
 
@@ -29,8 +30,8 @@ class Outcome:
         plan_ms: milliseconds of each plan for a whole batch.
         plan_ms_single: milliseconds of each plan for one environment.
         action_ms_single: milliseconds from an observation to its action, for one environment.
-        distances: steps ahead -> squared distances of planned and real latents, one for each probe and environment. A
-            distance is the mean over dimensions, in variances of the data.
+        distances: steps ahead -> for each episode the squared distances of planned and real latents, one for each
+            probe. A distance is the mean over dimensions, in variances of the data.
         facts: `Policy.planning_facts`.
         film: frames, plans and returns of the first episode, for the video.
         film_every: number of decisions between two entries of the film; 0: no film.
@@ -44,7 +45,7 @@ class Outcome:
     plan_ms: list[float] = field(default_factory=list)
     plan_ms_single: list[float] = field(default_factory=list)
     action_ms_single: list[float] = field(default_factory=list)
-    distances: dict[int, list[float]] = field(default_factory=dict)
+    distances: dict[int, list[list[float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     film: list[dict[str, Any]] = field(default_factory=list)
     film_every: int = 0
@@ -68,14 +69,15 @@ class Outcome:
                     "batch": batch,
                 }
         if self.distances:
-            result["feasibility"] = {
-                str(k): {
-                    "mean": float(np.mean(v)),
-                    "standard_error": float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0,
-                }
-                for k, v in self.distances.items()
-            }
+            result["feasibility"] = {str(k): _mean_and_error(found) for k, found in self.distances.items()}
         return result
+
+
+def _mean_and_error(found: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return the mean of the values of all episodes, and its standard error; of one episode the mean alone."""
+    values, owners = np.concatenate(found), np.repeat(np.arange(len(found)), [len(each) for each in found])
+    error = clustered_error(values, owners)
+    return {"mean": float(values.mean()), **({"standard_error": error} if np.isfinite(error) else {})}
 
 
 def evaluate(
@@ -154,7 +156,7 @@ def _joined(outcomes: Sequence[Outcome]) -> Outcome:
         costs=np.concatenate([o.costs for o in outcomes]),
         seconds=max(o.seconds for o in outcomes),
         plan_ms=[ms for o in outcomes for ms in o.plan_ms],
-        distances={k: [d for o in outcomes for d in o.distances.get(k, [])] for k in first.distances},
+        distances={k: [d for o in outcomes for d in o.distances.get(k, [])] for o in outcomes for k in o.distances},
         facts=facts,
     )
 
@@ -214,7 +216,9 @@ def _probe(policy: Policy, environments: Environments, alive: np.ndarray, outcom
     """Execute the plans in the simulator, and record the distances between the real and the planned latents."""
     errors = policy.plan_errors(environments.peek, max(STEPS_AHEAD))
     for k in (k for k in STEPS_AHEAD if k <= errors.shape[1]):
-        outcome.distances.setdefault(k, []).extend(errors[alive, k - 1].tolist())
+        found = outcome.distances.setdefault(k, [[] for _ in alive])
+        for episode in np.flatnonzero(alive):
+            found[episode].append(float(errors[episode, k - 1]))
 
 
 def _scene(

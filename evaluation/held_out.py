@@ -27,7 +27,7 @@ from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.safe_loading import load_model
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.tuning import clustered_error
-from mpdiffuser.windows import split, to_go
+from mpdiffuser.windows import split, step_rows, to_go
 
 WINDOWS, BATCH = 512, 64
 QUANTILES = 5
@@ -36,7 +36,7 @@ EXAMPLES = 4
 
 
 class HeldOut:
-    """Windows of held-out episodes, with all H rows.
+    """Windows of held-out episodes. Errors of states are of the rows within the episode alone.
 
     Args:
         pipeline: the trained pipeline.
@@ -46,14 +46,11 @@ class HeldOut:
 
     def __init__(self, pipeline: MPDiffuserPipeline, episodes: Episodes, folder: Path) -> None:
         self.pipeline, self.episodes, self.folder = pipeline, episodes, folder
-        horizon = pipeline.planner.config["horizon"]
-        left = episodes.offsets[1:][episodes.episode_of_row] - np.arange(episodes.offsets[-1])
-        self.ahead = pipeline.stride * np.arange(horizon)  # steps
-        starts = np.flatnonzero(left >= min(self.ahead[-1] + 1, int(np.diff(episodes.offsets).max())))
-        self.starts = np.sort(np.random.default_rng(0).permutation(starts)[:WINDOWS])
+        self.ahead = pipeline.stride * np.arange(pipeline.planner.config["horizon"])  # steps
+        self.starts = np.sort(np.random.default_rng(0).permutation(step_rows(episodes))[:WINDOWS])
         self.owners = episodes.episode_of_row[self.starts]
-        last = (episodes.offsets[1:] - 1)[self.owners][:, None]
-        self.rows = np.minimum(self.starts[:, None] + self.ahead, last)
+        rows, last = self.starts[:, None] + self.ahead, (episodes.offsets[1:] - 1)[self.owners][:, None]
+        self.rows, self.there = np.minimum(rows, last), rows <= last  # (B, H)
         self.latents, self.actions = (
             torch.from_numpy(np.array(episodes[key][self.rows], np.float32)) for key in ("observations", "actions")
         )
@@ -97,14 +94,13 @@ class HeldOut:
         """Return steps ahead -> mean error and its standard error, of latents (B, H, d)."""
         std = self.pipeline.latents.std.detach().cpu().numpy()
         error = np.square((latents - self.latents.numpy()) / std).mean(-1)
-        steps = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < latents.shape[1]]
-        return {
-            str(self.ahead[k]): {
-                "mean": _rounded(error[:, k].mean()),
-                "standard_error": _rounded(clustered_error(error[:, k], self.owners)),
-            }
-            for k in steps
-        }
+        found = {}
+        for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k < latents.shape[1]):
+            there = self.there[:, k]
+            if there.any():
+                mean, spread = error[there, k].mean(), clustered_error(error[there, k], self.owners[there])
+                found[str(self.ahead[k])] = {"mean": _rounded(mean), "standard_error": _rounded(spread)}
+        return found
 
     def actions_by_policy(self) -> dict[str, np.ndarray]:
         """Return the first actions (B, m) of simple policies, in the data's units."""
@@ -214,7 +210,9 @@ def write_held_out(
 def _write_pictures(windows: HeldOut, planned: np.ndarray, encoded: Episodes, frames: np.ndarray, file: Path) -> None:
     """Write pictures of a few windows: a row of what came 0, 2, 4, ... steps later, and below it the decoded plan."""
     steps = [k for k in PICTURES if k < planned.shape[1]]
-    chosen = np.linspace(0, len(windows.starts) - 1, min(EXAMPLES, len(windows.starts))).astype(int)
+    whole = windows.there[:, steps].sum(1)
+    longest = np.flatnonzero(whole == whole.max())
+    chosen = longest[np.linspace(0, len(longest) - 1, min(EXAMPLES, len(longest))).astype(int)]
     held = windows.episodes
     first = encoded.offsets[:-1][np.searchsorted(encoded.numbers, held.numbers)]  # rows of the whole dataset
     shift = (first - held.offsets[:-1])[held.episode_of_row]

@@ -1,7 +1,7 @@
 """All methods on the D4RL files, with the same training time: python -m experiments.offline_table --help
 
 Each (task, method, training seed) is a cell. Its models are trained for the same core-minutes, divided as in SHARES;
-the method then controls the task in gymnasium. The folder --cells keeps a file of cells for each number of core-minutes,
+the method then controls the task in gymnasium. The folder --cells has a file of cells for each number of core-minutes,
 so a command that was cut off resumes, and parts of the table can be measured one after another. Writes docs/offline.md.
 For example:
 

@@ -43,9 +43,9 @@ class InverseDynamics(Model):
     def loss(
         self, batch: dict[str, torch.Tensor], random: dict[str, torch.Tensor], schedule: NoiseSchedule
     ) -> dict[str, torch.Tensor]:
-        """Return the weighted squared error of a batch of `Windows`."""
+        """Return the weighted squared error of a batch of `Windows`. Only pairs of rows within the episode count."""
         actions = batch["actions"][:, :-1]
-        weight = batch["action_mask"][:, :-1, None].expand_as(actions)
+        weight = batch["mask"][:, 1:, None].expand_as(actions)
         return {"loss": weighted_error(self(batch["latents"]), actions, weight)}
 
 

@@ -66,6 +66,19 @@ def test_a_share_that_fails_ends_the_others_and_their_simulators() -> None:
     assert all(batch.closed for batch in environments)
 
 
+def test_probes_of_one_episode_are_not_independent() -> None:
+    """Thrice the same probes tell no more; one episode alone has no error."""
+
+    def found(distances: list[list[float]]) -> dict[str, float]:
+        outcome = Outcome(np.zeros(2), np.zeros(2, int), np.zeros(2), 0.0, 2, distances={4: distances})
+        return outcome.metrics()["feasibility"]["4"]
+
+    once = found([[1.0], [3.0], [8.0]])
+    assert once["mean"] == 4.0 and once["standard_error"] == pytest.approx(np.std([1, 3, 8], ddof=1) / 3**0.5)
+    assert found([3 * [1.0], 3 * [3.0], 3 * [8.0]]) == pytest.approx(once)
+    assert found([[1.0, 2.0, 6.0], []]) == {"mean": 3.0}
+
+
 def test_controllers_in_threads_plan_as_one_after_the_other(make_pipeline) -> None:
     """Engines compile before the threads begin: torch's exporter belongs to the whole process."""
     config = SamplerConfig(engine="openvino", steps=1, candidates=2)

@@ -39,9 +39,14 @@ def episodes(make_episodes: Any) -> Episodes:
 
 
 def starts_of(episodes: Episodes) -> list[tuple[int, int]]:
-    """(episode, row) of all windows with H rows."""
+    """(episode, row) of all rows with a step."""
     ends = zip(episodes.offsets[:-1], episodes.offsets[1:])
-    return [(e, row) for e, (first, end) in enumerate(ends) for row in range(first, end - H + 1)]
+    return [(e, row) for e, (first, end) in enumerate(ends) for row in range(first, end - 1)]
+
+
+def window(episodes: Episodes, key: str, episode: int, start: int, stride: int = 1) -> np.ndarray:
+    """H rows from `start` on; the last row of the episode stands for those beyond it."""
+    return episodes[key][np.minimum(start + stride * np.arange(H), episodes.offsets[episode + 1] - 1)]
 
 
 def in_degrees(unit: Any) -> np.ndarray:
@@ -56,7 +61,8 @@ def test_errors_of_actions_by_a_plain_loop(
     cloning.save_pretrained(tmp_path / "cloning")
     _, found, _ = measure(pipeline, episodes, tmp_path)
     starts, actions = starts_of(episodes), episodes["actions"]
-    assert found["windows"] == len(starts) == 6 + 3 + 5 and found["episodes"] == 4 and found["names"] == ["hip", "knee"]
+    assert found["windows"] == len(starts) == sum(LENGTHS)
+    assert found["episodes"] == 4 and found["names"] == ["hip", "knee"]
     guesses: dict[str, list[np.ndarray]] = {"repeat the last action": [], "mean action": [], "cloning": []}
     for e, row in starts:
         first = row == episodes.offsets[e]
@@ -74,22 +80,39 @@ def test_errors_of_actions_by_a_plain_loop(
 
 
 def test_errors_of_states_by_a_plain_loop(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
-    """Of a state that stays: in variances of the training data, means over dimensions."""
+    """Of a state that stays: in variances of the training data, means over dimensions; within the episode alone."""
     _, found, _ = measure(pipeline, episodes, tmp_path)
-    states, std = episodes["observations"], pipeline.latents.std.detach().numpy()
     assert list(found["states"]["stay"]) == ["1", "2", "4"]
     for k, error in found["states"]["stay"].items():
-        gaps = [((states[row] - states[row + int(k)]) / std) ** 2 for _, row in starts_of(episodes)]
-        assert error["mean"] == pytest.approx(np.mean(gaps), rel=1e-3)
+        assert error["mean"] == pytest.approx(changes(pipeline, episodes, int(k)), rel=1e-3)
     assert set(found["states"]) == {"stay", "planner", "mpdiffuser", "dynamics, given the logged actions"}
+
+
+def changes(pipeline: MPDiffuserPipeline, episodes: Episodes, k: int) -> float:
+    """The mean squared change of the states within k steps."""
+    states, std = episodes["observations"], pipeline.latents.std.detach().numpy()
+    rows = [row for e, row in starts_of(episodes) if row + k < episodes.offsets[e + 1]]
+    return float(np.mean([((states[row] - states[row + k]) / std) ** 2 for row in rows]))
+
+
+def test_a_plan_may_be_longer_than_the_episodes(make_pipeline: Any, episodes: Episodes, tmp_path: Path) -> None:
+    """With a stride of 3 a window has 22 rows. Errors are of the steps that episodes have."""
+    pipeline = make_pipeline(info={"stride": 3}, sampler=SAMPLER)
+    windows, found, _ = measure(pipeline, episodes, tmp_path)
+    assert found["windows"] == sum(LENGTHS) and list(found["states"]["stay"]) == ["3", "6", "12"]
+    assert found["actions"]["planner"]["standard_error"] > 0
+    for k, error in found["states"]["stay"].items():
+        assert error["mean"] == pytest.approx(changes(pipeline, episodes, int(k)), rel=1e-3)
+    e, start = starts_of(episodes)[20]
+    np.testing.assert_array_equal(windows.latents[20], window(episodes, "observations", e, start, 3))
 
 
 def test_plans_are_compared_with_what_came(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
     """Without a difference the errors are zero. The given actions are those of the log, in degrees."""
     windows, found, planned = measure(pipeline, episodes, tmp_path)
-    for row, (_, start) in enumerate(starts_of(episodes)):
-        np.testing.assert_array_equal(windows.latents[row], episodes["observations"][start : start + H])
-        np.testing.assert_array_equal(windows.actions[row], episodes["actions"][start : start + H])
+    for row, (e, start) in enumerate(starts_of(episodes)):
+        np.testing.assert_array_equal(windows.latents[row], window(episodes, "observations", e, start))
+        np.testing.assert_array_equal(windows.actions[row], window(episodes, "actions", e, start))
     np.testing.assert_allclose(planned[:, 0], windows.latents[:, 0], atol=1e-4)
     assert all(error["mean"] == 0 for error in windows.state_error(windows.latents.numpy()).values())
     logged = in_degrees(windows.actions).astype(np.float32)
@@ -113,8 +136,8 @@ def test_the_ranker_beside_logged_returns(make_pipeline: Any, episodes: Episodes
     values = pipeline.ranker.values(episodes["observations"][rows], left)
     assert found is not None and found["correlation"] == pytest.approx(np.corrcoef(values, returns)[0, 1], rel=1e-3)
     order = np.argsort(values)
-    assert found["value"][0] == pytest.approx(values[order[:3]].mean(), rel=1e-3)
-    assert found["return"][-1] == pytest.approx(returns[order[-2:]].mean(), rel=1e-3)
+    assert found["value"][0] == pytest.approx(values[order[:8]].mean(), rel=1e-3)
+    assert found["return"][-1] == pytest.approx(returns[order[-7:]].mean(), rel=1e-3)
 
 
 @pytest.mark.parametrize("missing", ["dynamics", "ranker"])
@@ -128,10 +151,10 @@ def test_what_a_pipeline_does_not_hold(make_pipeline: Any, episodes: Episodes, t
 
 
 def test_short_episodes_have_windows_too(pipeline: MPDiffuserPipeline, make_episodes: Any, tmp_path: Path) -> None:
-    """The longest of them, where none has the horizon's length; the last row stands for what would come."""
-    windows, found, _ = measure(pipeline, make_episodes([3, 5, 5]), tmp_path)
-    assert windows.rows.tolist() == [[4, 5, 6, 7, 8, 9, 9, 9], [10, 11, 12, 13, 14, 15, 15, 15]]
-    assert found["windows"] == 2
+    """Where none has the horizon's length, the last row stands for what would come."""
+    windows, found, _ = measure(pipeline, make_episodes([1, 2, 1]), tmp_path)
+    assert windows.rows.tolist() == [[0] + 7 * [1], [2, 3] + 6 * [4], [3] + 7 * [4], [5] + 7 * [6]]
+    assert found["windows"] == 4 and list(found["states"]["planner"]) == ["1", "2"]
 
 
 def test_the_files_of_a_run(pipeline: MPDiffuserPipeline, episodes: Episodes, tmp_path: Path) -> None:
@@ -151,8 +174,9 @@ def test_the_files_of_a_run(pipeline: MPDiffuserPipeline, episodes: Episodes, tm
     for line in ("Held out: 2 episodes", "hip, knee, in the data's units", "repeat the last action", "+4: "):
         assert line in table(found)
     picture = imageio.imread(tmp_path / "held_out.png")
-    chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, 4).astype(int)]
     steps = [0, 2, 4]
+    whole = [(e, row) for e, row in starts if row + steps[-1] < episodes.offsets[e + 1]]
+    chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, 4).astype(int)]
     assert picture.shape == (2 * 4 * 8, 3 * 12, 3)
     _, _, planned = measure(pipeline, episodes.select(held_out), tmp_path)
     for line, (_, row) in enumerate(chosen):

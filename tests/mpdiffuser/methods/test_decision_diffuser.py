@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpdiffuser.methods.decision_diffuser import InverseDynamics, StateSampler
+from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.schedule import NoiseSchedule
+from mpdiffuser.windows import Windows
 
 D, M, H = 3, 2, 8
 SIZES: dict[str, Any] = dict(latent_dim=D, action_dim=M, horizon=H, width=8, multipliers=(1, 2), embedding=16)
@@ -22,10 +25,10 @@ def test_inverse_dynamics_of_a_linear_system(system) -> None:
     def batch(size: int) -> dict[str, torch.Tensor]:
         actions = torch.randn(size, H, M)
         mask = torch.ones(size, H)
-        mask[: size // 2, 4:] = 0  # the end of an episode: what follows is no transition
+        mask[: size // 2, 5:] = 0  # the end of an episode: what follows is no transition
         latents = system.rollout(torch.randn(size, D), actions)
         latents[: size // 2, 5:] = latents[: size // 2, 4:5]
-        return {"latents": latents, "actions": actions * mask[..., None], "action_mask": mask}
+        return {"latents": latents, "actions": actions, "mask": mask}
 
     for _ in range(250):
         optimizer.zero_grad()
@@ -34,6 +37,21 @@ def test_inverse_dynamics_of_a_linear_system(system) -> None:
     fresh = batch(200)
     error = (inverse(fresh["latents"]) - fresh["actions"][:, :-1])[100:]
     assert error.square().mean() < 0.02  # of variance 1
+
+
+def test_only_rows_of_one_distance_are_pairs(make_episodes) -> None:
+    """With a stride the last row stands for rows beyond it, which are nearer."""
+    episodes = make_episodes([12])
+    identity = Normalizer(D).fit(episodes["observations"]), Normalizer(M).fit(episodes["actions"])
+    targets = np.zeros((13, 1), np.float32)
+    windows = Windows(episodes, targets, H, *identity, Marginals(1).fit(targets), stride=5)
+    batch = windows.batch(torch.tensor([1]))  # rows 1, 6, 11, then 12 again and again
+    assert batch["action_mask"][0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    inverse = InverseDynamics(D, M, hidden=8)
+    with torch.no_grad():
+        errors = (inverse(batch["latents"]) - batch["actions"][:, :-1])[0, :2]
+    loss = inverse.loss(batch, {}, SCHEDULE)["loss"].detach()
+    torch.testing.assert_close(loss, errors.square().mean())
 
 
 def test_state_plans_get_the_actions_that_lead_through_them(system, stub, noise_from) -> None:
