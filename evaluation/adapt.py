@@ -65,12 +65,10 @@ def play(cfg: DictConfig, pipeline: MPDiffuserPipeline) -> Episodes:
 
 
 def encoded(pipeline: MPDiffuserPipeline, episodes: Episodes) -> Episodes:
-    """Return pieces of the episodes, with latents (M, d) as `observations`."""
+    """Return the episodes with latents (M, d) as `observations`."""
     if pipeline.sees_pixels:
-        latents = with_latents(episodes, encode_frames(pipeline.encoder, episodes))
-    else:
-        latents = encode_states(pipeline.encoder, episodes)
-    return pieces(latents, pipeline.stride * (pipeline.planner.config["horizon"] - 1) + 1)
+        return with_latents(episodes, encode_frames(pipeline.encoder, episodes))
+    return encode_states(pipeline.encoder, episodes)
 
 
 def as_nominal(episodes: Episodes, change: ActionMap) -> Episodes:
@@ -134,13 +132,14 @@ def adapt(cfg: DictConfig) -> Path:
     origin["of"] = read_json(folder / MANIFEST)["files"]["model_index.json"]
     claim(output, "wait for it, or choose another output_dir=")
     check_origin(output / "adaptation.json", origin)
-    train, held_out = split(encoded(pipeline, episodes), cfg.validation, cfg.seed)
+    train, held_out = split(pieces(encoded(pipeline, episodes)), cfg.validation, cfg.seed)
     change, found = choose(pipeline.forward.requires_grad_(False), Steps.of(train), Steps.of(held_out))
     mean, std = (each.detach().numpy() for each in (pipeline.actions.mean, pipeline.actions.std))
     told = warnings(change, saturation(change, mean, std), pipeline.record.actions.names)
     found |= {"map": change.to_json(), "warnings": told} | origin
     if pipeline.dynamics is not None and cfg.dynamics.steps:
-        again = encoded(pipeline, as_nominal(episodes, change))
+        plan_steps = pipeline.stride * (pipeline.planner.config["horizon"] - 1) + 1
+        again = pieces(encoded(pipeline, as_nominal(episodes, change)), plan_steps)
         parts = split(within(again, pipeline.latents), cfg.validation, cfg.seed)
         found["dynamics"] = train_further(cfg, pipeline, parts, output, origin | {"map": change.to_json()})
     save(pipeline, folder, output / "pipeline", found)

@@ -37,7 +37,7 @@ ROWS = 20_000  # most steps that are used
 SATURATED = 0.05  # share of actions at the bounds from which on it is told
 
 
-def pieces(episodes: Episodes, least: int) -> Episodes:
+def pieces(episodes: Episodes, least: int = 1) -> Episodes:
     """Return the episodes cut into pieces of consecutive steps, which can be held out one by one.
 
     A piece has as many steps as give `PIECES` pieces, but at most `LONGEST`, and at least `least` even if that is more.
@@ -45,7 +45,7 @@ def pieces(episodes: Episodes, least: int) -> Episodes:
 
     Args:
         episodes: latent episodes.
-        least: steps of a plan.
+        least: steps.
     """
     total = int(episodes.lengths.sum())
     length = min(max(total // PIECES, least), max(LONGEST, least))

@@ -33,10 +33,12 @@ from mpdiffuser.errors import InputError
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", ListConfig: "a list"}
 KEYS = ("observations", "frames", "actions", "rewards", "costs", "terminations", "truncations")  # of a flat file
-SEVERAL = ("dataset",)  # options that are a text or a list of texts
-PATHS = ("pipeline", "dataset", "data_dir", "data_root", "output_dir", "repeat")  # options that are files or folders
+SEVERAL = ("dataset", "dynamics_data")  # options that are a text or a list of texts
+# options that are files or folders
+PATHS = ("pipeline", "dataset", "dynamics_data", "data_dir", "data_root", "output_dir", "repeat")
 # types of the options whose default is null
-UNSET: dict[str, type] = dict.fromkeys(("pipeline", "dataset", "data_dir", "output_dir", "repeat", "environment"), str)
+TEXTS = ("pipeline", "dataset", "dynamics_data", "data_dir", "output_dir", "repeat", "environment")
+UNSET: dict[str, type] = dict.fromkeys(TEXTS, str)
 UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
 UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
 UNSET |= {"goal_entries": ListConfig}
@@ -294,7 +296,13 @@ def _dataset_name(usual: str, *, _root_: DictConfig) -> str:
     return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or usual  # Hydra's overrides take no other letters
 
 
+def _debug_chunk(usual: int, *, _root_: DictConfig) -> int:
+    """Return `usual`; 1 with a stride, since only the first action of a plan is then executed."""
+    return usual if _root_["stride"] == 1 else 1
+
+
 OmegaConf.register_new_resolver("dataset_name", _dataset_name)
+OmegaConf.register_new_resolver("debug_chunk", _debug_chunk)
 
 
 def _explain(error: Exception, overrides: list[str], base: DictConfig | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from envs.datasets.readers.arrays import file_kind, open_arrays, visible
-from envs.datasets.readers.flat import read_flat
+from envs.datasets.readers.flat import SECONDS, NoStep, read_flat
 from envs.datasets.readers.lerobot import read_lerobot
 from envs.datasets.readers.minari import minari_folder, read_minari
 from envs.datasets.readers.vd4rl import read_vd4rl
@@ -168,16 +168,29 @@ def _open_folder(folder: Path, keys: Mapping[str, str]) -> Episodes:
     if files and not keys and _is_vd4rl(files[0]):
         return read_vd4rl(folder)
     if files:
-        episodes = _joined([read_flat(file, keys=keys) for file in files], folder)
-        others = {path.name: "a folder; show it by its own path" for path in there if path.is_dir()}
-        episodes.info["left_out"] |= others | {
-            path.name: "neither *.npz nor *.hdf5" for path in there if path not in files and not path.is_dir()
-        }
-        return episodes
+        return _open_files(folder, files, there, keys)
     raise InputError(
         f"{folder}: no dataset of a known kind; expected meta.json (Episodes), meta/info.json (LeRobotDataset), "
         f"data/main_data.hdf5 (Minari), or *.npz or *.hdf5; found {[path.name for path in there][:10]}"
     )
+
+
+def _open_files(folder: Path, files: Sequence[Path], there: Iterable[Path], keys: Mapping[str, str]) -> Episodes:
+    """The episodes of the flat files of a folder; `left_out` has what else is there."""
+    parts, left_out = [], {}
+    for file in files:
+        try:
+            parts.append(read_flat(file, keys=keys))
+        except NoStep:
+            left_out[file.name] = "no episode with a step"
+    if not parts:
+        raise InputError(f"{folder}: no episode with a step in {len(files)} files")
+    for path in there:
+        if path not in files:
+            left_out[path.name] = "a folder; show it by its own path" if path.is_dir() else "neither *.npz nor *.hdf5"
+    episodes = _joined(parts, folder)
+    episodes.info["left_out"] |= left_out
+    return episodes
 
 
 def _check_keys(source: Path, keys: Mapping[str, str], fixed: bool) -> None:
@@ -199,7 +212,7 @@ def _open_file(file: Path, keys: Mapping[str, str]) -> Episodes:
 
 def _is_vd4rl(file: Path) -> bool:
     with open_arrays(file) as entries:
-        return bool({"image", "observation"} & set(entries))
+        return bool({"image", "observation"} & set(entries)) and "actions" not in entries  # theirs is `action`
 
 
 def _joined(parts: list[Episodes], folder: Path) -> Episodes:
@@ -219,6 +232,12 @@ def _joined(parts: list[Episodes], folder: Path) -> Episodes:
             names = [part.path for part in parts if key in part.info["missing"]]
             raise InputError(f"{names[0]}: {key}: no such key; expected, as other files of {folder} have it")
     info: dict[str, Any] = {"file": folder.name, "missing": parts[0].info["missing"], "left_out": {}}
+    seconds = {part.info[SECONDS]: part.path for part in reversed(parts) if SECONDS in part.info}
+    if len(seconds) > 1:
+        told = ", ".join(f"{value:g} in {path}" for value, path in seconds.items())
+        raise InputError(f"{folder}: {SECONDS}: must be the same in all files, found {told}")
+    if seconds:
+        info[SECONDS] = next(iter(seconds))
     for part in parts:
         info["left_out"] |= part.info["left_out"]
     notes = [f"{part.info['file']}: {note}" for part in parts for note in part.info.get("notes", [])]

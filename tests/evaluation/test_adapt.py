@@ -44,9 +44,11 @@ def write(file: Path, gains: np.ndarray, seed: int = 0, **arrays: np.ndarray) ->
 
 @pytest.mark.slow
 def test_from_states(tmp_path: Path, run: Run) -> None:
+    """With plans that are longer than the recordings."""
     output, adapted = tmp_path / "run", tmp_path / "run-adapted"
     data, play = write(tmp_path / "own.npz", np.ones(2)), write(tmp_path / "play.npz", GAINS, 1)
-    status, _, error = run(train_state, f"dataset={data}", f"output_dir={output}", *TINY, "train.forward.steps=400")
+    training = [f"dataset={data}", f"output_dir={output}", *TINY, "stride=5", "train.forward.steps=400"]
+    status, _, error = run(train_state, *training)
     assert not status, error
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     options = [f"pipeline={output / 'pipeline'}", f"dataset={play}", "dynamics.steps=5"]

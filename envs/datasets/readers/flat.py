@@ -56,6 +56,10 @@ PICTURES = "pictures (N, height, width, 3) uint8, 0 to 255"
 PART = 2**12  # rows compared at once
 
 
+class NoStep(InputError):
+    """No episode of a file has a step."""
+
+
 def read_flat(
     file: str | Path,
     time_limit: int | None = None,
@@ -71,7 +75,7 @@ def read_flat(
 
     Raises:
         InputError: for a file that is missing, damaged, or not of this layout; names the file, the key, what was found
-            and what was expected.
+            and what was expected. NoStep, if no episode has a step.
     """
     file = Path(file)
     with open_arrays(file) as entries:
@@ -80,7 +84,7 @@ def read_flat(
         terminals, timeouts = reader.marks(time_limit)
         starts, steps, terminated = split(terminals, timeouts, time_limit, following)
         if not len(steps):
-            raise InputError(f"{file}: terminals, timeouts: no episode with a step in {len(terminals)} rows")
+            raise NoStep(f"{file}: terminals, timeouts: no episode with a step in {len(terminals)} rows")
         out, offsets = reader.arrays(starts, steps, terminated, following)
         bounds, seconds = reader.bounds(out["actions"].shape[1]), reader.seconds()
     lasts = offsets[1:] - 1
@@ -148,8 +152,8 @@ class _Reader:
         require(file, self.entries, REQUIRED)
         if not {"terminals", "timeouts"} & set(self.names):
             raise InputError(
-                f"{file}: terminals: no such key; expected terminations or truncations (N,), or D4RL's terminals or "
-                f"timeouts; found {sorted(entries)}"
+                f"{file}: truncations: no such key; expected truncations (N,), which mark the last row of each "
+                f"recording, or D4RL's timeouts, or OGBench's terminals; found {sorted(entries)}"
             )
         counted = next(key for key in ("rewards", "terminals", "timeouts") if key in self.names)
         entry = self.entries[counted]
@@ -216,7 +220,8 @@ class _Reader:
             return np.zeros_like(terminals), terminals
         if time_limit is None:
             raise InputError(
-                f"{self.file}: timeouts: no such key; expected, because no time limit is known for these data"
+                f"{self.file}: truncations: no such key; expected truncations (N,), which mark the last row of each "
+                "recording that did not terminate, or D4RL's timeouts; if every recording terminates they are all False"
             )
         return terminals, None
 

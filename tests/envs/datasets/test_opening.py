@@ -93,6 +93,37 @@ def test_a_folder_of_recordings(tmp_path: Path, transitions: Transitions) -> Non
         open_dataset(tmp_path)
 
 
+def test_the_rate_of_a_folder_is_that_of_its_files(tmp_path: Path, transitions: Transitions) -> None:
+    seconds: dict[str, float | None] = {"a": 0.02, "b": None, "c": 0.02}
+    for name, value in seconds.items():
+        more = {} if value is None else {"decision_seconds": np.array(value)}
+        np.savez(tmp_path / f"{name}.npz", **transitions(), **more)  # type: ignore[arg-type]
+    assert open_dataset(tmp_path).info["decision_seconds"] == 0.02
+    np.savez(tmp_path / "d.npz", **transitions(), decision_seconds=np.array(0.1))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"decision_seconds: must be the same in all files.* 0.02 in .*a.npz"):
+        open_dataset(tmp_path)
+
+
+def test_a_file_without_a_step_is_left_out(tmp_path: Path, transitions: Transitions) -> None:
+    np.savez(tmp_path / "long.npz", **transitions())  # type: ignore[arg-type]
+    whole = open_dataset(tmp_path)
+    one = {key: array[:1] for key, array in transitions().items()}
+    np.savez(tmp_path / "short.npz", **one | {"terminals": np.zeros(1, bool)})  # type: ignore[arg-type]
+    episodes = open_dataset(tmp_path)
+    assert same_episodes(episodes, whole) and episodes.info["left_out"]["short.npz"] == "no episode with a step"
+    (tmp_path / "long.npz").unlink()
+    with pytest.raises(InputError, match="no episode with a step in 1 files"):
+        open_dataset(tmp_path)
+
+
+def test_a_camera_of_ones_own_may_be_called_image(tmp_path: Path, transitions: Transitions) -> None:
+    """V-D4RL's actions are called `action`."""
+    rows = transitions(12)
+    np.savez(tmp_path / "own.npz", image=np.zeros((12, 8, 8, 3), np.uint8), **rows)  # type: ignore[arg-type]
+    for source in (tmp_path, tmp_path / "own.npz"):
+        assert open_dataset(source)["image"].shape[1:] == (8, 8, 3)
+
+
 def test_vd4rl_and_lerobot_are_recognised(tmp_path: Path) -> None:
     rows = {"action": np.zeros((4, 2)), "reward": np.zeros(4), "is_terminal": np.zeros(4, bool)}
     (tmp_path / "pixels").mkdir()

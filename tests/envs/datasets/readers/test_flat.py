@@ -144,7 +144,7 @@ def test_no_timeouts_key(tmp_path: Path, suffix: str) -> None:
     file = write(tmp_path / f"maze.{suffix}", arrays)
     episodes = read_flat(file, time_limit=3)  # rows 0 1 2 | 3 4 (terminated) | 5 6 7 | 8 9 10 | 11
     assert episodes.lengths.tolist() == [2, 2, 2, 2] and episodes.info["missing"][0] == "timeouts"
-    with pytest.raises(InputError, match=rf"maze.{suffix}: timeouts: no such key; expected"):
+    with pytest.raises(InputError, match=rf"maze.{suffix}: truncations: no such key; expected"):
         read_flat(file)
 
 
@@ -295,7 +295,7 @@ def test_one_kind_of_mark_is_enough(tmp_path: Path, suffix: str) -> None:
     found = read_flat(write(tmp_path / f"one.{suffix}", arrays))
     assert found.offsets.tolist() == marked.offsets.tolist() == [0, 4, 9, 12]
     del arrays["timeouts"]
-    with pytest.raises(InputError, match=f"none.{suffix}: terminals: no such key"):
+    with pytest.raises(InputError, match=f"none.{suffix}: truncations: no such key"):
         read_flat(write(tmp_path / f"none.{suffix}", arrays))
 
 

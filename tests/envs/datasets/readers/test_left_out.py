@@ -45,7 +45,7 @@ def test_gymnasium_names_without_truncations_are_not_ogbench(tmp_path: Path) -> 
     arrays = ogbench()
     arrays["terminations"] = arrays.pop("terminals")
     np.savez(tmp_path / "own.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="timeouts: no such key; expected"):
+    with pytest.raises(InputError, match="truncations: no such key; expected"):
         read_flat(tmp_path / "own.npz")
 
 
