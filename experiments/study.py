@@ -76,6 +76,9 @@ class Study:
         demonstrated: the planner's data; called with the configuration.
         data: name -> further data; called with the study.
         runs: name -> run. rows: name -> row.
+
+    Raises:
+        InputError: if the folder holds models of other options.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Study:
     ) -> None:
         self.folder, self.module, self.options = folder, module, [*options, "trackers=[]"]
         self.data, self.runs, self.rows = data, runs, rows
+        measure_once(folder / "study.json", {"options": list(options)}, dict)
         self.demonstrated = demonstrated(self.configuration(SAME))
 
     def configuration(self, run: str) -> DictConfig:

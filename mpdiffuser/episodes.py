@@ -255,6 +255,9 @@ def _open_array(folder: Path, key: str, spec: Any, kinds: dict[str, tuple[str, i
     return array
 
 
+MINE = (".lock", "progress.json", "meta.json")  # files of a writer, beside its arrays
+
+
 class EpisodesWriter:
     """Writes an Episodes folder under a temporary name and renames it when it is complete.
 
@@ -271,7 +274,8 @@ class EpisodesWriter:
         sources: what else the content depends on; JSON.
 
     Raises:
-        InputError: if `path` exists, if another process writes it, or if it cannot be written.
+        InputError: if `path` exists, if another process writes it, or if it cannot be written. Also if there is a
+            resume point of another content, or a file that no writer wrote.
     """
 
     def __init__(
@@ -297,14 +301,29 @@ class EpisodesWriter:
         if self.path.exists():
             raise InputError(f"{self.path}: exists already; choose another name or remove it")
         claim(self._partial, f"it is collecting {self.path.name}; wait for it")
-        kept = read_json(self._kept) if self._kept.exists() else {}
-        if kept and kept.get("identity") == self._identity:
-            self.progress = int(kept["progress"])
-        else:
-            for left in self._partial.iterdir():  # files of a killed writer
-                if left.name != ".lock":
-                    left.unlink()
+        try:
+            self._resume()
+        except BaseException:
+            release(self._partial)
+            raise
         return self
+
+    def _resume(self) -> None:
+        """Take over the resume point, or remove what a writer left that was killed before its first one."""
+        kept = read_json(self._kept) if self._kept.exists() else {}
+        names = [file.name.removesuffix(".partial") for file in self._partial.iterdir()]
+        strange = [name for name in names if name not in MINE and not name.endswith(".npy")]
+        if (kept and kept.get("identity") != self._identity) or strange:
+            raise InputError(
+                f"{self._partial}: has a part of another dataset, or one of other options or package versions; repeat "
+                "the command that began it, or remove the folder"
+            )
+        if kept:
+            self.progress = int(kept["progress"])
+            return
+        for left in self._partial.iterdir():
+            if left.name != ".lock":
+                left.unlink()
 
     def create(self, key: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return a writable array (rows, *shape) for `key`, with reserved disk space.

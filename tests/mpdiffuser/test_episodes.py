@@ -256,9 +256,11 @@ def test_a_writer_goes_on_where_the_last_one_stopped(tmp_path):
     for rows in (2, 3):
         with pytest.raises(KeyboardInterrupt):
             write(rows, stop=True)
-    with pytest.raises(KeyboardInterrupt):
-        write(1, stop=True, info={"a": 2})  # of something else: begins anew
-    assert write(5, info={"a": 2}) == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "data.partial").iterdir()}
+    with pytest.raises(InputError, match=r"data.partial: has a part of another dataset, .*or remove the folder"):
+        write(1, info={"a": 2})
+    assert {path: path.read_bytes() for path in (tmp_path / "data.partial").iterdir()} == before
+    assert write(5) == 3
     loaded = Episodes.load(tmp_path / "data")
     assert all((loaded[key] == array).all() for key, array in whole.arrays.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
@@ -266,6 +268,20 @@ def test_a_writer_goes_on_where_the_last_one_stopped(tmp_path):
         ".json",
         *[".npy"] * (len(whole.arrays) + 1),
     ]
+
+
+def test_a_writer_removes_no_files_of_others(tmp_path):
+    (tmp_path / "data.partial").mkdir()
+    (tmp_path / "data.partial/episode-000.npz").write_bytes(b"an hour's work")
+    with pytest.raises(InputError, match="another dataset"), EpisodesWriter(tmp_path / "data", 5, {}):
+        pass
+    (tmp_path / "data.partial/episode-000.npz").unlink()
+    (tmp_path / "data.partial/actions.npy").write_bytes(b"of a writer that was killed before its first resume point")
+    with EpisodesWriter(tmp_path / "data", 5, {}) as writer:
+        assert not list((tmp_path / "data.partial").glob("*.npy"))
+        for key, array in small().arrays.items():
+            writer.create(key, array.shape[1:], array.dtype)[:] = array
+        writer.offsets = small().offsets
 
 
 SECOND = """
