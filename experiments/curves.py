@@ -25,6 +25,7 @@ from experiments.offline_table import (
     cell,
     cells_file,
     cells_option,
+    check_cells,
     mean_and_error,
     origin,
     read_cells,
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options = pages.training_options(args)
+    for minutes in read_curves(args.cells):
+        check_cells(cells_file(args.cells, minutes), minutes, options)
     for minutes in args.core_minutes:
         for seed in args.seeds:
             for task in args.tasks:

@@ -22,7 +22,7 @@ from envs.maze2d import MAZES, OFFSET
 from experiments import pages
 from experiments.figures import plt, save
 from experiments.measuring import file_name, load_pipeline, make_environments, measure_once
-from experiments.offline_table import ORIGINS, measure, origin, score
+from experiments.offline_table import ORIGINS, check_data, measure, origin, score
 from mpdiffuser.controller import Controller
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import write_whole
@@ -169,24 +169,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     drawn: dict[str, Path] = {}
-    for name in args.rows:
-        row = ROWS[name]
-        for task in tasks_of(row, args.tasks):
+    for name, row in ROWS.items():
+        options = [*pages.training_options(args), *row.options]
+        shares, folder = SHARES if row.goals else None, folder_of(args.folder, row)
+        identity = {"core_minutes": args.core_minutes, "row": list(row.options), "options": list(args.set)}
+        for task in tasks_of(row, every):
             for seed in args.seeds:
-                options = [*pages.training_options(args), *row.options]
-                shares, folder = SHARES if row.goals else None, folder_of(args.folder, row)
-                identity = {"core_minutes": args.core_minutes, "row": list(row.options), "options": list(args.set)}
-                found = measure_once(
-                    args.folder / "cells" / file_name(f"{short(task)} {name} {seed}"),
-                    identity,
-                    lambda: measure(task, row.method, seed, args.core_minutes, folder, options, shares=shares),  # noqa: B023
-                )
+                file = args.folder / "cells" / file_name(f"{short(task)} {name} {seed}")
+                if not file.exists() and (name not in args.rows or task not in args.tasks):
+                    continue  # the page has what was measured before too
+
+                def measured() -> dict[str, Any]:
+                    return measure(task, row.method, seed, args.core_minutes, folder, options, shares=shares)  # noqa: B023
+
+                found = measure_once(file, identity, measured)
+                check_data(found, task, options, file, "--folder")
                 results.setdefault(name, {}).setdefault(task, []).append(found)
                 print(f"{short(task):26} {name:30} {seed} {score([found])}", flush=True)
                 if name == "MPDiffuser" and task in MAZE2D:
                     run = folder / "runs" / f"{args.core_minutes:g}" / task / f"mpdiffuser-{args.seeds[0]}"
-                    drawn[task.split("-")[1]] = run / "pipeline"
-    write_whole(args.page, page(results, args.tasks, args.core_minutes))
+                    if (run / "pipeline").exists():
+                        drawn[task.split("-")[1]] = run / "pipeline"
+    tasks = [task for task in every if any(task in found for found in results.values())]
+    write_whole(args.page, page(results, tasks, args.core_minutes))
     if drawn:
         draw(drawn, args.page.with_suffix(".png"), first_seed=1000)
 

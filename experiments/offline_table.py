@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from evaluation.compare import compare, prepare
 from evaluation.statistics import standard_error
 from experiments import pages
-from experiments.measuring import check_identity, core_seconds, stamped
+from experiments.measuring import check_identity, core_seconds, measure_once, stamped
 from mpdiffuser.config import load
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json, write_whole
@@ -64,8 +64,7 @@ def configuration(task: str, method: str, output: Path, options: Sequence[str], 
         options: of train_state.py, such as data_dir=. steps: of each model.
     """
     lengths = [f"train.{model}.steps={count}" for model, count in steps.items()]
-    name = task if "/" in task else f"d4rl/{task}"
-    common = [f"task={name}", f"method={method}", f"output_dir={output}", "trackers=[]"]
+    common = [f"task={with_suite(task)}", f"method={method}", f"output_dir={output}", "trackers=[]"]
     common += [f"evaluation.methods=[{method}]", "evaluation.parallel_controllers=1"]
     cfg = load("state", [*common, *lengths, *options])
     prepare(cfg, None, output)
@@ -77,17 +76,22 @@ def step_seconds(
 ) -> dict[str, float]:
     """Processor seconds of a step of each model: timed once for each robot and method, in a short run of its own."""
     file = folder / "speed" / f"{Path(task).name.partition('-')[0]}-{method}.json"
-    if not file.exists():
+
+    def timed() -> dict[str, float]:
         run = file.with_suffix("")
         cfg = configuration(task, method, run, options, dict.fromkeys(models, TRIAL))
         train(cfg, dataset(cfg), start(cfg), Clock())
         logs = {model: (run / model / "log.jsonl").read_text().splitlines() for model in models}
         lines = {model: [json.loads(line) for line in log] for model, log in logs.items()}
         # the last entry: the first steps are slower
-        seconds = {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(seconds))
-    return read_json(file)
+        return {model: [line["core_s"] for line in log if "core_s" in line][-1] for model, log in lines.items()}
+
+    return measure_once(file, {"models": list(models), "options": settings_of(options)}, timed)
+
+
+def settings_of(options: Sequence[str]) -> list[str]:
+    """The options without the place of the data, which is no setting."""
+    return [option for option in options if not option.startswith("data_dir=")]
 
 
 def step_counts(
@@ -146,8 +150,7 @@ def cell(
     Raises:
         InputError: if the file's cell has other settings or other data, or if the data are not here.
     """
-    chosen = [option for option in options if not option.startswith("data_dir=")]  # the place of the data is no setting
-    identity = {"core_minutes": minutes, "shares": SHARES[OWNER.get(method, method)], "options": chosen}
+    identity = identity_of(method, minutes, options)
     found = read_cells(file).get(task, {}).get(method, {}).get(str(seed))
     if found is None:
         found = stamped(identity, measure(task, method, seed, minutes, folder, options))
@@ -157,15 +160,43 @@ def cell(
         write_whole(file, cells_text(cells))
     where = f"{file}: {task}, {method}, seed {seed}"
     check_identity(found, identity, where, "--cells")
-    if found["data"] != data_checksum(task, tuple(options)):
-        raise InputError(f"{where}: made from other data; choose another --cells, or remove it")
+    check_data(found, task, options, where, "--cells")
     return found
+
+
+def identity_of(method: str, minutes: float, options: Sequence[str]) -> dict[str, Any]:
+    """What a cell depends on beside its task, seed and data."""
+    return {"core_minutes": minutes, "shares": SHARES[OWNER.get(method, method)], "options": settings_of(options)}
+
+
+def check_cells(file: Path, minutes: float, options: Sequence[str]) -> None:
+    """Raise InputError if a file has a cell with other settings: a page is of one kind of cells."""
+    for task, methods in read_cells(file).items():
+        for method, seeds in methods.items():
+            for seed, found in seeds.items():
+                where = f"{file}: {task}, {method}, seed {seed}"
+                check_identity(found, identity_of(method, minutes, options), where, "--cells")
+
+
+def check_data(found: Mapping[str, Any], task: str, options: Sequence[str], where: object, option: str) -> None:
+    """Raise InputError unless a result of `measure` is of the task's data.
+
+    Args:
+        where, option: as for `check_identity`.
+    """
+    if found["data"] != data_checksum(task, tuple(options)):
+        raise InputError(f"{where}: made from other data; choose another {option}, or remove it")
 
 
 @functools.cache
 def data_checksum(task: str, options: tuple[str, ...]) -> str:
     """The checksum of a task's episodes."""
-    return dataset(load("state", [f"task=d4rl/{task}", *options])).checksum()
+    return dataset(load("state", [f"task={with_suite(task)}", *options])).checksum()
+
+
+def with_suite(task: str) -> str:
+    """The id of a task, which is of D4RL where it names no suite."""
+    return task if "/" in task else f"d4rl/{task}"
 
 
 def cells_option(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options, file = pages.training_options(args), cells_file(args.cells, args.core_minutes)
+    check_cells(file, args.core_minutes, options)
     for seed in args.seeds:
         for task in args.tasks:
             for method in args.methods:

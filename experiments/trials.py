@@ -19,7 +19,7 @@ import torch
 
 from experiments import pages
 from experiments.measuring import file_name, measure_once
-from experiments.offline_table import TASKS, measure, origin, score
+from experiments.offline_table import TASKS, check_data, measure, origin, score
 from mpdiffuser.files import write_whole
 
 FILES = ("hopper-medium-replay-v2", "halfcheetah-medium-expert-v2")
@@ -151,18 +151,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     own = [f"evaluation.first_seed={FIRST_SEED}", *pages.training_options(args)]
     results: Results = {}
-    for method in args.methods:
+    for method in SETTINGS:
         for setting in SETTINGS[method]:
-            for task in args.files:
-                folder = args.folder / file_name(" ".join(setting.training) or "first").removesuffix(".json")
-                options = [*own, *setting.training]
-                identity = {"core_minutes": args.core_minutes, "setting": setting.name, "options": list(args.set)}
-                found = measure_once(
-                    args.results / f"{task}-{method}-{file_name(setting.name)}",
-                    identity,
-                    lambda: measure(task, method, SEED, args.core_minutes, folder, options, setting.acting),  # noqa: B023
-                    "--results",
-                )
+            files = {task: args.results / f"{task}-{method}-{file_name(setting.name)}" for task in args.files}
+            if method not in args.methods and not all(file.exists() for file in files.values()):
+                continue  # the page has what was measured before too
+            folder = args.folder / file_name(" ".join(setting.training) or "first").removesuffix(".json")
+            options = [*own, *setting.training]
+            identity = {"core_minutes": args.core_minutes, "setting": setting.name, "options": list(args.set)}
+            for task, file in files.items():
+
+                def measured() -> dict[str, Any]:
+                    return measure(task, method, SEED, args.core_minutes, folder, options, setting.acting)  # noqa: B023
+
+                found = measure_once(file, identity, measured, "--results")
+                check_data(found, task, own, file, "--results")
                 results.setdefault(method, {}).setdefault(setting.name, []).append(found)
                 print(f"{task:28} {method:18} {setting.name}: {score([found])}", flush=True)
     write_whole(args.page, page(results, args.files, args.core_minutes))

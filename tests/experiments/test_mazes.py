@@ -54,7 +54,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--data-dir", str(tmp_path), "--tasks", MAZE2D[0], "--rows", "cloning", "MPDiffuser"]
     arguments += ["--folder", str(tmp_path / "runs"), "--page", str(tmp_path / "mazes.md"), "--core-minutes", "0.005"]
     small = [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
-    mazes.main([*arguments, "--set", "evaluation.episodes=2", "evaluation.max_decisions=30", *small])
+    arguments += ["--set", "evaluation.episodes=2", "evaluation.max_decisions=30", *small]
+    mazes.main(arguments)
+    text, one = (tmp_path / "mazes.md").read_text(), arguments.index("cloning")
+    mazes.main([*arguments[:one], *arguments[one + 1 :]])  # the page has what was measured before too
+    assert (tmp_path / "mazes.md").read_text() == text
     rows = [line.split(" | ")[0] for line in (tmp_path / "mazes.md").read_text().splitlines() if line.startswith("| ")]
     assert rows[1:3] == ["| cloning", "| MPDiffuser"] and rows[-1] == "| the data"
     assert (tmp_path / "mazes.png").stat().st_size > 1000
@@ -63,4 +67,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert places.shape == (26, 3, 2) and [plan.shape for plan in plans] == [(3, 32, 2)] * 2
     np.testing.assert_allclose(plans[0][:, 0], places[0], atol=1e-3)  # plans begin where the ball is
     with pytest.raises(InputError, match="made with other settings"):
-        mazes.main([*arguments, "--set", "evaluation.episodes=3"])
+        mazes.main([*arguments, "evaluation.episodes=3"])

@@ -18,5 +18,5 @@ def test_a_folder_of_other_options_is_refused(tmp_path: Path, make_episodes: Any
 
     study("horizon=16")
     study("horizon=16")
-    with pytest.raises(InputError, match="study.json: made with other settings; choose another --folder"):
+    with pytest.raises(InputError, match=r"study.json: made with other settings; choose another --folder"):
         study("horizon=32")

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from experiments import offline_table, trials
 from experiments.trials import SETTINGS, chosen, page
 from mpdiffuser.config import load
+from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
 
 TASK = "hopper-medium-v2"
@@ -59,5 +61,16 @@ def test_settings_of_acting_share_a_training(
     )
     assert first["seeds"] == [5000, 5001] and first["returns"] != chunk["returns"]
     before = (tmp_path / "trials.md").read_text()
-    trials.main(arguments)
+    one = arguments.index("diffusion_policy")
+    trials.main([*arguments[:one], *arguments[one + 1 :]])  # the page has what was measured before too
     assert (tmp_path / "trials.md").read_text() == before
+    with (
+        h5py.File(next(hopper_data.glob("*.hdf5"))) as source,
+        h5py.File(tmp_path / "hopper-medium.hdf5", "w") as other,
+    ):
+        for key in source:
+            source.copy(key, other)
+        other["rewards"][0] += 1
+    arguments[1] = str(tmp_path)
+    with pytest.raises(InputError, match="made from other data; choose another --results"):
+        trials.main(arguments)
