@@ -77,3 +77,6 @@ def test_two_methods_on_the_same_models(hopper_data: Path, tmp_path: Path, monke
     assert cells.read_text() == before and json.loads(before)
     with pytest.raises(InputError, match="mpdiffuser, seed 0: made with other settings; choose another --cells"):
         offline_table.main([*arguments, "rounds=1", "--core-minutes", "0.01"])
+    arguments[arguments.index("--cells") + 1] = str(tmp_path / "cells")
+    with pytest.raises(InputError, match=r"speed/hopper-mpdiffuser.json: made with other settings"):
+        offline_table.main([*arguments, "rounds=1", "--core-minutes", "0.01"])
