@@ -289,6 +289,11 @@ class _Episode:
             elif entry.dtype.kind in "OSU" and self.space(key).get("type") == "Text":
                 self.left_out[key] = "texts are not read"
             else:
+                if entry.dtype == np.uint8 and sum(side >= LARGE for side in entry.shape[1:]) > 1:
+                    raise InputError(
+                        f"{self.file}: {self.name}/{key}: pictures must be (rows, height, width, 3), found "
+                        f"{entry.shape}; transpose them"
+                    )
                 vectors[key] = self.read(key, self.steps + 1, "float32", 2)
         if self.record:
             names = self.record.names(PROPRIOCEPTION, TRUE_STATE)

@@ -77,6 +77,13 @@ def test_a_picture_of_another_size(tmp_path: Path) -> None:
         np.asarray(read_minari(folder)["frames"])
 
 
+@pytest.mark.parametrize("shape", [(3, 40, 48), (40, 48, 4), (4, 40, 48)])
+def test_pictures_of_another_layout_are_no_vectors(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    folder = write(tmp_path / "some", shape, np.zeros((STEPS + 1, *shape), np.uint8), {}, {})
+    with pytest.raises(InputError, match=r"episode_0/observations: pictures must be \(rows, height, width, 3\), found"):
+        read_minari(folder)
+
+
 def test_infos(tmp_path: Path) -> None:
     numbers = np.arange(float(STEPS))
     more = {
