@@ -13,7 +13,8 @@
 
 ID is a task (d4rl/hopper-medium-v2, dsrl/OfflineCarRun-v0, ogbench/cube-single-play-v0), a Minari dataset
 (minari/D4RL/door/human-v2), or a path: of a folder of Episodes, Minari, V-D4RL or LeRobot, or of HDF5 or npz files
-(layout: envs/datasets/readers/flat.py).
+(layout: envs/datasets/readers/flat.py). With show and convert, keys.observations=states reads the array `states` of an
+npz or HDF5 file as observations, as in the training commands.
 """
 
 import argparse
@@ -30,6 +31,25 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.memory import enough_memory
 
 MADE_WITH = ("rendering", "episodes", "run")  # options of `make`
+
+
+def given_keys(words: Sequence[str], command: str) -> dict[str, str]:
+    """Our name of an array -> its name in the file, from words keys.NAME=OTHER.
+
+    Raises:
+        InputError: for another word, or with a command that reads no file.
+    """
+    if not words:
+        return {}
+    from mpdiffuser.config import KEYS  # Hydra, which takes a second to import
+
+    found = {}
+    for word in words:
+        key, _, name = word.removeprefix("keys.").partition("=")
+        if key not in KEYS or not name or command not in ("show", "convert"):
+            raise InputError(f"{word}: must be keys.NAME=OTHER with show or convert; NAME is one of {', '.join(KEYS)}")
+        found[key] = name
+    return found
 
 
 @entry_point
@@ -50,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rendering", choices=("fast", "full"), help="of V-D4RL's frames that are made; default: fast")
     parser.add_argument("--episodes", type=int, help="number of episodes of mppi/TASK; default: 100")
     parser.add_argument("--run", type=Path, help="folder of the agents' training, for V-D4RL's medium_replay")
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args([word for word in words if not word.startswith("keys.")])
+    keys = given_keys([word for word in words if word.startswith("keys.")], options.command)
     if (options.id is not None) != (options.command != "ls") or (options.path is not None) != (
         options.command in ("convert", "make")
     ):
@@ -72,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_dataset(options.id, options.path, options.seed, **chosen)
         print("\n".join(describe(open_dataset(options.path))))
         return
-    episodes = open_dataset(options.id, options.data_dir, options.frames, options.size)
+    episodes = open_dataset(options.id, options.data_dir, options.frames, options.size, keys)
     with enough_memory(options.id):
         if options.command == "convert":
             episodes.save(options.path)

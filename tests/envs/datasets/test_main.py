@@ -36,6 +36,19 @@ def test_show(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
     assert main(["show", "dsrl/OfflineCarRun-v1"]) == 2 and capsys.readouterr().err.startswith("error: task=dsrl/")
 
 
+def test_arrays_of_other_names(tmp_path: Path, capsys, transitions: Callable[..., dict[str, np.ndarray]]) -> None:
+    rows = transitions()
+    rows["states"] = rows.pop("observations")
+    np.savez(tmp_path / "own.npz", **rows)  # type: ignore[arg-type]
+    own = str(tmp_path / "own.npz")
+    assert main(["show", own]) == 2 and "keys.observations=NAME takes an array" in capsys.readouterr().err
+    assert main(["show", own, "keys.observations=states"]) == 0 and "steps 11" in capsys.readouterr().out
+    assert main(["convert", own, str(tmp_path / "folder"), "keys.observations=states"]) == 0
+    assert np.array_equal(Episodes.load(tmp_path / "folder")["observations"][:5], rows["states"][:5])
+    for words in (["show", own, "keys.states=x"], ["show", own, "keys.rewards"], ["ls", "keys.rewards=r"]):
+        assert main(words) == 2 and "must be keys.NAME=OTHER with show or convert" in capsys.readouterr().err
+
+
 def test_a_reader_that_stops_early() -> None:
     """As in `python -m envs.datasets ls | head -1`."""
     shell = f"{sys.executable} -m envs.datasets ls | head -1"
