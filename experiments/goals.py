@@ -114,6 +114,9 @@ HEAD = """# New goals at run time
 
 {written_by}
 
+A goal here is a reward function that the controller gets (`objective=`, [Deploy](deploy.md#objectives)), not a state as
+with `goals=true` ([Your own robot](own_data.md)). `fused`, `heard` and p: [Theory](theory.md#the-compositions).
+
 The planner learns from all episodes of {task} (a stand-in, not
 DSRL's data) alike, and is told no target. Each goal is a Python function of planned observations and actions
 (`experiments/goals.py`), handed to the `Controller`. It ranks {candidates} candidates, of which the best is executed;

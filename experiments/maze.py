@@ -241,13 +241,16 @@ HEAD = """# Learned models in two dimensions
 
 {written_by}, one used. One training seed.
 
-The planner was trained on {demonstrations} demonstrations of a stronger system ({steps} steps of batch 64), the
-dynamics model on {episodes} episodes of random actions of the system that is controlled (twice as many steps), which
-turns 0.85 times as sharply (car) or pushes 0.9 times as hard (pendulum); horizon 32. {count} plans from new starts.
-Grid uniform in log-SNR, DPM-Solver++ 2M where not said otherwise (release: ddpm), temperature 0.5, no guidance. Each
-cell against the number of levels: one-step error of the plan (root mean square, in deviations of the data) / drift, the
-distance of the last planned state from where the plan's actions lead in open loop / percentage of plans that end at the
-goal / percentage of runs of {run} steps, with a new plan every {chunk}, that reach the goal.
+The planner was trained on {demonstrations} demonstrations of a stronger system, the dynamics model on {episodes}
+episodes of random actions of the system that is controlled. That system turns 0.85 times as sharply (car) or pushes 0.9
+times as hard (pendulum). Training: {steps} steps of batch 64 for the planner, twice as many for the dynamics model;
+horizon 32. Plans: {count} from new starts; grid uniform in log-SNR, DPM-Solver++ 2M where not said otherwise (release:
+ddpm), temperature 0.5, no guidance.
+
+Columns are numbers of noise levels, rows are compositions ([Theory](theory.md#the-compositions)). Each cell has four
+figures: the one-step error of the plan (root mean square, in deviations of the data); its drift, the distance of the
+last planned state from where the plan's actions lead in open loop; the percentage of plans that end at the goal; and
+the percentage of runs of {run} steps, with a new plan every {chunk}, that reach the goal.
 
 ![Plans and executed trajectories](maze.png)
 """

@@ -37,7 +37,7 @@ class MPDiffuser(Planning):
     color = ("#2563b0", "#6ea8f0")
     summary = (
         "At each noise level, a planner moves the plans towards high return and a dynamics model makes their states "
-        "consistent with their actions; a ranker then chooses one of them."
+        "consistent with their actions; the mean of the candidates is executed."
     )
     order = 91
     models = (RANKER, PLANNER, DYNAMICS, FORWARD)
