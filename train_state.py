@@ -20,7 +20,14 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
-from mpdiffuser.preparation import dynamics_episodes, dynamics_info, goal_entries, imitates, unit_actions
+from mpdiffuser.preparation import (
+    dynamics_episodes,
+    dynamics_info,
+    goal_entries,
+    imitates,
+    unit_actions,
+    with_cost_limits,
+)
 from mpdiffuser.training import check_folder, identities, train_pipeline, trained_methods
 from vision.states import STATES, encode_states, state_encoder
 
@@ -75,7 +82,8 @@ def main(cfg: DictConfig) -> None:
     """Train and evaluate on a task from states."""
     check_evaluation(cfg)
     check_training(cfg)
-    episodes, output = with_environment(dataset(cfg), cfg.environment, *STATES), Path(cfg.output_dir)
+    episodes = with_cost_limits(cfg, with_environment(dataset(cfg), cfg.environment, *STATES))
+    output = Path(cfg.output_dir)
     prepare(cfg, episodes.info.get("environment"), output)
     check_real_time(cfg, episodes.info)
     more = None

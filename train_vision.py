@@ -23,7 +23,7 @@ from mpdiffuser.config import configured, settings
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.errors import InputError
 from mpdiffuser.launch import Clock, check_samplers, check_training, origin, start, start_trackers
-from mpdiffuser.preparation import dynamics_episodes, dynamics_info, imitates, unit_actions
+from mpdiffuser.preparation import dynamics_episodes, dynamics_info, imitates, unit_actions, with_cost_limits
 from mpdiffuser.record import PICTURE, PROPRIOCEPTION
 from mpdiffuser.training import check_folder, identities, train_pipeline, trained_methods
 from vision.data import inputs
@@ -63,7 +63,8 @@ def train(
     encoder_stages = encoder_identities(cfg, info["data"], representation)
     latents = latents_identity(cfg, representation, encoder_stages, episodes, *([more] if more else []))
     info |= {"dynamics_data": dynamics_info(cfg, more)} if more else {}
-    stages = identities(cfg, latents, methods, (), imitates(cfg, episodes), info.get("dynamics_data"))
+    limits = info.get("cost_limits", ())
+    stages = identities(cfg, latents, methods, limits, imitates(cfg, episodes), info.get("dynamics_data"))
     check_folder(Path(cfg.output_dir), encoder_stages | stages)
     start_trackers(accelerator, cfg)
     encoder, decoder, encoded = train_encoder(cfg, episodes, representation, encoder_stages, accelerator, clock)
@@ -84,6 +85,8 @@ def main(cfg: DictConfig) -> None:
         raise InputError(f"task={name}: a task from states, for train_state.py")
     check_evaluation(cfg)
     check_training(cfg)
+    if cfg.cost_limits is not None and not cfg.dataset:
+        raise InputError("cost_limits: collected data have no costs; leave the option out")
     if cfg.goal_entries is not None:
         raise InputError("goal_entries: is for goals from states (train_state.py); leave it out")
     output, clock = Path(cfg.output_dir), Clock()
@@ -94,7 +97,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.environment == "task":  # from here on the environment of the data
             episodes = replace(episodes, info=episodes.info | {"environment": environment})
             cfg.environment = None
-        episodes = with_environment(episodes, cfg.environment, *SEEN)
+        episodes = with_cost_limits(cfg, with_environment(episodes, cfg.environment, *SEEN))
         check_real_time(cfg, episodes.info)
     chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
     if episodes is None:

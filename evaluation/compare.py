@@ -238,25 +238,25 @@ def run_methods(
 
 
 def scores(info: Mapping[str, Any], outcome: Outcome, limit: float | None) -> dict[str, Any]:
-    """Return the normalised score of the suite and its constants; empty without a suite.
+    """Return the normalised score of the suite and its constants; without a suite neither.
 
-    If the suite has cost limits, the result also has the mean cost, its ratio to each limit, the share of episodes
-    within each limit, and the method's limit.
+    If there are cost limits, the result also has the mean cost, its ratio to each limit, the share of episodes within
+    each limit, and the method's limit.
 
     Args:
         info: of the pipeline.
         outcome: results of the method.
         limit: the method's limit on the cost of an episode; None: no limit.
     """
-    if "suite" not in info:
-        return {}
-    task = find_offline_task(info["task"], info["suite"])
-    values = [task.score(float(value)) for value in outcome.returns]
-    found: dict[str, Any] = {"score": summary(np.array(values)) | {"low": task.low, "high": task.high}}
-    if task.limits:
+    found: dict[str, Any] = {}
+    if "suite" in info:
+        task = find_offline_task(info["task"], info["suite"])
+        values = [task.score(float(value)) for value in outcome.returns]
+        found["score"] = summary(np.array(values)) | {"low": task.low, "high": task.high}
+    if limits := info.get("cost_limits", ()):
         cost = outcome.costs.mean()
         found["cost"] = {"mean": float(cost), "standard_error": standard_error(outcome.costs)}
-        found["normalised_cost"] = {f"{each:g}": float(cost / each) for each in task.limits}
-        found["share_within_limit"] = {f"{each:g}": float((outcome.costs <= each).mean()) for each in task.limits}
+        found["normalised_cost"] = {f"{each:g}": float(cost / each) for each in limits}
+        found["share_within_limit"] = {f"{each:g}": float((outcome.costs <= each).mean()) for each in limits}
         found["limit"] = limit
     return found

@@ -41,7 +41,7 @@ TEXTS = ("pipeline", "dataset", "dynamics_data", "data_dir", "output_dir", "repe
 UNSET: dict[str, type] = dict.fromkeys(TEXTS, str)
 UNSET |= dict.fromkeys((f"keys.{name}" for name in KEYS), str)
 UNSET |= {"processes": int, "discount": float, "episode_seconds": float, "evaluation.parallel_controllers": int}
-UNSET |= {"goal_entries": ListConfig}
+UNSET |= {"goal_entries": ListConfig, "cost_limits": ListConfig}
 WITHOUT_DECLARED = ("collect",)  # configurations without such defaults: they need no torch and start faster
 OWN = "--config-dir="
 SEVERAL_RUNS = ("-m", "--multirun")

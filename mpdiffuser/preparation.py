@@ -1,5 +1,6 @@
 """What episodes go through before training: units of actions, the dynamics model's own data, imitation or not."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,6 +115,27 @@ def within(episodes: Episodes, latents: Normalizer) -> Episodes:
 
 def _shapes(episodes: Episodes, kinds: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return {name: episodes.record.observations[name].shape for name in episodes.record.names(*kinds)}
+
+
+def with_cost_limits(cfg: DictConfig, episodes: Episodes) -> Episodes:
+    """Return the episodes with the limits of cfg.cost_limits in their info; without that option as they are.
+
+    A budget is spread over the info's `episode_steps`: the task's, or the length of the longest episode.
+
+    Raises:
+        InputError: for limits that are not positive numbers, or if the data have no costs or no rewards.
+    """
+    if cfg.cost_limits is None:
+        return episodes
+    limits = [each for each in cfg.cost_limits if isinstance(each, int | float) and 0 < each < math.inf]
+    if len(limits) < len(cfg.cost_limits) or True in limits:
+        raise InputError(f"cost_limits: must be positive numbers, such as [20,40], found {list(cfg.cost_limits)}")
+    if "costs" not in episodes or imitates(cfg, episodes):
+        lacking = "costs" if "costs" not in episodes else "rewards that are used"
+        raise InputError(f"cost_limits: {episodes.path or 'the data'} have no {lacking}; leave the option out")
+    steps = episodes.info.get("episode_steps") or int(episodes.lengths.max())
+    info = episodes.info | {"cost_limits": sorted({float(each) for each in limits}), "episode_steps": steps}
+    return replace(episodes, info=info)
 
 
 def goal_entries(cfg: DictConfig, episodes: Episodes, kinds: Sequence[str]) -> list[int] | None:

@@ -39,6 +39,7 @@ WITHOUT_EFFECT = {
     *("dataset", "data_root", "data_dir", "quality", "episodes", "episode_seconds", "collect_seed", "rendering"),
     *(
         "dynamics_data",
+        "cost_limits",
         "dynamics_share",
         "environment",
         "decoder",

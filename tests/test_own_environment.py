@@ -46,6 +46,16 @@ class Bench(gymnasium.Env):
         return self.seen(), float(action.mean()), False, self.time == 5, {}
     def peek(self, actions):
         return [self.seen() for _ in actions]
+class Costly(gymnasium.Env):
+    observation_space = spaces.Box(-np.inf, np.inf, (4,))
+    action_space = spaces.Box(-1, 1, (2,))
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.np_random.normal(size=4).astype(np.float32), {}
+    def step(self, action):
+        self.time += 1
+        return np.full(4, self.time, np.float32), 1.0, False, self.time == 5, {"cost": 2.0}
 def without_wrist():
     bench = Bench()
     bench.observation_space = spaces.Dict({k: v for k, v in Bench.observation_space.items() if k != "wrist"})
@@ -53,12 +63,16 @@ def without_wrist():
 """
 
 
-def recording(folder: Path, reach: tuple[float, float], actions: int, **observations: np.ndarray) -> str:
-    """The option dataset= of a folder with observations, random actions within reach, and rewards."""
+def recording(
+    folder: Path, reach: tuple[float, float], actions: int, costs: bool = False, **observations: np.ndarray
+) -> str:
+    """The option dataset= of a folder with observations, random actions within reach, rewards and perhaps costs."""
     random = np.random.default_rng(0)
     arrays = observations | {"rewards": random.normal(size=ROWS).astype(np.float32)}
     arrays["actions"] = random.uniform(*reach, (ROWS, actions)).astype(np.float32)
     arrays |= {"terminations": np.zeros(ROWS, bool), "truncations": np.arange(ROWS) % (STEPS + 1) == STEPS - 1}
+    if costs:
+        arrays["costs"] = random.integers(0, 2, ROWS).astype(np.float32)
     Episodes(arrays, np.arange(EPISODES + 1) * (STEPS + 1)).save(folder)
     return f"dataset={folder}"
 
@@ -96,6 +110,32 @@ def test_pendulum_in_its_own_units(tmp_path: Path, run: Any) -> None:
     wide = recording(tmp_path / "wide", (-3, 3), 1, observations=numbers(3))
     status, _, error = run(train_state, wide, *options[1:], "environment=Pendulum-v1")
     assert status == 2 and "environment: actions[0] lies in [-2, 2], but the data have [-2.9" in error
+
+
+@pytest.mark.slow
+def test_limits_on_costs_of_ones_own_data(tmp_path: Path, run: Any) -> None:
+    data = recording(tmp_path / "costly", (-1, 1), 2, costs=True, observations=numbers(4))
+    options = [data, *TINY, f"output_dir={tmp_path / 'out'}", "evaluation.methods=[random,cloning,planner]"]
+    options += ["environment=own_bench:Costly", "evaluation.probe_every=0"]
+    status, printed, error = run(train_state, *options, "cost_limits=[12,4]")
+    assert status == 0, error
+    assert "planner within 12" in printed
+    methods = json.loads((tmp_path / "out" / "metrics.json").read_text())["methods"]
+    rows = [f"{name}{limit}" for limit in ("", " within 4", " within 12") for name in ("random", "cloning", "planner")]
+    assert set(methods) == {row for row in rows if not row.startswith("random ")}
+    for row, method in methods.items():
+        assert method["costs"] == [10.0, 10.0] and "score" not in method
+        assert method["normalised_cost"] == {"4": 2.5, "12": pytest.approx(10 / 12)}
+        assert method["share_within_limit"] == {"4": 0.0, "12": 1.0}
+        assert method["limit"] == (float(row.split()[-1]) if "within" in row else None)
+    info = MPDiffuserPipeline.from_pretrained(tmp_path / "out" / "pipeline").config["info"]
+    assert info["cost_limits"] == [4.0, 12.0] and info["episode_steps"] == STEPS and "cost_margins" in info
+    for value in ("[0]", "[-1]", "[4,true]", "[a]"):
+        status, _, error = run(train_state, *options, f"cost_limits={value}")
+        assert status == 2 and "error: cost_limits: must be positive numbers, such as [20,40], found" in error
+    plain = recording(tmp_path / "plain", (-1, 1), 2, observations=numbers(4))
+    status, _, error = run(train_state, plain, *options[1:], "cost_limits=[4]")
+    assert status == 2 and "plain have no costs; leave the option out" in error
 
 
 @pytest.mark.slow
