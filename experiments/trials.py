@@ -1,9 +1,10 @@
 """Settings of the baselines, chosen by one rule: python -m experiments.trials --help
 
-Each method has four settings. All are trained on the same two files for the same core-minutes, with a training seed and
-episodes that no table uses. The setting with the highest mean score over the files is chosen. It becomes the method's
-default, and all tables use it. The folder --results keeps all results, so a command that was cut off resumes. Writes
-docs/trials.md. For example:
+Each method has four settings, and those that draw plans three more, with 10 noise levels: the rule for levels
+(`mpdiffuser.tuning`) prefers few, with which their guidance hardly acts. All are trained on the same two files for the
+same core-minutes, with a training seed and episodes that no table uses. The setting with the highest mean score over
+the files is chosen. It becomes the method's default, and all tables use it. The folder --results keeps all results, so
+a command that was cut off resumes. Writes docs/trials.md. For example:
 
     python -m experiments.trials --data-dir ../shared/data
     python -m experiments.trials --data-dir ../shared/data --methods td3_bc iql
@@ -78,18 +79,27 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         of_acting("baselines.diffusion_policy.chunk=1"),
         of_acting("baselines.diffusion_policy.temperature=0.5"),
         of_acting("baselines.diffusion_policy.chunk=1", "baselines.diffusion_policy.temperature=0.5"),
+        of_acting("baselines.diffusion_policy.steps=10"),
+        of_acting("baselines.diffusion_policy.steps=10", "baselines.diffusion_policy.chunk=1"),
+        of_acting("baselines.diffusion_policy.steps=10", "baselines.diffusion_policy.temperature=0.5"),
     ),
     "diffuser": (
         Setting(),
         of_acting("baselines.diffuser.guidance=0.3"),
         of_acting("baselines.diffuser.guidance=3.0"),
         of_acting("baselines.diffuser.temperature=0.5"),
+        of_acting("baselines.diffuser.steps=10"),
+        of_acting("baselines.diffuser.steps=10", "baselines.diffuser.guidance=3.0"),
+        of_acting("baselines.diffuser.steps=10", "baselines.diffuser.temperature=0.5"),
     ),
     "decision_diffuser": (
         Setting(),
         of_acting("baselines.decision_diffuser.guidance=2.4"),
         of_acting("baselines.decision_diffuser.target=0.7"),
         of_acting("baselines.decision_diffuser.temperature=0.35"),
+        of_acting("baselines.decision_diffuser.steps=10"),
+        of_acting("baselines.decision_diffuser.steps=10", "baselines.decision_diffuser.guidance=2.4"),
+        of_acting("baselines.decision_diffuser.steps=10", "baselines.decision_diffuser.temperature=0.35"),
     ),
 }
 Results = dict[str, dict[str, list[dict[str, Any]]]]  # by method and setting: one result for each file
@@ -98,9 +108,11 @@ HEAD = """# Trials of the baselines' settings
 
 {written_by}
 
-{label}The rule is the same for all methods: {count} settings each, {minutes:g} core-minutes of training, the files
-below, training seed {seed}, 20 episodes from seed {first} on. No table uses this training seed or these episodes. The
-setting with the highest mean over the files is chosen (bold), and is the method's default in all tables. MPDiffuser's
+{label}The rule is the same for all methods: four settings each, {minutes:g} core-minutes of training, the files below,
+training seed {seed}, 20 episodes from seed {first} on. No table uses this training seed or these episodes. Methods that
+draw plans have three settings more, with 10 noise levels, since with the few levels that the rule for levels chooses
+([Train](train.md#the-number-of-noise-levels)) their guidance hardly acts. The setting with the highest mean over the
+files is chosen (bold), and is the method's default in all tables. MPDiffuser's
 own settings were also chosen on hopper and halfcheetah, with many more trials ([ablations](decisions.md)). The first
 setting of a method follows its paper, that of cloning is our own ([methods](methods.md)). Normalised score: mean ±
 standard error over episodes, and in brackets the 95 % interval of the interquartile mean.
@@ -123,7 +135,6 @@ def page(results: Results, files: Sequence[str], minutes: float) -> str:
     every = [one for settings in results.values() for found in settings.values() for one in found]
     head = HEAD.format(
         **origin("trials --data-dir FOLDER", every),
-        count=max(len(settings) for settings in results.values()),
         minutes=minutes,
         seed=SEED,
         first=FIRST_SEED,
