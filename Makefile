@@ -9,7 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # what benchmarks/gpu.py needs besides PyTorch, timm and h5py, but for antlr4, which has no wheel
-GPU_WHEELS := 'diffusers<0.43' 'hydra-core<1.4' omegaconf 'gymnasium<1.5' farama-notifications 'mujoco<3.18' glfw pyopengl
+GPU_WHEELS := 'diffusers<0.43' 'accelerate<2' 'hydra-core<1.4' omegaconf 'gymnasium<1.5' farama-notifications \
+  'mujoco<3.18' glfw pyopengl requests urllib3 charset-normalizer certifi
 # rendering without a display: EGL, or OSMesa, through Mesa's software renderer
 GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6
 
@@ -56,7 +57,7 @@ doctor: install
 install: $(VENV)/installed gl
 
 $(VENV)/installed: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
 	touch $@
 

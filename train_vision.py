@@ -39,7 +39,9 @@ from vision.training import (
 
 SEEN = (PICTURE, PROPRIOCEPTION)  # kinds of observations that the pipeline gets
 # entries of the dataset's info that are copied to the pipeline's info
-KEPT = ("task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds", "suite", "stand_in")
+KEPT = {"task", "environment", "MUJOCO_GL", "back_end", "quality", "decision_seconds", "suite", "stand_in"}
+KEPT |= {"cost_limits", "episode_steps"}
+COLLECTED = {"decision_seconds": 0.0}  # info of data that are collected: their seconds are known then
 
 
 def train(
@@ -98,11 +100,11 @@ def main(cfg: DictConfig) -> None:
             episodes = replace(episodes, info=episodes.info | {"environment": environment})
             cfg.environment = None
         episodes = with_cost_limits(cfg, with_environment(episodes, cfg.environment, *SEEN))
-        check_real_time(cfg, episodes.info)
     chosen = (environment, cfg.quality, cfg.episodes, cfg.collect_seed, cfg.data_root)
     if episodes is None:
         with option_names(seed="collect_seed"):
             check_collection(*chosen, given=cfg.environment)
+    check_real_time(cfg, COLLECTED if episodes is None else episodes.info)
     simulated = environment if episodes is None else episodes.info.get("environment")
     prepare(cfg, simulated, output)
     check_encoder(cfg, episodes)

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit
 
 from envs import gl  # noqa: F401  before mujoco is imported
 
@@ -23,6 +24,7 @@ from mpdiffuser.errors import InputError
 
 OBSERVATIONS = ("frames", "states", "both")
 PICTURE = 160  # px a side of a rendered picture
+HARMLESS = (TimeLimit, OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics)
 WHOLE = ""  # name of an observation that is no Dict
 
 
@@ -114,7 +116,7 @@ class GymEnv(gymnasium.Wrapper):
         if isinstance(observation, str) and observation not in OBSERVATIONS:
             raise InputError(f"observation={observation!r}: unknown; choose one of {', '.join(OBSERVATIONS)}")
         self.where, self.observation = where, observation
-        self.can_peek = callable(getattr(env, "peek", None))
+        self.can_peek = callable(_own(env, "peek"))
         space = env.action_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
             raise InputError(f"{where}: actions must be real numbers, a Box of one dimension; found {space}")
@@ -154,7 +156,7 @@ class GymEnv(gymnasium.Wrapper):
     @property
     def decision_seconds(self) -> float | None:
         """The environment's own `decision_seconds`; None where it has none."""
-        seconds = getattr(self.env, "decision_seconds", None)
+        seconds = _own(self.env, "decision_seconds")
         return None if seconds is None else float(seconds)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
@@ -172,7 +174,7 @@ class GymEnv(gymnasium.Wrapper):
 
     def peek(self, actions: np.ndarray) -> Observation:
         """Observations (K, ...) after each of the actions (K, m); the environment is left as it was."""
-        seen = self.env.peek(np.stack([self._clipped(action) for action in actions]))  # type: ignore[attr-defined]
+        seen = _own(self.env, "peek")(np.stack([self._clipped(action) for action in actions]))
         return stack([self._observe(observation) for observation in seen])
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -265,6 +267,13 @@ class MujocoEnv(GymEnv):
             raise InputError(f"{self.where}: speed_limit: this environment does not tell its speed")
         speed = np.hypot(info["x_velocity"], info["y_velocity"]) if self._planar else info["x_velocity"]
         return float(speed > self.speed_limit)
+
+
+def _own(env: gymnasium.Env, name: str) -> Any:
+    """An attribute of an environment, also below wrappers that change no observation or action; None without one."""
+    while not hasattr(env, name) and isinstance(env, HARMLESS):
+        env = env.env
+    return getattr(env, name, None)
 
 
 def _is_picture(space: Any) -> bool:

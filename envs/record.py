@@ -65,6 +65,7 @@ KINDS = {
     "user": Kind("envs.gym_env", "make_own", {"factory": str}, {}),
 }
 OGBENCH = "ogbench/"
+ENDLESS = ("lqr_",)  # dm_control's tasks without a time limit begin with one of these
 TYPES = {str: "a text", int: "a whole number", float: "a finite number or null"}
 
 
@@ -140,8 +141,12 @@ def dm_control_record(task: Mapping[str, Any], rendering: str, time_limit: float
 
 
 def whole_episodes(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record without the time limit of the collected episodes: an evaluation lasts as long as the task says."""
-    return record if "time_limit" not in record else {k: v for k, v in record.items() if k != "time_limit"}
+    """The record without the time limit of the collected episodes: an evaluation lasts as long as the task says.
+
+    Tasks that say nothing keep it.
+    """
+    endless = str(record.get("task")).startswith(ENDLESS)
+    return record if "time_limit" not in record or endless else {k: v for k, v in record.items() if k != "time_limit"}
 
 
 def _fits(value: Any, kind: type, optional: bool) -> bool:

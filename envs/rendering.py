@@ -40,8 +40,8 @@ def check_camera(model: mujoco.MjModel, camera: int) -> None:
 
 
 def back_end() -> str:
-    """Name of MuJoCo's back-end: egl, osmesa, glfw or cgl."""
-    return mujoco.GLContext.__module__.split(".")[1]
+    """Name of MuJoCo's back-end: egl, osmesa, glfw or cgl; none without rendering."""
+    return "none" if not hasattr(mujoco, "GLContext") else mujoco.GLContext.__module__.split(".")[1]
 
 
 def gl_name() -> str:
@@ -177,6 +177,8 @@ class Renderer:
             self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context.mjr)
+        for field in range(self._model.nhfield):  # a task may draw its terrain anew, and others share the context
+            mujoco.mjr_uploadHField(self._model, self._context.mjr, field)
         mujoco.mjr_render(self._rectangle, self._scene, self._context.mjr)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context.mjr)
         return self._pixels[::-1].copy()

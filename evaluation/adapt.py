@@ -124,12 +124,19 @@ def adapt(cfg: DictConfig) -> Path:
         raise InputError(
             f"pipeline: {folder}: has no planner, no forward model or no record; train one with method=planner"
         )
+    if not pipeline.sees_pixels and pipeline.encoder.history > 1:
+        raise InputError(
+            f"pipeline: {folder}: its latents hold past actions (history={pipeline.encoder.history}), by which their "
+            "change cannot be fitted; train one with history=1"
+        )
     output = Path(cfg.output_dir or folder.absolute().parent.with_name(f"{folder.absolute().parent.name}-adapted"))
     episodes = play(cfg, pipeline)
     data = episodes.checksum(*pipeline.record.observations, "actions")
     chosen = {key: settings(cfg)[key] for key in ("dynamics", "validation", "seed", "out_of_bounds")}
     origin = {"play": {"source": str(episodes.path), "data": data}, "options": chosen}
     origin["of"] = read_json(folder / MANIFEST)["files"]["model_index.json"]
+    if (output / "pipeline").resolve() == folder.resolve():
+        raise InputError(f"output_dir: {output} holds the pipeline that is adapted; choose another")
     claim(output, "wait for it, or choose another output_dir=")
     check_origin(output / "adaptation.json", origin)
     train, held_out = split(pieces(encoded(pipeline, episodes)), cfg.validation, cfg.seed)

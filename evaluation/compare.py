@@ -149,6 +149,8 @@ def compare(
         results = run_methods(cfg, pipeline, folder, seeds, partial)
         record: Any = environment_of(cfg.environment, info.get("environment"))
         shown = {row: (METHODS[name], setup) for row, name, setup in policies(cfg, pipeline, folder) if row in FILMED}
+        if info.get("cost_limits") and not any(any(method["costs"]) for method in results.values()):
+            print('note: no episode cost anything; an environment gives the cost of a step as info["cost"]')
         write_film(output / VIDEO, record, shown, seeds[0], cfg.evaluation.max_decisions)
     metrics = {
         "task": info.get("task") or info.get("file") or folder.absolute().parent.name,

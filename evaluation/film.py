@@ -18,6 +18,7 @@ from mpdiffuser.errors import InputError
 from mpdiffuser.methods import Method, Setup
 
 STEPS_AHEAD = (2, 4, 8, 12)
+DECODED = 64  # pictures that are decoded at once
 RATE = 25  # most pictures in a second
 PICTURES = 500  # most pictures of a film
 
@@ -85,7 +86,8 @@ def film_of(outcome: Outcome, title: str, decoder: Any, stride: int = 1) -> Film
     rows = [k for k in STEPS_AHEAD if k < length and stride * k % every == 0] if decoder is not None else []
     if rows:
         plans = torch.from_numpy(np.stack([scene["plan"][rows] for scene in outcome.film]))
-        decoded = decoder.frames(plans.flatten(0, 1).to(decoder.device)).cpu().numpy()
+        parts = plans.flatten(0, 1).split(DECODED)
+        decoded = np.concatenate([decoder.frames(part.to(decoder.device)).cpu().numpy() for part in parts])
         imagined = decoded.reshape(*plans.shape[:2], *frames.shape[1:])
     captions = [f"decision {i * every}, return so far {scene['return']:.0f}" for i, scene in enumerate(outcome.film)]
     return Film(frames, captions, imagined, [stride * k for k in rows], every, title)

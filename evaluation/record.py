@@ -31,6 +31,8 @@ def evaluation_settings(cfg: DictConfig) -> dict[str, Any]:
     evaluation = settings(cfg.evaluation) | {"parallel_controllers": parallel_controllers(cfg)}
     if cfg.environment is not None:
         evaluation["environment"] = cfg.environment
+    if cfg.get("cost_limits") is not None:  # of a training; later the pipeline's
+        evaluation["cost_limits"] = [*cfg.cost_limits]
     return {**evaluation, "sampler": sections["sampler"], "baselines": baselines}
 
 
@@ -92,6 +94,7 @@ def load_record(file: Path, cfg: DictConfig, folder: Path) -> dict[str, Any]:
         found = dict(metrics["settings"])
         sampler, baselines = found.pop("sampler"), found.pop("baselines")
         environment = found.pop("environment", None)
+        found.pop("cost_limits", None)
         deadline = sampler["deadline_ms"]
         cfg.sampler.merge_with(sampler)
         cfg.baselines.merge_with(baselines)

@@ -48,8 +48,8 @@ class Run:
     @property
     def task(self) -> str:
         """The task's name; where the run's folder stands for it, the beginning of the data's checksum."""
-        name = str(self.metrics.get("task", ""))
-        own = name in ("", self.folder.absolute().name)
+        name, folder = str(self.metrics.get("task", "")), self.folder.absolute()
+        own = name in ("", folder.name, folder.parent.name)
         return f"data {str(self.metrics.get('data'))[:8]}" if own else name
 
 

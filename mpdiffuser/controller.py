@@ -169,8 +169,10 @@ class Controller(Policy):
         return single
 
     def _next(self, rows: np.ndarray, now: bool) -> np.ndarray:
-        """Return the next actions (B, m). New plans are for `rows`; `now`: one is needed at once."""
+        """Return the next actions (B, m). New plans are for `rows`, the first ones for all; `now`: at once."""
         self.planned_now = False
+        if self.plan is None or not len(rows):
+            rows = np.arange(len(self.generators))
         if self.plan is None or now:
             self._follow(self._job(rows, 0)())
         self._take_arrived()
@@ -357,6 +359,7 @@ class NetworkPolicy(Policy):
     def __init__(self, pipeline: MPDiffuserPipeline, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.pipeline, self.network = pipeline, network
         self.history = LatentHistory.of(pipeline)
+        self.safe = pipeline.safe_action(pipeline.sampler_defaults)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes. The seeds have no effect."""
@@ -369,5 +372,6 @@ class NetworkPolicy(Policy):
         observations, single = read_observations(observations, self.count, self.pipeline.record)
         scale = self.pipeline.action_scale
         actions = scale.clip(scale.to_data(self.network(self.history(observations)).cpu().numpy()))
+        actions = np.where(np.isfinite(actions).all(1, keepdims=True), actions, self.safe)
         self.history.record_actions(actions)
         return actions[0] if single else actions

@@ -12,14 +12,19 @@ from typing import Any
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
 
+OF_MODEL = ("train", "model")  # entries of an identity that `Trainer` adds
+
 
 def check_run(folder: Path, identity: dict[str, Any]) -> None:
-    """Raise InputError if a folder has a run whose identity differs in one of these keys. Nothing is written."""
+    """Raise InputError if a folder has a run of another identity, its settings and its model aside.
+
+    Nothing is written.
+    """
     last = folder / "last"
     state = folder / last.read_text(errors="replace").strip() / "state" / "trainer.json" if last.exists() else last
     if state.is_file() and state != last:
         found = read_json(state).get("identity")
-        known = {key: found.get(key) for key in identity} if isinstance(found, dict) else {}
+        known = {k: v for k, v in found.items() if k not in OF_MODEL} if isinstance(found, dict) else {}
         refuse_other(folder, known, plain(identity))
 
 

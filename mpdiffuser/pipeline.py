@@ -164,6 +164,7 @@ class MPDiffuserPipeline(DiffusionPipeline):
         Raises:
             InputError: if the engine is not installed, or the composition needs a dynamics model that is missing.
         """
+        self.networks.look()
         steps = config.steps or self.sampler_defaults.levels
         config = replace(config, engine=resolved(config.engine, self.device), steps=steps)
         bounds = [torch.cat(pair) for pair in zip(self.latents.bounds(), self.actions.bounds())]
@@ -395,7 +396,8 @@ class MPDiffuserPipeline(DiffusionPipeline):
             goal: (B N, d), normalised.
         """
         n = config.candidates
-        levels = config.target + config.target_spread * torch.linspace(-1, 1, n, device=latents.device)
+        places = torch.linspace(-1, 1, n, device=latents.device) if n > 1 else latents.new_zeros(1)
+        levels = config.target + config.target_spread * places
         targets = self.target(latents, levels.clamp(0, 1).repeat(len(latents) // n), cost_to_go)
         if self.takes_goals and goal is None:
             raise InputError("goal: the planner was trained with goals; give one")

@@ -7,13 +7,14 @@ the choice are in it, so that a robot needs no more than a runtime of such graph
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpdiffuser.errors import InputError
 from mpdiffuser.history import joined_features, standing_latents
 from mpdiffuser.pipeline import MPDiffuserPipeline
 from mpdiffuser.plan import Plan
-from mpdiffuser.plan_graph import PlanGraph
+from mpdiffuser.plan_graph import LARGEST, PlanGraph
 from mpdiffuser.sampler import SamplerConfig
 
 GOAL, NEXT = "goal_", "next_"  # of the names of inputs and outputs
@@ -43,7 +44,9 @@ class PolicyGraph(torch.nn.Module):
         robots: B.
 
     Raises:
-        InputError: for a pipeline without planner or record, or settings that keep a plan over several decisions.
+        InputError: for a pipeline without planner or record, with weights that are not finite, or settings that keep a
+            plan over several decisions. Also for a history of actions, if the robot has changed so much that no action
+            has the effect of 0 (`mpdiffuser.adaptation`).
     """
 
     def __init__(self, pipeline: MPDiffuserPipeline, config: SamplerConfig, robots: int = 1) -> None:
@@ -59,8 +62,13 @@ class PolicyGraph(torch.nn.Module):
         config.check_fit(pipeline.planner.config["horizon"], pipeline.action_bounds, pipeline.stride)
         self.pipeline, self.robots, self.record = pipeline, robots, pipeline.record
         self.plans = PlanGraph(pipeline, config)
+        if not all(weight.isfinite().all() for weight in self.plans.parameters()):
+            raise InputError("pipeline: some weights are not finite; train it again")
         self.safe = torch.from_numpy(pipeline.safe_action(config))[None]
         self.remembers = pipeline.encoder.history > 1
+        still = np.zeros((1, self.action_dim), np.float32)
+        if self.remembers and np.abs(pipeline.action_scale.to_unit(pipeline.action_scale.to_data(still))).max() > 1e-4:
+            raise InputError("pipeline: no action of the changed robot has the effect of 0, which the history needs")
         self.inputs = list(self.example())
 
     @property
@@ -104,9 +112,9 @@ class PolicyGraph(torch.nn.Module):
         plan = Plan(candidates, candidate_actions, scores, weights, 0.0)
         states, actions = plan.executed_latents, plan.executed_actions
         sound = plan.sound
-        # also of the inputs: a runtime's clamp may hide what is not finite
+        # also of the inputs: a runtime's clamp may hide that the networks overflow
         for part in (latents, *([] if goal is None else [goal])):
-            sound = sound & part.isfinite().flatten(1).all(1)
+            sound = sound & (part.abs() < LARGEST).flatten(1).all(1)
         low, high = (actions.new_tensor(end) for end in (scale.low, scale.high))
         action = actions[:, 0].where(sound[:, None], self.safe).maximum(low).minimum(high)
         score = torch.where(plan.weights > 0, plan.weights * plan.scores, 0).sum(1)

@@ -127,8 +127,8 @@ def with_cost_limits(cfg: DictConfig, episodes: Episodes) -> Episodes:
     """
     if cfg.cost_limits is None:
         return episodes
-    limits = [each for each in cfg.cost_limits if isinstance(each, int | float) and 0 < each < math.inf]
-    if len(limits) < len(cfg.cost_limits) or True in limits:
+    limits = [each for each in cfg.cost_limits if type(each) in (int, float) and 0 < each < math.inf]
+    if len(limits) < len(cfg.cost_limits):
         raise InputError(f"cost_limits: must be positive numbers, such as [20,40], found {list(cfg.cost_limits)}")
     if "costs" not in episodes or imitates(cfg, episodes):
         lacking = "costs" if "costs" not in episodes else "rewards that are used"

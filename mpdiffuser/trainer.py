@@ -312,7 +312,12 @@ class Trainer:
         self._write(totals)
 
     def _write(self, values: dict[str, float]) -> None:
-        self.accelerator.log({f"{self.name}/{key}": value for key, value in values.items()}, step=self.step)
+        named = {f"{self.name}/{key}": value for key, value in values.items()}
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":  # its own steps only rise, but each model begins at 0
+                tracker.log(named | {f"{self.name}/step": self.step})
+            else:
+                tracker.log(named, step=self.step)
         if self.accelerator.is_main_process:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)

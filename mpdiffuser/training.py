@@ -1,5 +1,6 @@
 """Train the models of all chosen methods on latent episodes, each model once, and save the pipeline."""
 
+import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,7 @@ from mpdiffuser.windows import split, step_rows
 
 # components of the pipeline; other models are beside them in the folder
 COMPONENTS = ("planner", "dynamics", "ranker", "forward")
-ORIGIN = ("commit", "versions", "levels")  # entries of a pipeline's info that may differ between equal pipelines
+ORIGIN = ("commit", "versions")  # entries of a pipeline's info that may differ between equal pipelines
 # Options that no model depends on. The first group selects the dataset; the identity has the dataset's checksum
 # instead; likewise for the data of dynamics models alone. No model depends on the decoder. All other options, including
 # new ones, are part of each model's identity.
@@ -218,9 +219,9 @@ def assemble(
         data.info["cost_margins"] = calibrate(parts["ranker"], data.parts[1])
     return MPDiffuserPipeline(
         encoder,
-        data.latents,
-        data.actions,
-        data.condition if parts["planner"] is not None else None,
+        copy.deepcopy(data.latents),  # the pipeline may move to another device, where no data are
+        copy.deepcopy(data.actions),
+        copy.deepcopy(data.condition) if parts["planner"] is not None else None,
         **parts,
         schedule=data.schedule,
         decoder=decoder,
@@ -302,11 +303,16 @@ def save_whole(pipeline: MPDiffuserPipeline, others: dict[str, Any], folder: Pat
 
 
 def _content(folder: Path) -> dict[str, Any] | None:
-    """Return the checksums and the index of a complete pipeline folder, without `ORIGIN`; None for other folders."""
+    """Return the checksums and the index of a complete pipeline folder; None for other folders.
+
+    They are without `ORIGIN`, and of the chosen numbers of levels without the errors, whose last digits differ.
+    """
     try:
         check_manifest(folder, "")
     except InputError:
         return None
     files, index = read_json(folder / MANIFEST)["files"], read_json(folder / "model_index.json")
     del files["model_index.json"], index["_diffusers_version"]
-    return files | {"index": index | {"info": {k: v for k, v in index["info"].items() if k not in ORIGIN}}}
+    info = {key: value for key, value in index["info"].items() if key not in ORIGIN}
+    info["levels"] = {name: record["levels"] for name, record in info.get("levels", {}).items()}
+    return files | {"index": index | {"info": info}}

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.normalizer import Marginals, Normalizer
@@ -54,14 +53,21 @@ def to_go(
             value[-1] *= not terminated
             logged += discount * (1 - td_lambda) * value[1:]
             result[last] = value[-1]
-        # R_t = logged_t + g lambda R_t+1 is a linear filter that runs backwards
-        decay = discount * td_lambda
-        result[rows.start : last] = lfilter([1], [1, -decay], logged[::-1], zi=[decay * result[last]])[0][::-1]
+        result[rows.start : last + 1] = decayed_sums(np.append(logged, result[last]), discount * td_lambda)
         if values is None and not terminated:
             seen = np.arange(last - rows.start, 0, -1)
             result[rows.start : last] /= 1 - discount**seen
             result[last] = result[last - 1]
     return result.astype(np.float32)
+
+
+def decayed_sums(values: np.ndarray, decay: float) -> np.ndarray:
+    """Return sum_k decay^k values_t+k at each t, (T,), of values (T,): by doubling the number of terms."""
+    sums, terms = np.array(values, np.float64), 1
+    while terms < len(sums):
+        sums[:-terms] += decay**terms * sums[terms:]
+        terms *= 2
+    return sums
 
 
 GOALS = 16  # of a window; with one, a planner learns the pairs of state and goal by heart

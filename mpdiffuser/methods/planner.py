@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import brentq
 
 from mpdiffuser.methods.base import Planning, Setup
 from mpdiffuser.models.denoisers import Planner
@@ -118,7 +117,11 @@ def equalizing_power(weights: np.ndarray, least: float) -> float:
 
     if excess(1.0) >= 0:
         return 1.0
-    return float(brentq(excess, 0.0, 1.0)) if excess(0.0) > 0 else 0.0
+    low, high = 0.0, 1.0  # the number falls from one to the other
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return low
 
 
 def planner_windows(data: TrainingData, part: int) -> Windows:

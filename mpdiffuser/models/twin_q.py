@@ -49,7 +49,9 @@ class TwinQ(Model):
     def fit_to(self, episodes: Episodes) -> None:
         """Fit the normaliser and the scale of rewards to the training episodes."""
         self.latents.fit(episodes["observations"])
-        span = max(float(np.ptp(episodes.returns)), 1e-8)
+        span, largest = float(np.ptp(episodes.returns)), float(np.abs(episodes.returns).max())
+        if span <= 1e-6 * largest:  # all episodes have one return
+            span = largest or EPISODE_RETURN
         self.reward_scale.data.fill_(EPISODE_RETURN / span)
 
     def action_values(self, networks: nn.ModuleList, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
