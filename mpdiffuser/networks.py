@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 KEPT = 32  # compiled networks and graphs of one pipeline
 
 
+def changes(module: torch.nn.Module) -> tuple[int, ...]:
+    """Return how often each weight was changed in place."""
+    return tuple(0 if weight.is_inference() else weight._version for weight in module.parameters())
+
+
 class Networks:
     """The compiled networks of a pipeline. If a model is replaced, its networks are compiled again.
 
@@ -37,9 +42,7 @@ class Networks:
     def look(self) -> None:
         """Note how often the weights were changed in place."""
         modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        modules += self.pipeline.other_models().values()
-        weights = [weight for module in modules for weight in module.parameters()]
-        self._changes = tuple(0 if weight.is_inference() else weight._version for weight in weights)
+        self._changes = [changes(module) for module in [*modules, *self.pipeline.other_models().values()]]
 
     def examples(self) -> dict[str, tuple[Any, tuple[torch.Tensor, ...]]]:
         """Return name -> (network, example inputs) of all networks that engines compute.
@@ -70,7 +73,7 @@ class Networks:
             modulation = model.modulation(levels, x[:, 0, : model.config["latent_dim"]], *rest).detach()
             return compiled(model, engine, (x, modulation), "denoise")
 
-        return self._cached((name, engine, self._changes), [model], compile_network)
+        return self._cached((name, engine, changes(model)), [model], compile_network)
 
     def plan_engine(self, config: SamplerConfig, goal: bool) -> PlanEngine:
         """Return the engine that computes the plan of one latent as one graph; arguments as `PlanEngine`."""
@@ -79,7 +82,7 @@ class Networks:
         models = [*fitted, pipeline.planner, pipeline.dynamics, pipeline.ranker, *pipeline.other_models().values()]
         places = [tensor.data_ptr() for part in fitted for tensor in part.parameters()]
         same = replace(config, chunk=1, delay=0, deadline_ms=0, safe_action=())  # a graph does not depend on these
-        key = "plan", repr(same), goal, repr(pipeline.action_map), self._changes, *places
+        key = "plan", repr(same), goal, repr(pipeline.action_map), *self._changes, *places
         return self._cached(key, models, lambda: PlanEngine(pipeline, config, goal))
 
     def frame_encoder(self, engine: str) -> Callable[[torch.Tensor], torch.Tensor]:

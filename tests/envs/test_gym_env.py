@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit, TransformObservation
 
 from envs.gym_env import GymEnv, make_own, make_registered
 from envs.vector import VectorEnv
@@ -108,6 +109,12 @@ def test_only_what_can_be_restored_is_peeked_at() -> None:
     first = env.reset(seed=0)[0]
     assert env.can_peek
     np.testing.assert_array_equal(env.peek(np.array([[1, 1], [9, 9]])), first + np.array([[2], [7]], np.float32))
+    limited = GymEnv(TimeLimit(Peeking(box), 9), "gauge")
+    assert limited.can_peek and limited.decision_seconds == 0.1
+    first = limited.reset(seed=0)[0]
+    np.testing.assert_array_equal(limited.peek(np.array([[1, 1]])), first[None] + 2)
+    doubled = GymEnv(TransformObservation(Peeking(box), lambda seen: 2 * seen, box), "gauge")
+    assert not doubled.can_peek  # its peek is not what it shows
 
 
 @pytest.mark.slow

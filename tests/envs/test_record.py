@@ -64,6 +64,8 @@ def test_the_time_limit_is_that_of_the_collected_episodes() -> None:
     env.reset(seed=0)
     assert [env.step(np.zeros(1))[3] for _ in range(2)] == [False, True]
     assert whole_episodes(limited) == CARTPOLE == whole_episodes(CARTPOLE)
+    endless = CARTPOLE | {"task": "lqr_lqr_2_1", "time_limit": 0.08}  # its own limit is infinite
+    assert whole_episodes(endless) == endless
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,19 @@ def test_bad_size_and_mode():
             Renderer(env.model, **options)
 
 
-def test_names_the_back_end():
+def test_names_the_back_end(monkeypatch):
     assert rendering.gl_name().startswith(rendering.back_end())
+    monkeypatch.delattr(rendering.mujoco, "GLContext")
+    assert rendering.back_end() == "none"
+
+
+def test_a_terrain_that_is_drawn_anew():
+    """Environments of one task share the memory of the GPU, but not the terrain."""
+    alone = make("quadruped_escape", seed=1).render()
+    envs = [make("quadruped_escape", seed=seed) for seed in (0, 1)]
+    frames = [env.render() for env in envs]
+    assert np.array_equal(frames[1], alone) and not np.array_equal(frames[0], alone)
+    assert np.array_equal(envs[0].render(), frames[0])
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_wrong_input(tmp_path: Path, run: Run) -> None:
     assert status == 2 and "has no planner" in error
     status, _, error = run(train_state, *options, "train.forward.steps=4")
     assert not status, error
+    status, _, error = run(adapt, f"pipeline={output / 'pipeline'}", f"dataset={data}", f"output_dir={output}")
+    assert status == 2 and "holds the pipeline that is adapted; choose another" in error
     short = np.arange(ROWS) < 60
     few = {key: values[short] for key, values in np.load(data).items() if len(values) == ROWS}
     for arrays, more, words in (
@@ -121,3 +123,8 @@ def test_wrong_input(tmp_path: Path, run: Run) -> None:
         status, _, error = run(adapt, f"pipeline={output / 'pipeline'}", f"dataset={file}", *more)
         assert status == 2 and words in error, error
     assert not (tmp_path / "run-adapted" / "pipeline").exists()
+    options[1] = f"output_dir={tmp_path / 'remembers'}"
+    status, _, error = run(train_state, *options, "history=2")
+    assert not status, error
+    status, _, error = run(adapt, f"pipeline={tmp_path / 'remembers' / 'pipeline'}", f"dataset={data}")
+    assert status == 2 and "its latents hold past actions (history=2)" in error

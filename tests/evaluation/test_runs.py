@@ -113,6 +113,11 @@ def test_evaluations_of_other_pipelines_and_other_data_are_not_averaged(
     lines = printed([tmp_path / "a" / "evaluation", tmp_path / "b" / "evaluation"], capsys)
     names = [line[:2] for line in lines[2:]]
     assert ["planner (pipeline=1111)", "1"] in names and ["planner (pipeline=2222)", "1"] in names
+    for name in ("e", "f"):  # own data: the run's folder stands for the task
+        write(tmp_path / name / "evaluation", 0, task=name, data="1" * 8, pipeline=name, settings={"episodes": 6})
+        (tmp_path / name / "evaluation" / "config.yaml").unlink()
+    lines = printed([tmp_path / "e" / "evaluation", tmp_path / "f" / "evaluation"], capsys)
+    assert sum(line[0] == "method" for line in lines if line) == 1
     for name, data in (("c", "33333333"), ("d", "44444444")):
         write(tmp_path / name, 0, data=data)
     names = [line[:2] for line in printed([tmp_path / "c", tmp_path / "d"], capsys)[2:]]

@@ -293,6 +293,27 @@ def test_one_robot_or_a_batch_an_array_or_a_dict(pipeline: MPDiffuserPipeline, r
             np.testing.assert_array_equal(action.ravel(), found[0].ravel())
 
 
+def test_a_robot_that_is_inactive_from_the_start_has_actions_too(pipeline: MPDiffuserPipeline) -> None:
+    some, whole = Controller(pipeline, CONFIG), Controller(pipeline, CONFIG)
+    for controller in (some, whole):
+        controller.reset([0, 1, 2])
+    observations = latents_of(3).numpy()
+    for active in ([True, False, True], [False, False, False], [False, True, True]):
+        found, expected = some.act(observations, np.array(active)), whole.act(observations)
+        assert found.shape == (3, M) and np.isfinite(found).all()
+    assert some.fallbacks == 0
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=0, atol=1e-5)
+
+
+def test_a_network_of_an_observation_that_is_none(pipeline: MPDiffuserPipeline, randomize) -> None:
+    controller = NetworkPolicy(pipeline, randomize(CloningPolicy(D, M, hidden=16)))
+    controller.reset([0, 1])
+    observations = latents_of(2).numpy()
+    observations[0, 1] = np.nan
+    found = controller.act(observations)
+    assert found[0].tolist() == [0, 0] and found[1].any()
+
+
 def test_a_network_acts_on_the_latents(pipeline: MPDiffuserPipeline, randomize) -> None:
     policy = randomize(CloningPolicy(D, M, hidden=16))
     controller = NetworkPolicy(pipeline, policy)

@@ -43,6 +43,8 @@ def test_a_folder_of_another_run_is_refused_and_says_why(tmp_path: Path) -> None
     words = r"planner: holds a run with other settings \(validation: 0\.1 there, 0\.2 now\); choose another"
     with pytest.raises(InputError, match=words):
         check_run(folder, {"data": "a", "options": {"validation": 0.2}})
+    with pytest.raises(InputError, match=r"options: .* there, null now"):
+        check_run(folder, {"data": "a"})
     with pytest.raises(InputError, match=r"data: a there, b now"):
         refuse_other(folder, {"data": "a"}, {"data": "b"})
 

@@ -41,6 +41,9 @@ def test_a_network_is_compiled_once(make_pipeline, randomize, monkeypatch) -> No
     pipeline.planner = randomize(Planner(D, M, H, width=8, multipliers=(1, 2), embedding=16), 4)
     pipeline(latents, pipeline.sampler(SamplerConfig(engine="onnx", steps=2, composition="planner")), seeds)
     assert made[2:] == [pipeline.planner]
+    randomize(pipeline.planner, 5)  # in place
+    plan = pipeline(latents, pipeline.sampler(SamplerConfig(engine="onnx", steps=2, composition="planner")), seeds)
+    assert made[3:] == [pipeline.planner] and plan.sound.all()
 
 
 def test_a_missing_engine_is_told_before_any_plan(make_pipeline, monkeypatch) -> None:

@@ -139,7 +139,18 @@ def test_without_a_plan_it_takes_the_safe_action(make) -> None:
     assert action[1].tolist() == [1.5, -0.5] and action[0].isfinite().all()
 
 
-def test_what_a_graph_cannot_do_is_refused(make, make_pipeline) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_observation_with_which_the_networks_overflow(make, runtime: str) -> None:
+    """A runtime's clamp makes a number of what is none."""
+    policy = PolicyGraph(make(), SamplerConfig(steps=2, safe_action=(1.5, -0.5)), 1)
+    given = policy.example()
+    given["observations"] += 1e20
+    action, sound, *_ = RUNTIMES[runtime](policy)({name: value.numpy() for name, value in given.items()})
+    assert not sound.any() and action[0].tolist() == [1.5, -0.5]
+
+
+def test_what_a_graph_cannot_do_is_refused(make, make_pipeline, randomize) -> None:
     for name, value in (("warm_start", 2), ("deadline_ms", 5.0)):
         with pytest.raises(InputError, match=rf"sampler.{name}: must be 0 in a graph, found {value}"):
             PolicyGraph(make(), SamplerConfig(**{name: value}))
@@ -149,6 +160,11 @@ def test_what_a_graph_cannot_do_is_refused(make, make_pipeline) -> None:
         PolicyGraph(make_pipeline(), SamplerConfig())
     with pytest.raises(InputError, match="holds no planner"):
         PolicyGraph(make(planner=None), SamplerConfig())
+    bad = make()
+    with torch.no_grad():
+        next(bad.planner.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="some weights are not finite"):
+        PolicyGraph(bad, SamplerConfig())
 
 
 def test_the_description(make) -> None:

@@ -25,6 +25,7 @@ from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.trainer import MAY_CHANGE
 from mpdiffuser.training import (
     WITHOUT_EFFECT,
+    assemble,
     check_folder,
     common_options,
     identities,
@@ -313,6 +314,15 @@ def test_the_split_and_the_normalisers(make_episodes, state) -> None:
     np.testing.assert_allclose(data.actions.mean.detach(), data.parts[0]["actions"][rows].mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_a_pipeline_that_moves_to_a_gpu_leaves_the_data_where_they_are(make_episodes, state) -> None:
+    """Windows of held-out data are made after that."""
+    data = training_data(state, make_episodes([9, 8, 7]))
+    info = {"task": "none", "data": "none"}
+    pipeline = assemble(state, data, IdentityEncoder(3), None, info)
+    moved = {part.data_ptr() for each in (pipeline.latents, pipeline.actions) for part in each.parameters()}
+    assert not moved & {part.data_ptr() for each in (data.latents, data.actions) for part in each.parameters()}
+
+
 def test_a_pipeline_folder_is_replaced_by_other_models_or_facts_and_by_nothing_else(
     tiny_pipeline: MPDiffuserPipeline, tmp_path: Path
 ) -> None:
@@ -327,6 +337,10 @@ def test_a_pipeline_folder_is_replaced_by_other_models_or_facts_and_by_nothing_e
 
     assert "commit" not in saved(commit="another")  # as it was
     assert saved(cost_margins=[1.0])["cost_margins"] == [1.0]
+    for levels, error in ((2, 0.5), (3, 0.5)):
+        record = {"diffuser": {"levels": levels, "errors": {"2": error}}}
+        assert saved(cost_margins=[1.0], levels=record)["levels"] == record
+    assert saved(cost_margins=[1.0], levels={"diffuser": {"levels": 3, "errors": {"2": 0.501}}})["levels"] == record
     with torch.no_grad():
         next(pipeline.planner.parameters()).add_(1)
     before = (folder / "planner").stat().st_ino

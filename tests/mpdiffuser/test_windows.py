@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import lfilter
 
 from mpdiffuser.models.normalizer import Marginals, Normalizer
 from mpdiffuser.windows import (
@@ -12,6 +13,7 @@ from mpdiffuser.windows import (
     NextSteps,
     Steps,
     Windows,
+    decayed_sums,
     occupancy,
     resample,
     split,
@@ -253,6 +255,14 @@ def test_a_single_episode_serves_as_both() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_split_depends_on_the_seed(seed: int) -> None:
     assert not np.array_equal(split_indices(50, 0.2, seed)[1], split_indices(50, 0.2, seed + 1)[1])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.997, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 1001])
+def test_decayed_sums_are_those_of_a_filter(count: int, decay: float) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    expected = lfilter([1], [1, -decay], values[::-1])[::-1]
+    np.testing.assert_allclose(decayed_sums(values, decay), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -1,10 +1,23 @@
 """What IQL and TD3+BC share is fitted to the data."""
 
 import numpy as np
+import pytest
 import torch
 
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.models.twin_q import TwinQ
+
+
+@pytest.mark.parametrize(("each", "scale"), [(2.0, 1000 / 4), (0.0, 1.0)])
+def test_episodes_of_one_return(make_episodes, each: float, scale: float) -> None:
+    """Such as demonstrations that all succeed: the span is 0."""
+    episodes = make_episodes([5, 3])
+    episodes["rewards"][:] = 0
+    episodes["rewards"][episodes.offsets[:-1]] = each
+    episodes["rewards"][episodes.offsets[:-1] + 1] = each
+    model = TwinQ(3, 2, 8, 0.005)
+    model.fit_to(episodes)
+    assert model.reward_scale.item() == pytest.approx(scale)
 
 
 def test_states_are_normalised_and_rewards_span_a_thousand() -> None:
