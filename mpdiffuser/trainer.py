@@ -193,6 +193,9 @@ class Trainer:
         loss_module, self.optimizer = self.accelerator.prepare(_Loss(self.model, self.schedule), self.optimizer)
         self.model.train()
         label = f"{self.name}{' (resumed)' if resumed else ''}"
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb" and main:
+                tracker.tracker.define_metric(f"{self.name}/*", step_metric=f"{self.name}/step")
         bar = progress(total=config.steps, initial=self.step, desc=label, disable=not main, unit="step")
         clock = {"data_s": 0.0, "update_s": 0.0, "core_s": 0.0}
         with ThreadPoolExecutor(1) as background:

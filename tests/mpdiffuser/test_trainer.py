@@ -117,6 +117,29 @@ def test_a_killed_run_goes_on_bit_for_bit(parts, whole: Path, tmp_path: Path, st
     assert_same_run(whole, tmp_path)
 
 
+class Heard:
+    """A tracker that keeps what it is told; `tracker` is the run of Weights & Biases."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.tracker, self.told = name, self, []
+
+    def define_metric(self, names: str, step_metric: str) -> None:
+        self.told.append((names, step_metric))
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self.told.append((values, step))
+
+
+def test_steps_of_weights_and_biases_only_rise(parts, tmp_path: Path) -> None:
+    """So it gets none: a step of the second model would be below the last one of the first, and left out."""
+    training, wandb, board = trainer(parts, tmp_path), Heard("wandb"), Heard("tensorboard")
+    training.accelerator.trackers = [wandb, board]
+    training.train()
+    assert wandb.told.pop(0) == ("tiny/*", "tiny/step")
+    assert all(step is None for _, step in wandb.told) and board.told[-1][1] == 20
+    assert [values["tiny/step"] for values, _ in wandb.told] == [step for _, step in board.told]
+
+
 def test_killed_between_checkpoint_and_pointer(parts, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer((Watched(parts[0], 15), parts[1]), tmp_path).train()
