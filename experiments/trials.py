@@ -10,6 +10,7 @@ a command that was cut off resumes. Writes docs/trials.md. For example:
     python -m experiments.trials --data-dir ../shared/data --methods td3_bc iql
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,70 +37,75 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The options, or `first` without any."""
-        return " ".join([*self.training, *self.acting]) or "first"
+        """The options without their sections, such as "steps=10 guidance=2.4"."""
+        return " ".join(re.sub(r"^\w+\.\w+\.", "", option) for option in [*self.training, *self.acting])
 
 
 def of_training(*options: str) -> Setting:
     return Setting(training=options)
 
 
-def of_acting(*options: str) -> Setting:
-    return Setting(acting=options)
+def drawn(method: str, *settings: str) -> tuple[Setting, ...]:
+    """Settings of a method that draws plans: words NAME=VALUE of its section. They need no training of their own."""
+    return tuple(Setting(acting=tuple(f"baselines.{method}.{word}" for word in each.split())) for each in settings)
 
 
-# the first setting of each follows its paper, that of cloning is our own (docs/methods.md)
+# each option that a setting of the method changes is in all of them, so they do not depend on the defaults. The first
+# follows the paper, that of cloning is our own (docs/methods.md)
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "cloning": (
-        Setting(),
+        of_training("train.cloning.learning_rate=1e-3"),
         of_training("train.cloning.learning_rate=3e-4"),
-        of_training("train.cloning.batch_size=1024"),
+        of_training("train.cloning.learning_rate=1e-3", "train.cloning.batch_size=1024"),
         of_training("train.cloning.learning_rate=3e-3"),
     ),
     "td3_bc": (
-        Setting(),
+        of_training("baselines.td3_bc.alpha=2.5"),
         of_training("baselines.td3_bc.alpha=1.0"),
         of_training("baselines.td3_bc.alpha=5.0"),
-        of_training("train.td3_bc.learning_rate=1e-3"),
+        of_training("baselines.td3_bc.alpha=2.5", "train.td3_bc.learning_rate=1e-3"),
     ),
     "rebrac": (
-        Setting(),
+        of_training("baselines.rebrac.actor_penalty=0.05"),
         of_training("baselines.rebrac.actor_penalty=0.01"),
         of_training("baselines.rebrac.actor_penalty=0.1"),
-        of_training("train.rebrac.learning_rate=1e-3"),
+        of_training("baselines.rebrac.actor_penalty=0.05", "train.rebrac.learning_rate=1e-3"),
     ),
     "iql": (
-        Setting(),
-        of_training("baselines.iql.expectile=0.9"),
-        of_training("baselines.iql.inverse_temperature=10.0"),
+        of_training("train.iql.learning_rate=3e-4"),
+        of_training("train.iql.learning_rate=3e-4", "baselines.iql.expectile=0.9"),
+        of_training("train.iql.learning_rate=3e-4", "baselines.iql.inverse_temperature=10.0"),
         of_training("train.iql.learning_rate=1e-3"),
     ),
-    "diffusion_policy": (
-        Setting(),
-        of_acting("baselines.diffusion_policy.chunk=1"),
-        of_acting("baselines.diffusion_policy.temperature=0.5"),
-        of_acting("baselines.diffusion_policy.chunk=1", "baselines.diffusion_policy.temperature=0.5"),
-        of_acting("baselines.diffusion_policy.steps=10"),
-        of_acting("baselines.diffusion_policy.steps=10", "baselines.diffusion_policy.chunk=1"),
-        of_acting("baselines.diffusion_policy.steps=10", "baselines.diffusion_policy.temperature=0.5"),
+    "diffusion_policy": drawn(
+        "diffusion_policy",
+        "steps=null chunk=8 temperature=1.0",
+        "steps=null chunk=1 temperature=1.0",
+        "steps=null chunk=8 temperature=0.5",
+        "steps=null chunk=1 temperature=0.5",
+        "steps=10 chunk=8 temperature=1.0",
+        "steps=10 chunk=1 temperature=1.0",
+        "steps=10 chunk=8 temperature=0.5",
     ),
-    "diffuser": (
-        Setting(),
-        of_acting("baselines.diffuser.guidance=0.3"),
-        of_acting("baselines.diffuser.guidance=3.0"),
-        of_acting("baselines.diffuser.temperature=0.5"),
-        of_acting("baselines.diffuser.steps=10"),
-        of_acting("baselines.diffuser.steps=10", "baselines.diffuser.guidance=3.0"),
-        of_acting("baselines.diffuser.steps=10", "baselines.diffuser.temperature=0.5"),
+    "diffuser": drawn(
+        "diffuser",
+        "steps=null guidance=1.0 temperature=1.0",
+        "steps=null guidance=0.3 temperature=1.0",
+        "steps=null guidance=3.0 temperature=1.0",
+        "steps=null guidance=1.0 temperature=0.5",
+        "steps=10 guidance=1.0 temperature=1.0",
+        "steps=10 guidance=3.0 temperature=1.0",
+        "steps=10 guidance=1.0 temperature=0.5",
     ),
-    "decision_diffuser": (
-        Setting(),
-        of_acting("baselines.decision_diffuser.guidance=2.4"),
-        of_acting("baselines.decision_diffuser.target=0.7"),
-        of_acting("baselines.decision_diffuser.temperature=0.35"),
-        of_acting("baselines.decision_diffuser.steps=10"),
-        of_acting("baselines.decision_diffuser.steps=10", "baselines.decision_diffuser.guidance=2.4"),
-        of_acting("baselines.decision_diffuser.steps=10", "baselines.decision_diffuser.temperature=0.35"),
+    "decision_diffuser": drawn(
+        "decision_diffuser",
+        "steps=null guidance=1.2 target=0.9 temperature=0.7",
+        "steps=null guidance=2.4 target=0.9 temperature=0.7",
+        "steps=null guidance=1.2 target=0.7 temperature=0.7",
+        "steps=null guidance=1.2 target=0.9 temperature=0.35",
+        "steps=10 guidance=1.2 target=0.9 temperature=0.7",
+        "steps=10 guidance=2.4 target=0.9 temperature=0.7",
+        "steps=10 guidance=1.2 target=0.9 temperature=0.35",
     ),
 }
 Results = dict[str, dict[str, list[dict[str, Any]]]]  # by method and setting: one result for each file
@@ -111,11 +117,11 @@ HEAD = """# Trials of the baselines' settings
 {label}The rule is the same for all methods: four settings each, {minutes:g} core-minutes of training, the files below,
 training seed {seed}, 20 episodes from seed {first} on. No table uses this training seed or these episodes. Methods that
 draw plans have three settings more, with 10 noise levels, since with the few levels that the rule for levels chooses
-([Train](train.md#the-number-of-noise-levels)) their guidance hardly acts. The setting with the highest mean over the
-files is chosen (bold), and is the method's default in all tables. MPDiffuser's
-own settings were also chosen on hopper and halfcheetah, with many more trials ([ablations](decisions.md)). The first
-setting of a method follows its paper, that of cloning is our own ([methods](methods.md)). Normalised score: mean ±
-standard error over episodes, and in brackets the 95 % interval of the interquartile mean.
+(steps=null, [Train](train.md#the-number-of-noise-levels)) their guidance hardly acts. The setting with the highest mean
+over the files is chosen (bold), and is the method's default. MPDiffuser's own settings were also chosen on hopper and
+halfcheetah, with many more trials ([ablations](decisions.md)). The first setting of a method follows its paper, that of
+cloning is our own ([methods](methods.md)). Normalised score: mean ± standard error over episodes, and in brackets the
+95 % interval of the interquartile mean.
 
 """
 
@@ -167,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files = {task: args.results / f"{task}-{method}-{file_name(setting.name)}" for task in args.files}
             if method not in args.methods and not all(file.exists() for file in files.values()):
                 continue  # the page has what was measured before too
-            folder = args.folder / file_name(" ".join(setting.training) or "first").removesuffix(".json")
+            folder = args.folder / file_name(" ".join(setting.training) or "any").removesuffix(".json")
             options = [*own, *setting.training]
             identity = {"core_minutes": args.core_minutes, "setting": setting.name, "options": list(args.set)}
             for task, file in files.items():

@@ -68,7 +68,7 @@ def recipe(limit: float | None = None) -> Recipe:
         parts = data.parts if limit is None else within_limit(data.parts, limit)
         return fit(name, policy, *(steps(part) for part in parts))
 
-    training = {"steps": 4000, "batch_size": 256, "learning_rate": 1e-3}
+    training = {"steps": 4000, "batch_size": 256, "learning_rate": 3e-4}
     return Recipe(name, CloningPolicy, build, training, section="cloning", own_seed=False, fit_with=fit_within)
 
 

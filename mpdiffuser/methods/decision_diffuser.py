@@ -89,7 +89,7 @@ class DecisionDiffuser(Baseline):
     roles = {"condition": "logged_returns", "planner": "state_planner", "inverse": "inverse"}  # noqa: RUF012
     fixed = {"composition": "planner"}  # noqa: RUF012
     # target: a return from the lowest (0) to the highest (1) of the data; the paper scales the noise's variance by 0.5
-    settings = sampler_section(guidance=1.2, guidance_interval=[0.0, 1.0], target=0.9, temperature=0.7)
+    settings = sampler_section(steps=10, guidance=2.4, guidance_interval=[0.0, 1.0], target=0.9, temperature=0.7)
     sampler_class = StateSampler
 
     def target(

@@ -126,7 +126,7 @@ class Diffuser(Baseline):
     fixed = {"composition": "planner"}  # noqa: RUF012
     # guidance: g, with J in standard deviations of the data's returns; its gradient is wrong near pure noise
     # (sigma_t above 0.99)
-    settings = sampler_section(guidance=1.0, guidance_interval=[0.0, 0.99], candidates=8)
+    settings = sampler_section(steps=10, guidance=1.0, guidance_interval=[0.0, 0.99], temperature=0.5, candidates=8)
     sampler_class = GuidedSampler
 
     def fits_graph(self, sampler: Sampler) -> bool:

@@ -91,4 +91,4 @@ class IQL(QLearning):
     order = 11
     settings = {"hidden": 256, "expectile": 0.7, "inverse_temperature": 3.0, "target_rate": 0.005}  # noqa: RUF012
     kind = ImplicitQ
-    models = (recipe(ImplicitQ),)
+    models = (recipe(ImplicitQ, learning_rate=1e-3),)

@@ -34,7 +34,7 @@ class QLearning(Method):
         return NetworkPolicy(setup.pipeline, setup.model(cls.name, cls.kind))
 
 
-def recipe(kind: type[Any]) -> Recipe:
+def recipe(kind: type[Any], learning_rate: float = 3e-4) -> Recipe:
     """Return the recipe of a subclass of `TwinQ`, which is trained on all transitions."""
     section = f"baselines.{kind.method}"
 
@@ -46,7 +46,7 @@ def recipe(kind: type[Any]) -> Recipe:
     training = {
         "steps": 20000,
         "batch_size": 256,
-        "learning_rate": 3e-4,
+        "learning_rate": learning_rate,
         "weight_decay": 0.0,
         "clip": 1e6,
         "ema_decay": 0.995,

@@ -63,7 +63,7 @@ class ReBRAC(QLearning):
     order = 13
     settings = {  # noqa: RUF012
         "hidden": TD3BC.settings["hidden"],
-        "actor_penalty": 0.05,
+        "actor_penalty": 0.1,
         "critic_penalty": 0.01,
         **{name: TD3BC.settings[name] for name in ("policy_noise", "noise_clip", "target_rate")},
     }

@@ -144,7 +144,7 @@ class TD3BC(QLearning):
     order = 12
     settings = {  # noqa: RUF012
         "hidden": 256,
-        "alpha": 2.5,
+        "alpha": 1.0,
         "policy_noise": 0.2,
         "noise_clip": 0.5,
         "target_rate": 0.005,

@@ -7,8 +7,10 @@ import h5py
 import pytest
 
 from experiments import offline_table, trials
+from experiments.measuring import file_name
 from experiments.offline_table import data_checksum
-from experiments.trials import SETTINGS, chosen, page
+from experiments.pages import DOCS
+from experiments.trials import FILES, SETTINGS, chosen, page
 from mpdiffuser.config import load
 from mpdiffuser.errors import InputError
 from mpdiffuser.files import read_json
@@ -32,11 +34,25 @@ def test_the_setting_with_the_highest_mean_over_the_files_is_chosen() -> None:
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_the_settings_are_options(method: str) -> None:
-    assert len({setting.name for setting in SETTINGS[method]}) == (7 if "diffus" in method else 4)
+    settings = SETTINGS[method]
+    assert len({setting.name for setting in settings}) == (7 if "diffus" in method else 4)
     for setting in SETTINGS[method]:
         load("state", [f"task=d4rl/{TASK}", f"method={method}", *setting.training, *setting.acting])
         training = [option for option in setting.acting if option.startswith("train.")]
         assert not training, "a model depends on these: they belong in `training`"
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_the_chosen_setting_is_the_default(method: str) -> None:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for setting in SETTINGS[method]:
+        files = [DOCS / "trials" / f"{task}-{method}-{file_name(setting.name)}" for task in FILES]
+        found[setting.name] = [read_json(file) for file in files]
+    best = next(setting for setting in SETTINGS[method] if setting.name == chosen(found))
+    usual = load("state", [])
+    given = load("state", [*best.training, *best.acting])
+    for section in ("train", "baselines"):
+        assert usual[section].get(method) == given[section].get(method), best.name
 
 
 def test_the_tables_name_the_methods_with_trials() -> None:
@@ -58,7 +74,7 @@ def test_settings_of_acting_share_a_training(
     assert trained == [2, 2 * 2]  # each training, and a run that is timed before it
     first, chunk = (
         read_json(results / f"{TASK}-diffusion_policy-{name}.json")
-        for name in ("first", "baselines.diffusion_policy.chunk1")
+        for name in ("stepsnull_chunk8_temperature1.0", "stepsnull_chunk1_temperature1.0")
     )
     assert first["seeds"] == [5000, 5001] and first["returns"] != chunk["returns"]
     before = (tmp_path / "trials.md").read_text()
