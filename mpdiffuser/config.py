@@ -245,8 +245,8 @@ def _base(name: str) -> DictConfig:
 
 
 @functools.cache
-def _declared() -> dict[str, type]:
-    """Give Hydra the defaults that the code declares; return the types of the sampler's options."""
+def _declared() -> dict[str, tuple[type, bool]]:
+    """Give Hydra the defaults that the code declares; return the types of the sampler's options (`register`)."""
     from mpdiffuser.declared import register
 
     return register()
@@ -334,16 +334,17 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _null_type(key: str) -> type | None:
-    """Return the type of an option whose default is null."""
+def _null_type(key: str) -> tuple[type | None, bool]:
+    """Return the type of an option whose default is null, and whether it may be null where the default is not."""
     section, _, name = key.rpartition(".")
     samples = section == "sampler" or section.startswith("baselines.")
-    return _declared().get(f"sampler.{name}") if samples else UNSET.get(key)
+    return _declared().get(f"sampler.{name}", (None, False)) if samples else (UNSET.get(key), False)
 
 
 def _check_type(key: str, usual: Any, found: Any) -> None:
-    kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else _null_type(key))
-    if kind is None:
+    unset, optional = _null_type(key) if found is None or usual is None else (None, False)
+    kind = next((k for k in KINDS if isinstance(usual, k)), None if found is None else unset)
+    if kind is None or (found is None and optional):
         return
     if key in SEVERAL and isinstance(found, ListConfig):
         for number, part in enumerate(found):

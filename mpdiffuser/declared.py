@@ -15,8 +15,12 @@ from mpdiffuser.models.ranker import Ranker
 from mpdiffuser.sampler import SamplerConfig
 
 
-def register() -> dict[str, type]:
-    """Register the defaults from the code in Hydra's store, as if they were files in configs/."""
+def register() -> dict[str, tuple[type, bool]]:
+    """Register the defaults from the code in Hydra's store, as if they were files in configs/.
+
+    Returns:
+        The type of each option of the section `sampler`, and whether it may be null.
+    """
     store = ConfigStore.instance().store
     store(group="sampler", name="default", node=asdict(SamplerConfig()))
     store(group="sampler", name="saved", node=dict.fromkeys(asdict(SamplerConfig())))
@@ -44,8 +48,8 @@ def register() -> dict[str, type]:
     return dict(map(_sampler_option, get_type_hints(SamplerConfig).items()))
 
 
-def _sampler_option(item: tuple[str, Any]) -> tuple[str, type]:
-    """Return the name and type of an option of the section `sampler`, from a field of `SamplerConfig` and its hint."""
+def _sampler_option(item: tuple[str, Any]) -> tuple[str, tuple[type, bool]]:
+    """Return an option of the section `sampler` for `register`, from a field of `SamplerConfig` and its hint."""
     name, hint = item
     kind = ListConfig if get_origin(hint) is Sequence else next(each for each in (*get_args(hint), hint) if each)
-    return f"sampler.{name}", kind
+    return f"sampler.{name}", (kind, type(None) in get_args(hint))

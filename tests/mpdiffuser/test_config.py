@@ -326,11 +326,17 @@ def test_debug_is_a_rule_for_every_model_and_every_baseline(name: str) -> None:
     usual, small = load(name, ["method=all"]), load(name, ["method=all", "debug=true"])
     assert {section.steps for section in small.train.values()} == {20}
     for section in (small.sampler, *(each for each in small.baselines.values() if "candidates" in each)):
-        assert (section.steps, section.candidates, section.chunk) == (None, 2, 4)
+        assert (section.candidates, section.chunk) == (2, 4)
     assert small.output_dir.startswith("results/debug-")
     assert settings(small.baselines.iql) == settings(usual.baselines.iql)  # it has none of these options
     for method in METHODS:
         assert not any(method in rule.split(".") for rule in usual.debug_rules)
+
+
+def test_the_rule_may_choose_the_levels_where_the_default_is_a_number() -> None:
+    assert load("state", ["method=diffuser", "baselines.diffuser.steps=null"]).baselines.diffuser.steps is None
+    with pytest.raises(InputError, match="baselines.diffuser.candidates: must be a whole number"):
+        load("state", ["method=diffuser", "baselines.diffuser.candidates=null"])
 
 
 def test_a_rule_changes_the_options_that_match() -> None:
