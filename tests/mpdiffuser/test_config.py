@@ -335,7 +335,7 @@ def test_debug_is_a_rule_for_every_model_and_every_baseline(name: str) -> None:
 
 def test_the_rule_may_choose_the_levels_where_the_default_is_a_number() -> None:
     assert load("state", ["method=diffuser", "baselines.diffuser.steps=null"]).baselines.diffuser.steps is None
-    with pytest.raises(InputError, match="baselines.diffuser.candidates: must be a whole number"):
+    with pytest.raises(InputError, match=r"baselines.diffuser.candidates: must be a whole number"):
         load("state", ["method=diffuser", "baselines.diffuser.candidates=null"])
 
 
