@@ -274,8 +274,8 @@ class EpisodesWriter:
         sources: what else the content depends on; JSON.
 
     Raises:
-        InputError: if `path` exists, if another process writes it, or if it cannot be written. Also if there is a
-            resume point of another content, or a file that no writer wrote.
+        InputError: if `path` exists, if another process writes it, or if it cannot be written. Also if there is a file
+            that no writer wrote, or without sources a resume point of another content.
     """
 
     def __init__(
@@ -313,12 +313,14 @@ class EpisodesWriter:
         kept = read_json(self._kept) if self._kept.exists() else {}
         names = [file.name.removesuffix(".partial") for file in self._partial.iterdir()]
         strange = [name for name in names if name not in MINE and not name.endswith(".npy")]
-        if (kept and kept.get("identity") != self._identity) or strange:
+        other = bool(kept) and kept.get("identity") != self._identity
+        copied = self._identity["sources"] is not None  # it can be copied again
+        if strange or (other and not copied):
             raise InputError(
                 f"{self._partial}: has a part of another dataset, or one of other options or package versions; repeat "
                 "the command that began it, or remove the folder"
             )
-        if kept:
+        if kept and not other:
             self.progress = int(kept["progress"])
             return
         for left in self._partial.iterdir():

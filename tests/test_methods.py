@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 import evaluate
 import train_state
 from evaluation.compare import policies
-from experiments import offline_table
 from mpdiffuser.methods import METHODS as REGISTRY
 from mpdiffuser.methods import Baseline, Planning, recipes_of
 from mpdiffuser.pipeline import MPDiffuserPipeline
@@ -141,46 +140,3 @@ def test_rows_drawn_in_another_way_are_another_run(data: Path, tmp_path: Path, m
     with pytest.raises(SystemExit):
         run(train_state, monkeypatch, *options, "occupancy=0.25")
     assert "occupancy: 0.5 there, 0.25 now" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_table_is_made_of_cells_that_are_kept(data: Path, tmp_path: Path) -> None:
-    page = tmp_path / "offline.md"
-    arguments = [
-        "--data-dir",
-        str(data),
-        "--tasks",
-        "hopper-medium-v2",
-        "--methods",
-        "cloning",
-        "planner",
-        "mpdiffuser",
-    ]
-    arguments += ["--core-minutes", "0.005", "--folder", str(tmp_path), "--page", str(page)]
-    arguments += ["--cells", str(tmp_path / "cells.json")]
-    arguments += ["--set", *(option for option in TINY[1:] if "steps" not in option and "trackers" not in option)]
-    offline_table.main(arguments)
-    text = page.read_text()
-    assert "stand-ins in D4RL's layout" in text
-    rows = [
-        line for line in text.splitlines() if line.startswith(("| behaviour", "| cloning", "| planner", "| mpdiffuser"))
-    ]
-    methods = ["| cloning", "| planner", "| mpdiffuser"]
-    assert [row.split(" | ")[0] for row in rows] == ["| behaviour", *methods, *methods]
-    cells = offline_table.read_cells(tmp_path / "cells.json")
-    assert set(cells) == {"hopper-medium-v2"}
-    assert {method: set(seeds) for method, seeds in cells["hopper-medium-v2"].items()} == {
-        method: {"0"} for method in ("cloning", "planner", "mpdiffuser")
-    }
-    cloning, planner, whole = (cells["hopper-medium-v2"][m]["0"] for m in ("cloning", "planner", "mpdiffuser"))
-    assert set(whole["core_minutes"]) == {"planner", "dynamics", "forward", "ranker"}
-    shared = ("planner", "forward", "ranker")  # the planner alone has no models of its own
-    assert planner["steps"] == {model: whole["steps"][model] for model in shared}
-    assert planner["core_minutes"] == {model: whole["core_minutes"][model] for model in shared}
-    assert not list((tmp_path / "runs").glob("*/planner-0/planner"))
-    steps = cloning["steps"]
-    seconds = json.loads((tmp_path / "speed" / "hopper-cloning.json").read_text())
-    assert steps["cloning"] == max(1, round(0.3 / seconds["cloning"]))
-    before = (tmp_path / "cells.json").read_bytes()
-    offline_table.main(arguments)
-    assert (tmp_path / "cells.json").read_bytes() == before

@@ -69,6 +69,10 @@ def test_two_methods_on_the_same_models(hopper_data: Path, tmp_path: Path, monke
     assert set(found) == {"mpdiffuser", "planner"}
     assert found["planner"]["0"]["steps"].items() <= found["mpdiffuser"]["0"]["steps"].items()
     assert found["planner"]["0"]["core_minutes"].keys() == SHARES["planner"].keys()
+    seconds = json.loads((tmp_path / "runs/speed/hopper-mpdiffuser.json").read_text())
+    assert found["planner"]["0"]["steps"]["planner"] == max(
+        1, round(0.6 * SHARES["planner"]["planner"] / seconds["planner"])
+    )
     assert len(found["planner"]["0"]["returns"]) == 2 and found["planner"]["0"]["stand_in"]
     assert not (tmp_path / "runs" / "runs" / "0.01" / TASK / "planner-0" / "pipeline").exists()
     assert "| planner | " in (tmp_path / "offline.md").read_text()

@@ -26,7 +26,8 @@ def test_the_types_of_the_samplers_options() -> None:
         "guidance_interval": ListConfig,
         "safe_action": ListConfig,
     }
-    assert {name: types[f"sampler.{name}"] for name in some} == some
+    assert {name: types[f"sampler.{name}"][0] for name in some} == some
+    assert [name for name in some if types[f"sampler.{name}"][1]] == ["steps"]  # that may be null
 
 
 def test_options_have_the_defaults_of_their_classes() -> None:
