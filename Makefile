@@ -1,6 +1,6 @@
 # make demo    installs, then controls a cartpole from pixels (10 to 20 minutes on 2 CPU cores)
 # make robot   installs, then makes a Go2 quadruped walk: data, training, film and report
-# make test    installs, then runs lint, builds the site, and runs all tests (13 to 22 minutes on 2 CPU cores)
+# make test    installs, then runs lint, builds the site, and runs all tests (13 to 23 minutes on 2 CPU cores)
 # make quick   installs, then runs the fast tests of the four packages (under 2 minutes)
 # make docs    installs, then builds the site; a warning is an error
 # make gpu-wheels  collects in wheels/ what benchmarks/gpu.py needs on a machine with PyTorch but without a network
