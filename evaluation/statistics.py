@@ -1,11 +1,10 @@
 """Mean, interquartile mean and their uncertainty for few episodes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rliable import metrics
+from scipy import stats
 
 from mpdiffuser.errors import InputError
 
@@ -23,13 +22,13 @@ def summary(returns: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, A
     Raises:
         InputError: if there is no episode, or a return is not finite.
     """
-    values = np.asarray(returns, np.float64).reshape(-1, 1)
+    values = np.asarray(returns, np.float64).ravel()
     if not len(values) or not np.isfinite(values).all():
-        raise InputError(f"returns: need at least one finite number, found {values.ravel().tolist()}")
-    iqm = metrics.aggregate_iqm(values)
-    low = high = iqm
+        raise InputError(f"returns: need at least one finite number, found {values.tolist()}")
+    low = high = iqm = _iqm(values)
     if len(values) > 1:
-        low, high = _interval(values, seed)
+        options = {"n_resamples": REPETITIONS, "confidence_level": LEVEL, "method": "percentile"}
+        low, high = stats.bootstrap((values,), _iqm, rng=np.random.default_rng(seed), **options).confidence_interval
     return {
         "mean": float(values.mean()),
         "standard_error": standard_error(values),
@@ -39,7 +38,7 @@ def summary(returns: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, A
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Return the standard error of the mean of values (E,) or (E, 1); 0 for a single value."""
+    """Return the standard error of the mean of values (E,); 0 for a single value."""
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
@@ -58,26 +57,6 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> di
     return {"mean": float(differences.mean()), "standard_error": standard_error(differences)}
 
 
-def _interval(values: np.ndarray, seed: int) -> np.ndarray:
-    """Return the bounds (2,) of the IQM of values (E, 1)."""
-    from rliable import library  # here, since it takes two seconds, which every command would wait for
-
-    with _global_seed(seed):
-        _, intervals = library.get_interval_estimates(
-            {"x": values},
-            lambda scores: np.array([metrics.aggregate_iqm(scores)]),
-            reps=REPETITIONS,
-            confidence_interval_size=LEVEL,
-        )
-    return intervals["x"][:, 0]
-
-
-@contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, and restore it at the end. rliable uses it and ignores its own `random_state`."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def _iqm(values: np.ndarray, axis: int | None = None) -> Any:
+    """Return the mean of the middle half of values along an axis (Agarwal et al. 2021)."""
+    return stats.trim_mean(values, 0.25, axis=axis)

@@ -232,8 +232,8 @@ HEAD = """# All methods on the D4RL tasks
 (docs/cells names the machine and the commit of each cell). What each method is: [methods.md](methods.md).
 
 {label}Normalised score (100 = the suite's expert): mean ± standard error over episodes, and in brackets the 95 %
-interval of the interquartile mean (rliable). behaviour: mean of the data's own episodes. Each method was trained for
-{minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same
+interval of the interquartile mean (as in rliable). behaviour: mean of the data's own episodes. Each method was trained
+for {minutes:g} core-minutes, all its models together. planner is mpdiffuser without the dynamics model, on the same
 weights, so it was trained for less. Plans are drawn with the default settings; the number of noise levels is chosen
 from held-out data. The second table holds the measured training time, without validation, and the median time of one
 plan for one environment (other jobs ran beside it). The number of steps follows from timings (speed/ in --folder),

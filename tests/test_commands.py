@@ -1,10 +1,11 @@
-"""The commands themselves, from pixels to a report, at debug size."""
+"""The commands themselves, from pixels to a report, at debug size. A start costs seconds, so few are processes."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -12,6 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
+import train_vision
 from mpdiffuser.episodes import Episodes
 from mpdiffuser.files import write_manifest
 from mpdiffuser.record import PICTURE, Actions, Observation, Record
@@ -26,16 +29,19 @@ SMALL = [
     "episode_seconds=4",
     "evaluation.max_decisions=100",
     "processes=1",
+    "sampler.engine=torch",
     "data_root=data",
     "output_dir=out",
 ]
 MODELS = ("representation", "decoder", "planner", "dynamics", "ranker", "cloning")
 METHODS = ["random", "cloning", "planner", "mpdiffuser", "expert"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.slow
 
 
-def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder as a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = [str(word) for word in command]
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
@@ -45,7 +51,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 def trained(tmp_path_factory) -> Path:
     """A folder in which the flow ran once: data/, and the run in out/."""
     folder = tmp_path_factory.mktemp("commands")
-    done = run(folder, *LAUNCH, ROOT / "train_vision.py", *SMALL)
+    done = start(folder, *LAUNCH, ROOT / "train_vision.py", *SMALL)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in METHODS:
         assert any(line.startswith(name) for line in done.stdout.splitlines())
@@ -76,25 +82,26 @@ def test_what_the_flow_leaves(trained: Path) -> None:
     assert {file.suffix for file in files} == {".json", ".safetensors"}
 
 
-def test_a_second_run_reuses_everything_and_says_so(trained: Path) -> None:
+def test_a_second_run_reuses_everything_and_says_so(trained: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ("*.safetensors", "*.npy", "metrics.json", "log.jsonl", "video.mp4", "manifest.json", "model_index.json")
     before = {file: file.read_bytes() for pattern in kept for file in trained.rglob(pattern)}
-    done = run(trained, *LAUNCH, ROOT / "train_vision.py", *SMALL)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "exists already, reused" in done.stdout
-    assert "Features: reusing" in done.stdout
+    monkeypatch.chdir(trained)
+    status, printed, error = run(train_vision, *SMALL)
+    assert status == 0, error
+    assert "exists already, reused" in printed
+    assert "Features: reusing" in printed
     for name in MODELS:
-        assert f"{name}: trained already" in done.stdout
-    assert "Evaluation: reusing" in done.stdout
+        assert f"{name}: trained already" in printed
+    assert "Evaluation: reusing" in printed
     assert {file: file.read_bytes() for pattern in kept for file in trained.rglob(pattern)} == before
 
 
-def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp_path: Path) -> None:
+def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp_path: Path, run: Run) -> None:
     """In another place, without the data, with the sampler that is saved with it."""
     shutil.copytree(trained / "out" / "pipeline", tmp_path / "moved" / "pipeline")
     config = ["evaluation.episodes=2", "evaluation.methods=[mpdiffuser]", "evaluation.probe_every=50", "processes=1"]
     config += ["evaluation.max_decisions=100"]
-    done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
+    done = start(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "moved" / "evaluation" / "metrics.json").read_text())
     first = json.loads((trained / "out" / "metrics.json").read_text())
@@ -109,15 +116,15 @@ def test_evaluating_the_pipeline_alone_gives_the_same_returns(trained: Path, tmp
     weights = tmp_path / "moved" / "pipeline" / "cloning" / WEIGHTS
     save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
     write_manifest(tmp_path / "moved" / "pipeline")  # otherwise it is refused as damaged
-    done = run(tmp_path, sys.executable, ROOT / "evaluate.py", "pipeline=moved/pipeline", *config)
-    assert done.returncode == 2 and "of another evaluation (pipeline: " in done.stderr  # never another model's figures
+    status, _, error = run(evaluate, f"pipeline={tmp_path / 'moved' / 'pipeline'}", *config)
+    assert status == 2 and "of another evaluation (pipeline: " in error  # never another model's figures
 
 
-def test_a_recorded_evaluation_is_repeated_digit_for_digit(trained: Path, tmp_path: Path) -> None:
+def test_a_recorded_evaluation_is_repeated_digit_for_digit(trained: Path, tmp_path: Path, run: Run) -> None:
     record = [f"repeat={trained / 'out' / 'metrics.json'}", f"pipeline={trained / 'out' / 'pipeline'}"]
-    done = run(tmp_path, sys.executable, ROOT / "evaluate.py", *record, "output_dir=again", "processes=2")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Repeated: returns, lengths, costs and feasibility errors equal those of" in done.stdout
+    status, printed, error = run(evaluate, *record, f"output_dir={tmp_path / 'again'}", "processes=2")
+    assert status == 0, error
+    assert "Repeated: returns, lengths, costs and feasibility errors equal those of" in printed
     first, second = (
         json.loads((folder / "metrics.json").read_text()) for folder in (trained / "out", tmp_path / "again")
     )
@@ -138,7 +145,7 @@ def test_two_processes(trained: Path, tmp_path: Path) -> None:
     """The whole flow on two processes: the losses of one process, to rounding."""
     launch = [word if word != "1" else "2" for word in LAUNCH[:5]] + [*LAUNCH[5:], "--multi_gpu"]
     shutil.copytree(trained / "data", tmp_path / "data")
-    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[cloning,mpdiffuser]")
+    done = start(tmp_path, *launch, ROOT / "train_vision.py", *SMALL, "evaluation.methods=[cloning,mpdiffuser]")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Features: reusing") == 2 and done.stdout.count("Report:") == 1
     for name in MODELS:
@@ -153,7 +160,7 @@ def test_two_processes(trained: Path, tmp_path: Path) -> None:
 
 def test_a_launch_that_would_start_one_process_only(tmp_path: Path) -> None:
     launch = [word if word != "1" else "2" for word in LAUNCH[:5]] + [*LAUNCH[5:], "--cpu"]
-    done = run(tmp_path, *launch, ROOT / "train_vision.py", *SMALL)
+    done = start(tmp_path, *launch, ROOT / "train_vision.py", *SMALL)
     assert done.returncode != 0
     assert "error: accelerate launch --cpu always starts one process" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -168,7 +175,7 @@ def test_a_launch_that_would_start_one_process_only(tmp_path: Path) -> None:
 )
 def test_wrong_input_is_one_line(tmp_path: Path, program: str, options: list[str], words: str) -> None:
     small = SMALL if program == "train_vision.py" else []
-    done = run(tmp_path, sys.executable, ROOT / program, *small, *options)
+    done = start(tmp_path, sys.executable, ROOT / program, *small, *options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert words in done.stderr

@@ -22,9 +22,17 @@ def test_the_script_succeeds_and_random_actions_do_not() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"COPIES": 5, "COUNTS": (10,)}.items():
+    for name, value in {"COPIES": 5, "COUNTS": (10,), "LEVELS": 2}.items():
         monkeypatch.setattr(fetch, name, value)
-    options = ["sampler.engine=torch", "rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3"]
+    options = [
+        "sampler.engine=torch",
+        "sampler.steps=2",
+        "baselines.d_mpc.steps=2",
+        "rounds=1",
+        "horizon=8",
+        "ranker.hidden=16",
+        "validation=0.3",
+    ]
     options += [f"{model}.{option}" for model in ("planner", "dynamics") for option in ("width=8", "multipliers=[1,2]")]
     models = ("cloning", "ranker", "planner", "dynamics", "forward", "action_planner", "clean_dynamics", "critic")
     options += [f"train.{model}.steps=3" for model in models]

@@ -12,6 +12,7 @@ from envs.datasets.making import CLEAN, DISTURBED, Walks
 from envs.go2 import FORWARDS, NAMES, TURNING
 from experiments import go2
 from experiments.go2 import Wish
+from mpdiffuser.config import load
 
 
 def test_the_reward_of_a_wish() -> None:
@@ -41,7 +42,8 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(go2, "BODIES", {"payload of 3 kg": {"payload": 3.0}})
     monkeypatch.setitem(making.MAKERS, "go2/walk", Walks(10, CLEAN))
     monkeypatch.setitem(making.MAKERS, "go2/disturbed", Walks(10, DISTURBED))
-    options = ["sampler.engine=torch", "rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3"]
+    monkeypatch.setattr(go2, "load", lambda name, words: load(name, [*words, "dynamics.steps=20"]))  # of adapt.py
+    options = ["sampler.engine=torch", "sampler.steps=2", "rounds=1", "horizon=8", "ranker.hidden=16", "validation=0.3"]
     options += [f"{model}.{option}" for model in ("planner", "dynamics") for option in ("width=8", "multipliers=[1,2]")]
     options += [f"train.{model}.steps=3" for model in ("cloning", "ranker", "planner", "dynamics", "forward")]
     arguments = ["--seeds", "0", "--episodes", "2", "--steps", "4", "--real-time", "0.4"]
