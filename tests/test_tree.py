@@ -9,6 +9,7 @@ WITHOUT = {
     "envs/__init__.py": "envs/test_record.py makes environments of records",
     "envs/collect_command.py": "envs/test_collect.py runs the command",
     "envs/datasets/__init__.py": "names of its modules",
+    "envs/datasets/d4rl_file.py": "envs/datasets/test_maze2d.py and test_random_actions.py write such files",
     "envs/datasets/description.py": "envs/datasets/test_main.py prints them",
     "envs/datasets/readers/__init__.py": "names of its modules",
     "envs/datasets/readers/arrays.py": "readers/test_hostile.py and test_spoilt.py, through the readers",

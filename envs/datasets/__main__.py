@@ -6,6 +6,7 @@
     python -m envs.datasets download ID        fetch a task's public file, or continue to fetch it
     python -m envs.datasets make ID PATH       make a dataset with its simulator: go2/walk, go2/disturbed,
                                                d4rl/maze2d-umaze-v1 and the other maze2d tasks (PATH ends in .hdf5),
+                                               d4rl/hopper-random-v2 and the other random data (PATH ends in .hdf5),
                                                ogbench/pointmaze-medium-navigate-v0, cube-single-play-v0 and others
                                                (PATH ends in .npz),
                                                vd4rl/walker_walk-medium_expert and others of V-D4RL,

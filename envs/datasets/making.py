@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from envs.datasets import manipulation, maze2d, pointmaze
+from envs.datasets import manipulation, maze2d, pointmaze, random_actions
 from envs.datasets.manipulation import ManipulationData
 from envs.datasets.maze2d import Maze2DData
 from envs.datasets.mppi import MPPIData
 from envs.datasets.pointmaze import PointMazeData
+from envs.datasets.random_actions import RandomData
 from envs.datasets.vd4rl import KINDS, VD4RL
 from envs.experts import VD4RL_TASKS
 from envs.experts.mppi import SETTINGS
@@ -109,12 +110,13 @@ class Walks:
         episodes_of(found, info, record).save(path)
 
 
-MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData | MPPIData | ManipulationData] = {
+MAKERS: dict[str, Walks | VD4RL | Maze2DData | PointMazeData | MPPIData | ManipulationData | RandomData] = {
     "go2/walk": Walks(100, CLEAN),
     "go2/disturbed": Walks(200, DISTURBED),
 }
 MAKERS |= {f"vd4rl/{task}-{kind}": VD4RL(task, kind) for task in VD4RL_TASKS for kind in KINDS}
 MAKERS |= {f"mppi/{task}": MPPIData(task) for task in SETTINGS}
+MAKERS |= random_actions.MAKERS
 MAKERS |= maze2d.MAKERS
 MAKERS |= pointmaze.MAKERS
 MAKERS |= manipulation.MAKERS

@@ -9,14 +9,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from envs.datasets.tasks import MADE_BY, made_by
+from envs.datasets.d4rl_file import write_d4rl
 from envs.maze2d import DECISIONS, MAZES, REWARDS, Maze2D, cells, rewards
 from mpdiffuser.console import progress
-from mpdiffuser.errors import InputError
-from mpdiffuser.files import replacing, writing
 
 ROWS = {"umaze": 1_000_000, "medium": 2_000_000, "large": 4_000_000}
 NEAR = 0.1  # distance at which a waypoint is reached
@@ -90,14 +87,7 @@ class Maze2DData:
         Raises:
             InputError: for a path that does not end in .hdf5, or cannot be written.
         """
-        if path.suffix != ".hdf5":
-            raise InputError(f"{path}: must end in .hdf5, since it is a file in D4RL's layout")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as handle, h5py.File(handle, "w") as file:
-                for name, values in self.arrays(seed).items():
-                    file.create_dataset(name, data=values, compression="gzip", compression_opts=1, chunks=True)
-                file.attrs[MADE_BY] = made_by(seed, DIFFERENCES)
+        write_d4rl(path, self.arrays, seed, DIFFERENCES)
 
     def arrays(self, seed: int) -> dict[str, np.ndarray]:
         """Return the arrays of the file, each with N rows."""

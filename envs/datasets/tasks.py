@@ -62,7 +62,8 @@ class OfflineTask:
     @property
     def can_be_made(self) -> bool:
         """Whether `python -m envs.datasets make` makes the data again."""
-        return self.name.startswith(("maze2d-", "pointmaze-", *(f"{arm}-" for arm in OGBENCH_ARM)))
+        random = self.suite == "d4rl" and self.name.endswith("-random-v2")
+        return random or self.name.startswith(("maze2d-", "pointmaze-", *(f"{arm}-" for arm in OGBENCH_ARM)))
 
     @property
     def evaluated_in(self) -> str | None:
