@@ -63,6 +63,7 @@ ROWS = {
     "planner only": Row("planner", (*FAR, *GOALS)),
     "MPDiffuser": Row("mpdiffuser", (*FAR, *GOALS)),
 }
+MADE = "**The data were made again (`envs.datasets make`): no number here is a D4RL or OGBench result.**\n\n"
 Results = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]  # by row and task: one result for each training seed
 
 
@@ -84,8 +85,8 @@ HEAD = """# Mazes
 ± standard error over episodes, and in brackets the 95 % interval of the interquartile mean; for pointmaze the
 percentage of goals that are reached. Each method was trained for {minutes:g} core-minutes, all its models together;
 episodes from seed {first} on. A plan has 32 rows, one for every 15 decisions (`stride=15`), as in Diffusion Veteran; in
-the row "every decision" one for each. No setting was chosen on mazes: trials and
-ablations used hopper and halfcheetah files alone.
+the row "every decision" one for each. No setting was chosen on mazes: trials and ablations used hopper and halfcheetah
+files alone.
 
 Planner only and MPDiffuser are told the goal, and learn from no reward (`goals=true "goal_entries=[0,1]"`). The others
 learn from maze2d's rewards, which are 1 near its goal; pointmaze has none. "Sample and rank" is the recipe of Diffusion
@@ -98,7 +99,8 @@ are of the public data, whole trainings, and for Diffuser of a controller that s
 def page(results: Results, tasks: Sequence[str], minutes: float) -> str:
     """docs/mazes.md: a table with a row for each method."""
     every = [one for found in results.values() for some in found.values() for one in some]
-    head = HEAD.format(**origin("mazes --data-dir FOLDER", every), minutes=minutes, first=every[0]["seeds"][0])
+    facts = origin("mazes --data-dir FOLDER", every) | {"minutes": minutes, "first": every[0]["seeds"][0]}
+    head = HEAD.format(**facts | {"label": MADE if facts["label"] else ""})
     rows = []
     for name, found in results.items():
         rows.append([name, *(score(found.get(task, ())) for task in tasks), ORIGINS[ROWS[name].method]])
@@ -152,7 +154,7 @@ def draw(folders: Mapping[str, Path], file: Path, first_seed: int, decisions: in
         axis.set(title=maze, aspect="equal", xticks=[], yticks=[])
         axis.autoscale_view()
         axis.invert_yaxis()
-    save(figure, file)
+    save(figure, file, rect=(0, 0, 1, 0.95))  # for the titles, which the aspect moves
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
