@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from evaluation import compare, statistics
+from evaluation import compare
 from evaluation.closed_loop import Outcome
 from mpdiffuser.config import load
 from mpdiffuser.files import write_manifest
@@ -85,7 +85,6 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline_folder: Path
     monkeypatch.setattr(compare, "VectorEnv", lambda *inputs, **options: found.Stub(*inputs, **options))
     monkeypatch.setattr(compare, "evaluate", noted)
     monkeypatch.setattr(compare, "write_film", lambda *inputs: None)
-    monkeypatch.setattr(statistics, "_interval", lambda values, seed: (1.0, 2.0))  # the bootstrap takes a second
     found.edit_info, found.configuration, found.compare = edit_info, configuration, run
     found.methods = METHODS
     return found
