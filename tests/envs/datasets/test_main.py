@@ -89,8 +89,9 @@ def test_ls(tmp_path: Path, capsys, write: Callable[..., Path]) -> None:
     assert main(["ls", "--data_dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 162
-    words = "d4rl/hopper-random-v2 1000 steps evaluated in Hopper-v4 to be downloaded"
+    words = "d4rl/hopper-random-v2 1000 steps evaluated in Hopper-v4 can be made or downloaded"
     assert lines[0].split() == words.split()
+    assert lines[2].endswith("evaluated in Hopper-v4      to be downloaded")
     maze = next(line for line in lines if line.startswith("d4rl/maze2d-large-dense-v1"))
     assert maze.endswith("evaluated in maze2d         can be made or downloaded")
     assert lines[1].endswith("hopper-medium.hdf5 (stand-in)")
