@@ -91,7 +91,8 @@ files alone.
 Planner only and MPDiffuser are told the goal, and learn from no reward (`goals=true "goal_entries=[0,1]"`). The others
 learn from maze2d's rewards, which are 1 near its goal; pointmaze has none. "Sample and rank" is the recipe of Diffusion
 Veteran in this code: a planner of states, inverse dynamics, and the best of 50 plans by a critic. The published scores
-are of the public data, whole trainings, and for Diffuser of a controller that stops the ball at the goal.
+are of the public data, whole trainings, and for Diffuser of a controller that stops the ball at the goal. Empty
+cells have not been measured, or there are no rewards to learn from.
 
 """
 
