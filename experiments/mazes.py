@@ -2,8 +2,8 @@
 
 A ball is to roll to a place: in D4RL's maze2d always the same, in OGBench's pointmaze one of five. The logged ball
 rolled to random places. A plan has 32 rows, and as in Diffusion Veteran (Lu et al. 2025) a row for every 15 decisions.
-Methods without goals learn from maze2d's rewards. The folder keeps all results, so a command that was cut off resumes.
-Writes docs/mazes.md and docs/mazes.png. For example, after `python -m envs.datasets make d4rl/maze2d-umaze-v1
+Methods without goals learn from maze2d's rewards. The folder --results keeps all results, so a command that was cut
+off resumes. Writes docs/mazes.md and docs/mazes.png. For example, after `python -m envs.datasets make d4rl/maze2d-umaze-v1
 data/maze2d-umaze-v1.hdf5` and so on:
 
     python -m experiments.mazes --data-dir data
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="*", default=every, choices=every, metavar="TASK", help=", ".join(every))
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--core-minutes", type=float, default=6.0, help="of training, for each method")
+    parser.add_argument("--results", type=Path, default=pages.DOCS / "mazes", help="folder of the results")
     pages.run_options(parser, "mazes", "train_state.py", [0])
     args = parser.parse_args(arguments)
     if not any(tasks_of(ROWS[name], args.tasks) for name in args.rows):
@@ -178,15 +179,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         identity = {"core_minutes": args.core_minutes, "row": list(row.options), "options": list(args.set)}
         for task in tasks_of(row, every):
             for seed in args.seeds:
-                file = args.folder / "cells" / file_name(f"{short(task)} {name} {seed}")
+                file = args.results / file_name(f"{short(task)} {name} {seed}")
                 if not file.exists() and (name not in args.rows or task not in args.tasks):
                     continue  # the page has what was measured before too
 
                 def measured() -> dict[str, Any]:
                     return measure(task, row.method, seed, args.core_minutes, folder, options, shares=shares)  # noqa: B023
 
-                found = measure_once(file, identity, measured)
-                check_data(found, task, options, file, "--folder")
+                found = measure_once(file, identity, measured, "--results")
+                check_data(found, task, options, file, "--results")
                 results.setdefault(name, {}).setdefault(task, []).append(found)
                 print(f"{short(task):26} {name:30} {seed} {score([found])}", flush=True)
                 if name == "MPDiffuser" and task in MAZE2D:

@@ -53,6 +53,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Maze2DData("umaze", "sparse", rows=3000).write(tmp_path / "maze2d-umaze-v1.hdf5", seed=0)
     arguments = ["--data-dir", str(tmp_path), "--tasks", MAZE2D[0], "--rows", "cloning", "MPDiffuser"]
     arguments += ["--folder", str(tmp_path / "runs"), "--page", str(tmp_path / "mazes.md"), "--core-minutes", "0.005"]
+    arguments += ["--results", str(tmp_path / "results")]
     small = [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
     arguments += ["--set", "evaluation.episodes=2", "evaluation.max_decisions=30", *small]
     mazes.main(arguments)
