@@ -3,8 +3,8 @@
 A ball is to roll to a place: in D4RL's maze2d always the same, in OGBench's pointmaze one of five. The logged ball
 rolled to random places. A plan has 32 rows, and as in Diffusion Veteran (Lu et al. 2025) a row for every 15 decisions.
 Methods without goals learn from maze2d's rewards. The folder --results keeps all results, so a command that was cut
-off resumes. Writes docs/mazes.md and docs/mazes.png. For example, after `python -m envs.datasets make d4rl/maze2d-umaze-v1
-data/maze2d-umaze-v1.hdf5` and so on:
+off resumes. Writes docs/mazes.md and docs/mazes.png. For example, after
+`python -m envs.datasets make d4rl/maze2d-umaze-v1 data/maze2d-umaze-v1.hdf5` and so on:
 
     python -m experiments.mazes --data-dir data
     python -m experiments.mazes --data-dir data --tasks d4rl/maze2d-umaze-v1 --rows cloning IQL
