@@ -271,12 +271,12 @@ def plan(pipeline: MPDiffuserPipeline, candidates: int, device: torch.device, ra
     return {"plan, candidates": candidates, **found, "bound ms": bound, "times the bound": found["ms"] / bound}
 
 
-def control(pipeline: MPDiffuserPipeline, composition: str) -> dict[str, Any]:
-    """A row: D4RL's score of 20 episodes."""
+def control(pipeline: MPDiffuserPipeline, composition: str, steps: int | None) -> dict[str, Any]:
+    """A row: D4RL's score of 20 episodes, of at most `steps` steps."""
     robots = Robots(dict(pipeline.config["info"]["environment"]), ROBOTS)
     controller = Controller(pipeline, replace(pipeline.sampler_defaults, composition=composition))
     began = time.perf_counter()
-    found = robots.run(controller, range(1000, 1000 + ROBOTS))
+    found = robots.run(controller, range(1000, 1000 + ROBOTS), steps=steps)
     scores = [find_offline_task(TASK, "d4rl").score(float(each["rewards"].sum())) for each in found]
     seconds = (time.perf_counter() - began) / len(found[0]["rewards"])
     return {"composition": composition, "ms a decision": 1e3 * seconds} | spread("score", [s or 0.0 for s in scores])
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipeline, rows = train(args, device, measured)
     sizes = CANDIDATES[:1] if args.quick else CANDIDATES
     rows += [plan(pipeline, candidates, device, measured["tf32_tflops"]) for candidates in sizes]
-    rows += [control(pipeline, composition) for composition in ("planner", "fused")]
+    rows += [control(pipeline, composition, 20 if args.quick else None) for composition in ("planner", "fused")]
     report(args, "gpu", rows, measured)
 
 

@@ -11,6 +11,7 @@ import train_state
 from envs.robots import Robots
 from experiments import changed_robots
 from experiments.changed_robots import CHANGES
+from mpdiffuser.config import load
 
 
 def model_of(change: str) -> Any:
@@ -30,7 +31,8 @@ def test_what_is_changed() -> None:
 
 
 @pytest.mark.slow
-def test_the_command(hopper_data: Path, tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(hopper_data: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changed_robots, "load", lambda name, words: load(name, [*words, "dynamics.steps=20"]))
     options = ["task=d4rl/hopper-medium-v2", f"data_dir={hopper_data}", f"output_dir={tmp_path / 'hopper'}", "rounds=1"]
     options += ["sampler.engine=torch"]
     options += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]

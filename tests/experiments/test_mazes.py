@@ -55,7 +55,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments += ["--folder", str(tmp_path / "runs"), "--page", str(tmp_path / "mazes.md"), "--core-minutes", "0.005"]
     arguments += ["--results", str(tmp_path / "results")]
     small = [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
-    arguments += ["--set", "evaluation.episodes=2", "evaluation.max_decisions=30", *small]
+    arguments += ["--set", "evaluation.episodes=2", "evaluation.max_decisions=30", "sampler.steps=2", *small]
     mazes.main(arguments)
     text, one = (tmp_path / "mazes.md").read_text(), arguments.index("cloning")
     mazes.main([*arguments[:one], *arguments[one + 1 :]])  # the page has what was measured before too

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.datasets import episode_files
 from envs.datasets.making import MAKERS
 from envs.datasets.vd4rl import VD4RL
 from experiments import end_to_end, vd4rl
@@ -14,6 +15,7 @@ from mpdiffuser.files import read_json
 
 def test_a_run_and_its_row(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.setitem(MAKERS, "vd4rl/walker_walk-random", VD4RL("walker_walk", "random", 2))
+    monkeypatch.setattr(episode_files, "available_cores", lambda: 1)
     monkeypatch.setattr(vd4rl, "METHODS", {"cloning": "cloning"})
     monkeypatch.setattr(vd4rl, "COLUMNS", ("dataset", "agents", "cloning", "end to end", "published", "minutes"))
     monkeypatch.setitem(end_to_end.TRAINING, "batch_size", 4)
