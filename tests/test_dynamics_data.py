@@ -23,6 +23,7 @@ TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "va
 TINY += [
     f"train.{model}.steps=4" for model in ("planner", "dynamics", "clean_dynamics", "forward", "ranker", "cloning")
 ]
+TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
 TINY += ["evaluation.methods=[]"]
 PIXELS = ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "encoder.pretrained=false"]
 PIXELS += ["train.representation.steps=4", "decoder=false"]

@@ -14,6 +14,7 @@ from mpdiffuser.episodes import Episodes
 from mpdiffuser.pipeline import MPDiffuserPipeline
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "trackers=[]", "validation=0.3", "evaluation.episodes=2"]
+TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
 TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "forward", "ranker", "cloning")]
 PIXELS = ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "encoder.pretrained=false"]
 PIXELS += ["train.representation.steps=4", "train.decoder.steps=2"]

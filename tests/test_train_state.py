@@ -20,6 +20,7 @@ from mpdiffuser.sampler import SamplerConfig
 from mpdiffuser.tuning import LEVELS
 
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "evaluation.probe_every=0"]
+TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
 TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "forward", "ranker", "cloning")]
 HOPPER = ["task=d4rl/hopper-medium-v2", *TINY, "evaluation.methods=[mpdiffuser]"]
 EPISODES, STEPS = 8, 20
@@ -174,7 +175,7 @@ def test_a_rerun_reuses_everything(trained: Path, data: Path, tmp_path: Path, ru
         ("horizon=4", "horizon: 8 there, 4 now"),
         ("ranker.hidden=32", "ranker.hidden: "),
         ("advantage.bound=2.0", "advantage.bound: 1.0 there, 2.0 now"),
-        ("planner.width=8", "planner.width: "),
+        ("planner.width=16", "planner.width: 8 there, 16 now"),
         ("train.dynamics.steps=5", "steps: 4 there, 5 now"),
     ],
 )

@@ -28,6 +28,7 @@ CARTPOLE = {"name": "cartpole_swingup", "action_repeat": 4, "size": 64, "camera"
 TINY = ["debug=true", "processes=1", "rounds=1", "horizon=8", "evaluation.episodes=1", "evaluation.probe_every=0"]
 TINY += ["encoder.backbone=torchvision:resnet18", "encoder.pool=1", "encoder.history=2", "trackers=[]"]
 TINY += ["train.representation.steps=4", "train.decoder.steps=2"]
+TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("width=8", "multipliers=[1,2]")]
 TINY += [f"train.{model}.steps=4" for model in ("planner", "dynamics", "forward", "ranker", "cloning", "state_planner")]
 CLONING = [*TINY, "evaluation.methods=[random,cloning]"]
 

@@ -18,7 +18,12 @@ from mpdiffuser.machine import available_cores
 
 
 def make_files(
-    folder: Path, about: Mapping[str, Any], names: Sequence[str], write: Callable[[int, Path], Any], title: str
+    folder: Path,
+    about: Mapping[str, Any],
+    names: Sequence[str],
+    write: Callable[[int, Path], Any],
+    title: str,
+    unit: str = "episode",
 ) -> list[Path]:
     """Make the files of a folder that are not there yet, and claim the folder for this process.
 
@@ -27,7 +32,7 @@ def make_files(
         about: what the files depend on; it is written to about.json.
         names: of the files, one for each episode.
         write: called in another process with an episode's number and file.
-        title: of the progress bar.
+        title, unit: of the progress bar. unit: what is in a file.
 
     Returns:
         All files.
@@ -38,7 +43,7 @@ def make_files(
     _start_or_resume(folder, about)
     files = [folder / name for name in names]
     left = [number for number, file in enumerate(files) if not file.exists()]
-    with pool(len(left)) as workers, progress(len(files), title, len(files) - len(left), unit="episode") as bar:
+    with pool(len(left)) as workers, progress(len(files), title, len(files) - len(left), unit=unit) as bar:
         for _ in workers.map(write, left, [files[number] for number in left]):
             bar.update(1)
     return files

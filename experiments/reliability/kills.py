@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ TINY += [f"{model}.{size}" for model in ("planner", "dynamics") for size in ("wi
 PARTS = ("planner", "dynamics", "ranker", "cloning")
 
 
-def training(folder: Path, steps: int = 40) -> None:
+def training(folder: Path, steps: int = 40, options: Sequence[str] = ()) -> None:
     """Trains tiny models of a pipeline, and saves the pipeline folder."""
     overrides = [f"train.{part}.{key}" for part in PARTS for key in (f"steps={steps}", "batch_size=8")]
-    cfg = load("state", [*TINY, *overrides, f"output_dir={folder}"])
+    cfg = load("state", [*TINY, *overrides, *options, f"output_dir={folder}"])
     encoder = IdentityEncoder(3, 2)
     info = {"task": "none", "data": "none"}
     train_pipeline(cfg, random_episodes(6, 20), encoder, None, Accelerator(cpu=True), Clock(), info)

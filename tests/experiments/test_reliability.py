@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow  # make quick leaves evidence and drills out
 
 
 def small_training(folder: Path) -> None:
-    kills.training(folder, steps=12)
+    kills.training(folder, steps=12, options=["sampler.steps=2"])
 
 
 def test_a_training_with_kills_ends_as_one_without(tmp_path: Path) -> None:

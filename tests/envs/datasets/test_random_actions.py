@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import gymnasium
+import h5py
 import mujoco
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from envs.datasets.__main__ import main
 from envs.datasets.opening import open_dataset
 from envs.datasets.random_actions import MAKERS, STEPS, RandomData
 from envs.datasets.tasks import LOCOMOTION
+from mpdiffuser.files import release
 
 # SHA-256 of 100 rows with seed 0, observations rounded to 0.001 and actions
 MUJOCO = "3.17.0"
@@ -32,7 +34,7 @@ def checksum(robot: str) -> str:
 @pytest.mark.parametrize("robot", LOCOMOTION)
 def test_rows_are_the_simulators(robot: str) -> None:
     arrays = RandomData(robot, STEPS + 50).arrays(3)
-    random = np.random.default_rng(3)
+    random = np.random.default_rng([3, 0])
     env = gymnasium.make(LOCOMOTION[robot][0])
     over, width = True, env.observation_space.shape[0]
     for row, (action, reward) in enumerate(zip(arrays["actions"], arrays["rewards"])):
@@ -63,13 +65,33 @@ def test_the_same_seed_gives_the_same_rows(robot: str) -> None:
 
 def test_the_file_is_the_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     for robot, columns in (("hopper", 11), ("ant", 27)):
-        name = f"d4rl/{robot}-random-v2"
-        monkeypatch.setitem(MAKERS, name, RandomData(robot, 200))
+        name, data = f"d4rl/{robot}-random-v2", RandomData(robot, 200, part=120)
+        monkeypatch.setitem(MAKERS, name, data)
         monkeypatch.setattr("envs.datasets.making.MAKERS", MAKERS)
         assert main(["make", name, str(tmp_path / f"{robot}-random-v2.hdf5")]) == 0
+        assert [file.name for file in tmp_path.iterdir() if robot in file.name] == [f"{robot}-random-v2.hdf5"]
+        with h5py.File(tmp_path / f"{robot}-random-v2.hdf5") as file:
+            for key, rows in data.arrays(0, 1).items():
+                assert len(file[key]) == 200 and len(rows) == 80
+                np.testing.assert_array_equal(file[key][120:], rows)
+            assert (file["terminals"][:] | file["timeouts"][:])[[119, 199]].all()
         episodes = open_dataset(name, tmp_path)
         assert episodes.info["stand_in"] and episodes["observations"].shape[1] == columns
         assert episodes.info["environment"]["env_id"] == LOCOMOTION[robot][0]
     capsys.readouterr()
     assert main(["make", "d4rl/hopper-random-v2", str(tmp_path / "folder")]) == 2
     assert "must end in .hdf5" in capsys.readouterr().err
+
+
+def test_a_file_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    data, parts = RandomData("hopper", 90, part=30), tmp_path / "hopper-random-v2.parts"
+    data._made(parts, 0)
+    release(parts)
+    (parts / "001.npz").unlink()
+    kept = data.arrays(0, 2) | {"actions": np.ones((30, 3), np.float32)}
+    np.savez(parts / "002.npz", **kept)
+    data.write(tmp_path / "hopper-random-v2.hdf5", 0)
+    with h5py.File(tmp_path / "hopper-random-v2.hdf5") as file:
+        np.testing.assert_array_equal(file["actions"][:60], np.vstack([data.arrays(0, n)["actions"] for n in (0, 1)]))
+        assert (file["actions"][60:] == 1).all()
+    assert not parts.exists()
